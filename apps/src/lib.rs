@@ -1,0 +1,2 @@
+//! `apps`.
+#![deny(unsafe_code)]

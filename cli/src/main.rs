@@ -1,0 +1,4 @@
+//! The `atoll` binary.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! `drivers`.
+#![deny(unsafe_code)]

@@ -1,0 +1,2 @@
+//! `fs-server`.
+#![deny(unsafe_code)]

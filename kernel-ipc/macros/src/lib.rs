@@ -1,0 +1,2 @@
+//! The `#[interface]` attribute.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The message-passing core.
+#![deny(unsafe_code)]

@@ -1,0 +1,2 @@
+//! `net-server`.
+#![deny(unsafe_code)]

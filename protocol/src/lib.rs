@@ -1,0 +1,2 @@
+//! `protocol`.
+#![deny(unsafe_code)]

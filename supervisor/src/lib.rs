@@ -1,0 +1,2 @@
+//! `supervisor`.
+#![deny(unsafe_code)]
