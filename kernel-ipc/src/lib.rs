@@ -13,3 +13,5 @@ use std::future::Future;
 pub fn blocking<F: Future>(future: F) -> F::Output {
     todo!()
 }
+pub mod interface;
+pub mod rights;
