@@ -1,0 +1,719 @@
+//! The checks of a parsed manifest against what this build knows, and of its parts against each other.
+//!
+//! * Everything that can be known before a component starts is checked here: built-ins, interfaces and their versions,
+//!   rights, configuration values, references, cycles, and two components that want the same file or port.
+//! * A part that is wrong is left out of later checks, so that one mistake is reported once.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::manifest::{Checked, Component, Provide, Use};
+use crate::parse::{Literal, Raw, RawComponent, RawUse, RawValue, Word, list};
+use crate::policy::{self, Builtin, Default, Field, Interface, Kind, Narrowing};
+use crate::report::{Place, Problem, Report};
+use crate::value;
+
+/// Turns a parsed manifest into a system that can be started.
+///
+/// # Errors
+/// Every problem, also those that parsing found.
+pub(crate) fn check(raw: Raw) -> Result<Checked, Report> {
+    let mut report = raw.report;
+    let mut checker = Checker {
+        components: &raw.components,
+        problems: Vec::new(),
+    };
+    let mut components: Vec<Component> = raw
+        .components
+        .iter()
+        .map(|component| checker.component(component))
+        .collect();
+    checker.conflicts();
+    let order = checker.order();
+    report.problems.append(&mut checker.problems);
+    if !report.problems.is_empty() {
+        report.sort();
+        return Err(report);
+    }
+    components.sort_by_key(|component| order.iter().position(|name| *name == component.name));
+    Ok(Checked {
+        system: raw.system.map_or_else(|| "atoll".into(), |name| name.text),
+        components,
+    })
+}
+
+struct Checker<'r> {
+    components: &'r [RawComponent],
+    problems: Vec<Problem>,
+}
+
+impl<'r> Checker<'r> {
+    fn component(&mut self, raw: &'r RawComponent) -> Component {
+        let builtin = self.builtin(raw);
+        let config = builtin.map_or(Value::Null, |builtin| self.config(raw, builtin));
+        let provides = raw
+            .provides
+            .iter()
+            .filter_map(|(name, interface)| self.provide(builtin, name, interface));
+        let provides = provides.collect();
+        let uses = raw
+            .uses
+            .iter()
+            .filter_map(|used| self.used(raw, builtin, used))
+            .collect();
+        if let Some(builtin) = builtin {
+            self.needs(raw, builtin);
+        }
+        Component {
+            name: raw.name.text.clone(),
+            builtin: builtin.map_or_else(String::new, |builtin| builtin.name.into()),
+            config,
+            uses,
+            provides,
+        }
+    }
+
+    fn builtin(&mut self, raw: &RawComponent) -> Option<&'static Builtin> {
+        let Some(run) = &raw.run else {
+            let title = format!("component `{}` does not say what it runs", raw.name.text);
+            self.problem(
+                Problem::at(&raw.name.place, title, "`run` is missing")
+                    .help("add run = \"builtin:NAME\""),
+            );
+            return None;
+        };
+        let names: Vec<&str> = policy::builtins()
+            .iter()
+            .map(|builtin| builtin.name)
+            .collect();
+        let Some(name) = run.text.strip_prefix("builtin:") else {
+            let title = format!(
+                "component `{}` runs something that is not built in",
+                raw.name.text
+            );
+            let help = format!("write \"builtin:NAME\" with one of {}", list(&names));
+            self.problem(Problem::at(&run.place, title, "not a built-in component").help(help));
+            return None;
+        };
+        let builtin = policy::builtin(name);
+        if builtin.is_none() {
+            let help = match value::nearest(name, names.iter().copied()) {
+                Some(near) => format!("did you mean `builtin:{near}`?"),
+                None => format!("the built-in components are {}", list(&names)),
+            };
+            let title = format!("there is no built-in component `{}`", name.escape_debug());
+            self.problem(Problem::at(&run.place, title, "unknown").help(help));
+        }
+        builtin
+    }
+
+    fn config(&mut self, raw: &RawComponent, builtin: &Builtin) -> Value {
+        let mut object = Map::new();
+        let names: Vec<&str> = builtin.config.iter().map(|field| field.name).collect();
+        for (key, given) in &raw.config {
+            let Some(field) = builtin.config.iter().find(|field| field.name == key.text) else {
+                let title = format!(
+                    "builtin:{} has no configuration field `{}`",
+                    builtin.name,
+                    key.text.escape_debug()
+                );
+                let help = match value::nearest(&key.text, names.iter().copied()) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None if names.is_empty() => "it takes no configuration".into(),
+                    None => format!("its fields are {}", list(&names)),
+                };
+                self.problem(Problem::at(&key.place, title, "not known here").help(help));
+                continue;
+            };
+            match meaning(field, given) {
+                Ok(value) => drop(object.insert(field.name.into(), value)),
+                Err(reason) => {
+                    let title = format!(
+                        "bad value for `{}` of component `{}`",
+                        field.name, raw.name.text
+                    );
+                    self.problem(Problem::at(&given.place, title, reason));
+                }
+            }
+        }
+        for field in builtin
+            .config
+            .iter()
+            .filter(|field| !raw.config.iter().any(|(key, _)| key.text == field.name))
+        {
+            match field.default {
+                Default::Absent => {}
+                Default::Bytes(bytes) => drop(object.insert(field.name.into(), json!(bytes))),
+                Default::Flag(flag) => drop(object.insert(field.name.into(), json!(flag))),
+                Default::Required => {
+                    let title = format!(
+                        "component `{}` needs a value for `{}`",
+                        raw.name.text, field.name
+                    );
+                    let label = format!("builtin:{} cannot do without", builtin.name);
+                    let help = format!(
+                        "add it to config = {{ {} = {} }}",
+                        field.name,
+                        example(field.kind)
+                    );
+                    self.problem(Problem::at(&raw.name.place, title, label).help(help));
+                }
+            }
+        }
+        Value::Object(object)
+    }
+
+    fn provide(
+        &mut self,
+        builtin: Option<&Builtin>,
+        name: &Word,
+        interface: &Word,
+    ) -> Option<Provide> {
+        let known = self.interface(interface)?;
+        if let Some(builtin) = builtin {
+            let Some(offer) = builtin
+                .provides
+                .iter()
+                .find(|offer| offer.name == name.text)
+            else {
+                let names: Vec<&str> = builtin.provides.iter().map(|offer| offer.name).collect();
+                let help = match names.as_slice() {
+                    [] => "it serves nothing".into(),
+                    names => format!("it serves {}", list(names)),
+                };
+                let title = format!(
+                    "builtin:{} has no endpoint `{}`",
+                    builtin.name,
+                    name.text.escape_debug()
+                );
+                self.problem(Problem::at(&name.place, title, "not served by it").help(help));
+                return None;
+            };
+            if offer.interface != known.name {
+                let title = format!(
+                    "builtin:{} does not serve {} on `{}`",
+                    builtin.name, known.name, name.text
+                );
+                let label = format!("it serves {}", offer.interface);
+                self.problem(Problem::at(&interface.place, title, label));
+                return None;
+            }
+        }
+        Some(Provide {
+            name: name.text.clone(),
+            interface: known.name.into(),
+        })
+    }
+
+    fn interface(&mut self, word: &Word) -> Option<&'static Interface> {
+        let known = policy::interface(&word.text);
+        if known.is_none() {
+            let family = word.text.split('/').next().unwrap_or_default();
+            let names: Vec<&str> = policy::interfaces()
+                .iter()
+                .map(|interface| interface.name)
+                .collect();
+            let version = names
+                .iter()
+                .find(|name| name.split('/').next() == Some(family));
+            let shown = word.text.escape_debug();
+            self.problem(match version {
+                Some(version) => Problem::at(
+                    &word.place,
+                    format!("this build does not have `{shown}`"),
+                    "wrong interface version",
+                )
+                .help(format!("it has {version}")),
+                None => Problem::at(
+                    &word.place,
+                    format!("there is no interface `{shown}`"),
+                    "unknown",
+                )
+                .help(format!("the interfaces are {}", list(&names))),
+            });
+        }
+        known
+    }
+
+    fn used(
+        &mut self,
+        raw: &RawComponent,
+        builtin: Option<&Builtin>,
+        used: &RawUse,
+    ) -> Option<Use> {
+        let need = builtin
+            .and_then(|builtin| builtin.uses.iter().find(|need| need.name == used.name.text));
+        if let (Some(builtin), None) = (builtin, need) {
+            let names: Vec<&str> = builtin.uses.iter().map(|need| need.name).collect();
+            let title = format!(
+                "builtin:{} does not use anything called `{}`",
+                builtin.name,
+                used.name.text.escape_debug()
+            );
+            let help = match names.as_slice() {
+                [] => "it uses nothing".into(),
+                names => format!("it uses {}", list(names)),
+            };
+            self.problem(Problem::at(&used.name.place, title, "not used by it").help(help));
+        }
+        let provider = self.provider(used);
+        if used.rights.is_none() {
+            let title = format!("use `{}` does not say with which rights", used.name.text);
+            self.problem(
+                Problem::at(&used.place, title, "`rights` is missing")
+                    .help("add rights = [\"read\"]"),
+            );
+        }
+        let (component, endpoint, interface, declared) = provider?;
+        if let (Some(builtin), Some(need)) = (builtin, need)
+            && need.interface != interface.name
+            && let Some(from) = &used.from
+        {
+            let title = format!(
+                "use `{}` of component `{}` gets the wrong interface",
+                used.name.text, raw.name.text
+            );
+            let label = format!("builtin:{} speaks {} here", builtin.name, need.interface);
+            self.problem(
+                Problem::at(&from.place, title, label)
+                    .and(&declared, format!("this is {}", interface.name)),
+            );
+            return None;
+        }
+        let rights = self.rights(used, &endpoint, interface, &declared);
+        let attenuation = self.attenuation(raw, used, &endpoint, interface);
+        Some(Use {
+            name: used.name.text.clone(),
+            component,
+            endpoint: endpoint.rsplit('.').next().unwrap_or_default().into(),
+            interface: interface.name.into(),
+            rights,
+            attenuation,
+        })
+    }
+
+    /// The component, `component.endpoint`, its interface and where that is declared.
+    fn provider(&mut self, used: &RawUse) -> Option<(String, String, &'static Interface, Place)> {
+        let Some(from) = &used.from else {
+            let title = format!("use `{}` does not say from where", used.name.text);
+            let help = "add from = \"component.endpoint\"";
+            self.problem(Problem::at(&used.place, title, "`from` is missing").help(help));
+            return None;
+        };
+        let shown = from.text.escape_debug();
+        let Some((component, endpoint)) = from.text.split_once('.') else {
+            self.problem(Problem::at(
+                &from.place,
+                format!("`{shown}` names no endpoint"),
+                "write component.endpoint",
+            ));
+            return None;
+        };
+        let Some(provider) = self
+            .components
+            .iter()
+            .find(|found| found.name.text == component)
+        else {
+            let names: Vec<&str> = self
+                .components
+                .iter()
+                .map(|found| found.name.text.as_str())
+                .collect();
+            let help = match value::nearest(component, names.iter().copied()) {
+                Some(near) => format!("did you mean `{near}.{endpoint}`?"),
+                None => format!("the components are {}", list(&names)),
+            };
+            let title = format!("there is no component `{}`", component.escape_debug());
+            self.problem(Problem::at(&from.place, title, "not in this manifest").help(help));
+            return None;
+        };
+        let Some((_, interface)) = provider
+            .provides
+            .iter()
+            .find(|(name, _)| name.text == endpoint)
+        else {
+            let names: Vec<&str> = provider
+                .provides
+                .iter()
+                .map(|(name, _)| name.text.as_str())
+                .collect();
+            let title = format!(
+                "component `{component}` does not provide `{}`",
+                endpoint.escape_debug()
+            );
+            let label = match names.as_slice() {
+                [] => "it provides nothing".into(),
+                names => format!("it provides {}", list(names)),
+            };
+            self.problem(
+                Problem::at(&from.place, title, "no such endpoint")
+                    .and(&provider.name.place, label),
+            );
+            return None;
+        };
+        // An unknown interface is reported where it is declared.
+        let known = policy::interface(&interface.text)?;
+        Some((
+            component.into(),
+            from.text.clone(),
+            known,
+            interface.place.clone(),
+        ))
+    }
+
+    fn rights(
+        &mut self,
+        used: &RawUse,
+        endpoint: &str,
+        interface: &Interface,
+        declared: &Place,
+    ) -> u32 {
+        let mut bits = 0;
+        for right in used.rights.iter().flatten() {
+            let names: Vec<&str> = interface.rights.iter().map(|(name, _)| *name).collect();
+            match interface
+                .rights
+                .iter()
+                .find(|(name, _)| *name == right.text)
+            {
+                Some((_, bit)) => bits |= bit,
+                None => {
+                    let shown = right.text.escape_debug();
+                    let title = format!("`{endpoint}` does not offer the right `{shown}`");
+                    let label = format!("{} has no `{shown}`", interface.name);
+                    let help = match value::nearest(&right.text, names.iter().copied()) {
+                        Some(near) => format!("did you mean `{near}`?"),
+                        None => format!("its rights are {}", list(&names)),
+                    };
+                    self.problem(
+                        Problem::at(&right.place, title, label)
+                            .and(declared, "its interface")
+                            .help(help),
+                    );
+                }
+            }
+        }
+        bits
+    }
+
+    fn attenuation(
+        &mut self,
+        raw: &RawComponent,
+        used: &RawUse,
+        endpoint: &str,
+        interface: &Interface,
+    ) -> Value {
+        let mut object = Map::new();
+        let given = [(Narrowing::Path, &used.path), (Narrowing::Tcp, &used.tcp)];
+        for (narrowing, word) in given
+            .iter()
+            .filter_map(|(narrowing, word)| word.as_ref().map(|word| (*narrowing, word)))
+        {
+            if interface.narrowing != Some(narrowing) {
+                let title = format!("`{}` does not narrow `{endpoint}`", narrowing.key());
+                let label = format!("{} has no `{}`", interface.name, narrowing.key());
+                self.problem(Problem::at(&word.place, title, label));
+                continue;
+            }
+            let value = match narrowing {
+                Narrowing::Path => value::absolute_path(&word.text).map(|()| word.text.clone()),
+                Narrowing::Tcp => tcp(raw, &word.text),
+            };
+            match value {
+                Ok(value) => drop(object.insert(narrowing.key().into(), json!(value))),
+                Err(reason) => {
+                    let title = format!("bad `{}` in use `{}`", narrowing.key(), used.name.text);
+                    self.problem(Problem::at(&word.place, title, reason));
+                }
+            }
+        }
+        let listens = used
+            .rights
+            .iter()
+            .flatten()
+            .any(|right| right.text == "listen");
+        if interface.narrowing == Some(Narrowing::Tcp) && listens && used.tcp.is_none() {
+            let title = format!("use `{}` may listen, but not say where", used.name.text);
+            let help = "add tcp = \"config.listen\" or tcp = \"127.0.0.1:8080\"";
+            self.problem(Problem::at(&used.place, title, "`tcp` is missing").help(help));
+        }
+        Value::Object(object)
+    }
+
+    /// Reports what the built-in cannot do without and does not have.
+    fn needs(&mut self, raw: &RawComponent, builtin: &Builtin) {
+        for need in builtin.uses {
+            let Some(used) = raw.uses.iter().find(|used| used.name.text == need.name) else {
+                let title = format!("component `{}` has no use `{}`", raw.name.text, need.name);
+                let label = format!("builtin:{} needs {}", builtin.name, need.interface);
+                let help = format!(
+                    "add uses.{} = {{ from = \"component.endpoint\", rights = {:?} }}",
+                    need.name, need.rights
+                );
+                self.problem(Problem::at(&raw.name.place, title, label).help(help));
+                continue;
+            };
+            let Some(rights) = &used.rights else { continue };
+            let absent: Vec<&str> = need
+                .rights
+                .iter()
+                .copied()
+                .filter(|right| !rights.iter().any(|given| given.text == **right))
+                .collect();
+            if !absent.is_empty() {
+                let title = format!(
+                    "use `{}` of component `{}` has too few rights",
+                    used.name.text, raw.name.text
+                );
+                let label = format!("builtin:{} also needs {}", builtin.name, list(&absent));
+                self.problem(Problem::at(&used.place, title, label));
+            }
+        }
+    }
+
+    /// Reports two components that want the same file or the same port.
+    fn conflicts(&mut self) {
+        let mut taken: BTreeMap<(&str, String), (&RawComponent, &Place)> = BTreeMap::new();
+        for raw in self.components {
+            let name = raw
+                .run
+                .as_ref()
+                .and_then(|run| run.text.strip_prefix("builtin:"));
+            let Some(builtin) = name.and_then(policy::builtin) else {
+                continue;
+            };
+            for (key, given) in &raw.config {
+                let Some(field) = builtin.config.iter().find(|field| field.name == key.text) else {
+                    continue;
+                };
+                let Literal::Text(text) = &given.literal else {
+                    continue;
+                };
+                let (what, identity) = match field.kind {
+                    Kind::HostPath => ("file", text.clone()),
+                    Kind::Address => match value::address(text) {
+                        Ok(address) if address.port() != 0 => ("address", address.to_string()),
+                        _ => continue,
+                    },
+                    Kind::Size { .. } | Kind::Flag => continue,
+                };
+                if let Some((other, place)) = taken.get(&(what, identity.clone())) {
+                    let title = format!(
+                        "components `{}` and `{}` want the same {what}",
+                        other.name.text, raw.name.text
+                    );
+                    let problem = Problem::at(
+                        &given.place,
+                        title,
+                        format!("`{identity}` is already taken"),
+                    );
+                    self.problems
+                        .push(problem.and(place, format!("by component `{}`", other.name.text)));
+                } else {
+                    taken.insert((what, identity), (raw, &given.place));
+                }
+            }
+        }
+    }
+
+    /// The components' names, each after all those that it uses; cycles are reported.
+    fn order(&mut self) -> Vec<String> {
+        let mut walk = Walk {
+            components: self.components,
+            path: Vec::new(),
+            done: Vec::new(),
+            problems: Vec::new(),
+        };
+        for index in 0..self.components.len() {
+            walk.visit(index);
+        }
+        self.problems.append(&mut walk.problems);
+        walk.done
+            .iter()
+            .filter_map(|index| self.components.get(*index))
+            .map(|raw| raw.name.text.clone())
+            .collect()
+    }
+
+    fn problem(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+}
+
+/// A depth-first walk along the uses. An explicit stack: a chain may be as long as the manifest.
+struct Walk<'r> {
+    components: &'r [RawComponent],
+    /// Component, and the index of the use that is being followed.
+    path: Vec<(usize, usize)>,
+    done: Vec<usize>,
+    problems: Vec<Problem>,
+}
+
+impl Walk<'_> {
+    fn visit(&mut self, root: usize) {
+        if self.done.contains(&root) {
+            return;
+        }
+        self.path.push((root, 0));
+        while let Some((component, next)) = self.path.last_mut() {
+            let component = *component;
+            let Some(used) = self.components[component].uses.get(*next) else {
+                self.done.push(component);
+                self.path.pop();
+                continue;
+            };
+            *next += 1;
+            let provider = used
+                .from
+                .as_ref()
+                .and_then(|from| from.text.split('.').next());
+            let Some(provider) = self
+                .components
+                .iter()
+                .position(|raw| Some(raw.name.text.as_str()) == provider)
+            else {
+                continue;
+            };
+            if let Some(start) = self
+                .path
+                .iter()
+                .position(|(on_path, _)| *on_path == provider)
+            {
+                self.cycle(start);
+            } else if !self.done.contains(&provider) {
+                self.path.push((provider, 0));
+            }
+        }
+    }
+
+    /// Reports the cycle that begins at `start` of the path.
+    fn cycle(&mut self, start: usize) {
+        let steps: Vec<(&RawComponent, &RawUse)> = self.path[start..]
+            .iter()
+            .map(|(component, next)| {
+                (
+                    &self.components[*component],
+                    &self.components[*component].uses[*next - 1],
+                )
+            })
+            .collect();
+        let mut names: Vec<&str> = steps
+            .iter()
+            .map(|(raw, _)| raw.name.text.as_str())
+            .collect();
+        names.extend(names.first().copied());
+        let mut marks = steps.iter().filter_map(|(raw, used)| {
+            used.from.as_ref().map(|from| {
+                (
+                    &from.place,
+                    format!("`{}` waits for `{}`", raw.name.text, from.text),
+                )
+            })
+        });
+        let Some((place, label)) = marks.next() else {
+            return;
+        };
+        let title = format!(
+            "components use each other in a cycle: {}",
+            names.join(" -> ")
+        );
+        let mut problem = Problem::at(place, title, label)
+            .help("none of them could start first: remove one of these uses");
+        for (place, label) in marks {
+            problem = problem.and(place, label);
+        }
+        self.problems.push(problem);
+    }
+}
+
+/// The value of a field as it is handed to the component.
+fn meaning(field: &Field, given: &RawValue) -> Result<Value, String> {
+    match (field.kind, &given.literal) {
+        (Kind::Size { least, most }, literal) => {
+            let bytes = match literal {
+                Literal::Text(text) => value::size(text)?,
+                Literal::Integer(Some(bytes)) => *bytes,
+                Literal::Integer(None) => return Err("a size cannot be negative".into()),
+                Literal::Flag(_) => return Err(expected(field.kind, "true or false")),
+                Literal::Other(found) => return Err(expected(field.kind, found)),
+            };
+            if bytes < least {
+                return Err(format!(
+                    "the smallest possible is {}",
+                    value::show_size(least)
+                ));
+            }
+            if bytes > most {
+                return Err(format!(
+                    "the largest possible is {}",
+                    value::show_size(most)
+                ));
+            }
+            if !bytes.is_multiple_of(4096) {
+                return Err("this is not a multiple of 4KiB".into());
+            }
+            Ok(json!(bytes))
+        }
+        (Kind::Address, Literal::Text(text)) => {
+            value::address(text).map(|address| json!(address.to_string()))
+        }
+        (Kind::HostPath, Literal::Text(text)) => match text.as_str() {
+            "" => Err("the path is empty".into()),
+            text if text.contains('\0') => Err("a path cannot contain NUL".into()),
+            text if text.ends_with('/') => Err("this is a directory's name".into()),
+            text => Ok(json!(text)),
+        },
+        (Kind::Flag, Literal::Flag(flag)) => Ok(json!(flag)),
+        (Kind::Flag, Literal::Text(text)) if given.set && (text == "true" || text == "false") => {
+            Ok(json!(text == "true"))
+        }
+        (kind, Literal::Text(_)) => Err(expected(kind, "text")),
+        (kind, Literal::Integer(_)) => Err(expected(kind, "a number")),
+        (kind, Literal::Flag(_)) => Err(expected(kind, "true or false")),
+        (kind, Literal::Other(found)) => Err(expected(kind, found)),
+    }
+}
+
+fn expected(kind: Kind, found: &str) -> String {
+    let wanted = match kind {
+        Kind::Size { .. } => "a size such as \"64MiB\"",
+        Kind::Address => "an address such as \"127.0.0.1:8080\"",
+        Kind::HostPath => "a path in quotes",
+        Kind::Flag => "true or false",
+    };
+    format!("this is {found}, not {wanted}")
+}
+
+fn example(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Size { .. } => "\"64MiB\"",
+        Kind::Address => "\"127.0.0.1:8080\"",
+        Kind::HostPath => "\"disk.img\"",
+        Kind::Flag => "true",
+    }
+}
+
+/// The address of `tcp = "config.KEY"` or `tcp = "IP:PORT"`.
+fn tcp(raw: &RawComponent, text: &str) -> Result<String, String> {
+    let Some(key) = text.strip_prefix("config.") else {
+        return value::address(text)
+            .map(|address| address.to_string())
+            .map_err(|reason| format!("{reason}, or config.KEY"));
+    };
+    let Some((_, given)) = raw.config.iter().find(|(name, _)| name.text == key) else {
+        return Err(format!(
+            "component `{}` has no config.{}",
+            raw.name.text,
+            key.escape_debug()
+        ));
+    };
+    match &given.literal {
+        // A bad address is reported where it stands, when its field is an address.
+        Literal::Text(address) => match value::address(address) {
+            Ok(address) => Ok(address.to_string()),
+            Err(reason) => Err(format!("config.{key} is no address: {reason}")),
+        },
+        _ => Err(format!("config.{key} is no address")),
+    }
+}

@@ -1,0 +1,96 @@
+//! The manifest: which components exist, who may call whom with which rights.
+//!
+//! * [`Manifest::load`] reads, applies `--set`, checks all of it, and reports every problem at once.
+//! * Nothing here starts, opens or creates anything: a [`Checked`] system is plain data that can be stored.
+//! * Names become data only after their check: component, use and endpoint names are short lower-case words.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::report::Report;
+
+/// The system that runs when no manifest is named.
+pub const EMBEDDED: &str = include_str!("../../systems/web.toml");
+
+/// Where a manifest comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum Origin<'a> {
+    /// A file.
+    Path(&'a Path),
+    /// The one in this binary, `systems/web.toml`.
+    Embedded,
+    /// A text, shown in errors under this name.
+    Text {
+        /// What errors call it.
+        name: &'a str,
+        /// The TOML.
+        text: &'a str,
+    },
+}
+
+/// A system whose every name, right, interface and value has been checked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Checked {
+    /// The system's name.
+    pub system: String,
+    /// The components, each after all those that it uses.
+    pub components: Vec<Component>,
+}
+
+/// One component, ready to be started.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Component {
+    /// Its name in the manifest.
+    pub name: String,
+    /// The built-in that it runs (`atoll serve BUILTIN`), for example `block-file`.
+    pub builtin: String,
+    /// Its configuration: an object, sizes as numbers of bytes, defaults filled in.
+    pub config: serde_json::Value,
+    /// What it may connect to.
+    pub uses: Vec<Use>,
+    /// The endpoints that it serves.
+    pub provides: Vec<Provide>,
+}
+
+/// Permission to connect to one endpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Use {
+    /// What the component calls it (`cx.connect(name)`).
+    pub name: String,
+    /// The component that serves it.
+    pub component: String,
+    /// The endpoint's name there.
+    pub endpoint: String,
+    /// Its interface with version, for example `atoll.fs/1`.
+    pub interface: String,
+    /// The granted rights, as the bits of `kernel_ipc::rights::Rights`.
+    pub rights: u32,
+    /// What narrows the root capability: `{"path": "/www"}`, `{"tcp": "127.0.0.1:8080"}` or `{}`.
+    pub attenuation: serde_json::Value,
+}
+
+/// One served endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provide {
+    /// The endpoint's name (`cx.provide(name, …)`).
+    pub name: String,
+    /// Its interface with version.
+    pub interface: String,
+}
+
+/// The entry point to reading manifests.
+#[derive(Debug)]
+pub struct Manifest;
+
+impl Manifest {
+    /// Reads the manifest at `origin`, applies each `component.key=VALUE` of `sets` to it, and checks all of it.
+    ///
+    /// Blocks for reading the file; opens nothing that the manifest names.
+    ///
+    /// # Errors
+    /// Every problem found, each with its place.
+    pub fn load(origin: Origin<'_>, sets: &[String]) -> Result<Checked, Report> {
+        crate::check::check(crate::parse::parse(origin, sets)?)
+    }
+}

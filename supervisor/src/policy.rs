@@ -1,0 +1,256 @@
+//! What this build knows: the interfaces with their rights, and the built-in components.
+//!
+//! * The checks of a manifest are made against these tables and nothing else.
+//! * A built-in's endpoint and use names are part of its program, so a manifest cannot rename them.
+
+/// One interface version and the rights that a manifest can name for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Interface {
+    /// Name with version, for example `atoll.block/1`.
+    pub name: &'static str,
+    /// Lower-case name and bit of each right.
+    pub rights: &'static [(&'static str, u32)],
+    /// What a `uses` entry may narrow it by.
+    pub narrowing: Option<Narrowing>,
+}
+
+/// How a manifest narrows a root capability beyond its rights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Narrowing {
+    /// `path = "/www"`: the subtree that becomes the root.
+    Path,
+    /// `tcp = "127.0.0.1:8080"`: the only address that may be listened on.
+    Tcp,
+}
+
+impl Narrowing {
+    /// The key in the manifest and in the attenuation object.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Path => "path",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// The interfaces of this build.
+pub fn interfaces() -> &'static [Interface] {
+    INTERFACES
+}
+
+/// Finds an interface by name with version.
+pub fn interface(name: &str) -> Option<&'static Interface> {
+    INTERFACES.iter().find(|interface| interface.name == name)
+}
+
+const INTERFACES: &[Interface] = &[
+    Interface {
+        name: "atoll.block/1",
+        rights: &[
+            ("read", 1),
+            ("write", 1 << 1),
+            ("grant", 1 << 2),
+            ("map", 1 << 3),
+            ("flush", 1 << 8),
+        ],
+        narrowing: None,
+    },
+    Interface {
+        name: "atoll.fs/1",
+        rights: &[
+            ("read", 1),
+            ("write", 1 << 1),
+            ("grant", 1 << 2),
+            ("map", 1 << 3),
+            ("lookup", 1 << 8),
+            ("create", 1 << 9),
+            ("remove", 1 << 10),
+            ("admin", 1 << 11),
+        ],
+        narrowing: Some(Narrowing::Path),
+    },
+    Interface {
+        name: "atoll.net/1",
+        rights: &[
+            ("read", 1),
+            ("write", 1 << 1),
+            ("grant", 1 << 2),
+            ("map", 1 << 3),
+            ("listen", 1 << 8),
+        ],
+        narrowing: Some(Narrowing::Tcp),
+    },
+];
+
+/// A component that is part of the `atoll` binary.
+#[derive(Clone, Copy, Debug)]
+pub struct Builtin {
+    /// `run = "builtin:NAME"`, `atoll serve NAME`.
+    pub name: &'static str,
+    /// Its configuration fields.
+    pub config: &'static [Field],
+    /// What it must be able to connect to.
+    pub uses: &'static [Need],
+    /// What it serves.
+    pub provides: &'static [Offer],
+}
+
+/// One configuration field of a built-in.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// Its key.
+    pub name: &'static str,
+    /// What its value must be.
+    pub kind: Kind,
+    /// Its value when the manifest has none.
+    pub default: Default,
+}
+
+/// What a configuration value must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A number of bytes, or text with a unit (`64MiB`), within bounds and of whole blocks.
+    Size {
+        /// Smallest, in bytes.
+        least: u64,
+        /// Largest, in bytes.
+        most: u64,
+    },
+    /// `IP:port`.
+    Address,
+    /// A path on the host; a relative one starts at the state directory.
+    HostPath,
+    /// `true` or `false`.
+    Flag,
+}
+
+/// What an absent configuration field means.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Default {
+    /// It must be there.
+    Required,
+    /// A number of bytes.
+    Bytes(u64),
+    /// Yes or no.
+    Flag(bool),
+    /// It stays absent.
+    Absent,
+}
+
+/// A connection that a built-in cannot work without.
+#[derive(Clone, Copy, Debug)]
+pub struct Need {
+    /// The name it asks for.
+    pub name: &'static str,
+    /// The interface it speaks.
+    pub interface: &'static str,
+    /// The rights without which it cannot start.
+    pub rights: &'static [&'static str],
+}
+
+/// An endpoint that a built-in serves.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// Its name.
+    pub name: &'static str,
+    /// Its interface.
+    pub interface: &'static str,
+}
+
+/// The built-in components of this build.
+pub fn builtins() -> &'static [Builtin] {
+    BUILTINS
+}
+
+/// Finds a built-in component by name.
+pub fn builtin(name: &str) -> Option<&'static Builtin> {
+    BUILTINS.iter().find(|builtin| builtin.name == name)
+}
+
+const MIB: u64 = 1 << 20;
+const TIB: u64 = 1 << 40;
+
+const BUILTINS: &[Builtin] = &[
+    Builtin {
+        name: "block-file",
+        config: &[
+            Field {
+                name: "path",
+                kind: Kind::HostPath,
+                default: Default::Required,
+            },
+            Field {
+                name: "size",
+                kind: Kind::Size {
+                    least: MIB,
+                    most: 64 * TIB,
+                },
+                default: Default::Absent,
+            },
+            Field {
+                name: "create",
+                kind: Kind::Flag,
+                default: Default::Flag(false),
+            },
+        ],
+        uses: &[],
+        provides: &[Offer {
+            name: "disk",
+            interface: "atoll.block/1",
+        }],
+    },
+    Builtin {
+        name: "fs-server",
+        config: &[Field {
+            name: "cache",
+            kind: Kind::Size {
+                least: 4 * MIB,
+                most: TIB,
+            },
+            default: Default::Bytes(64 * MIB),
+        }],
+        uses: &[Need {
+            name: "disk",
+            interface: "atoll.block/1",
+            rights: &["read", "write", "flush", "map"],
+        }],
+        provides: &[Offer {
+            name: "root",
+            interface: "atoll.fs/1",
+        }],
+    },
+    Builtin {
+        name: "net-host",
+        config: &[],
+        uses: &[Need {
+            name: "pages",
+            interface: "atoll.block/1",
+            rights: &["map"],
+        }],
+        provides: &[Offer {
+            name: "net",
+            interface: "atoll.net/1",
+        }],
+    },
+    Builtin {
+        name: "httpd",
+        config: &[Field {
+            name: "listen",
+            kind: Kind::Address,
+            default: Default::Required,
+        }],
+        uses: &[
+            Need {
+                name: "root",
+                interface: "atoll.fs/1",
+                rights: &["lookup", "read"],
+            },
+            Need {
+                name: "net",
+                interface: "atoll.net/1",
+                rights: &["listen"],
+            },
+        ],
+        provides: &[],
+    },
+];
