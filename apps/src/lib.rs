@@ -1,2 +1,4 @@
-//! `apps`.
-#![deny(unsafe_code)]
+//! The client programs that show and use the kit.
+#![forbid(unsafe_code)]
+
+pub mod httpd;
