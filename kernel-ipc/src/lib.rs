@@ -1,8 +1,22 @@
-//! The message-passing core.
+//! The message-passing core of Atoll: sessions, capabilities, regions and leases, and the runtime that serves them.
+//!
+//! It knows nothing of disks, files or the TCP/IP of applications. Unsafe code and raw system calls live in
+//! [`sys`]; everything else is plain or `async` code over it.
 #![deny(unsafe_code)]
 
+pub mod error;
+pub mod id;
+pub mod interface;
+pub mod rights;
 pub mod runtime;
+pub mod session;
 pub mod sys;
+pub mod wire;
+
+pub use error::{CallError, Cause, Executed, Failure};
+pub use id::{Epoch, Incarnation, LenderId, RegionId, SessionId};
+pub use rights::Rights;
+pub use wire::{Handle, LeaseName};
 
 use std::future::Future;
 
@@ -13,5 +27,3 @@ use std::future::Future;
 pub fn blocking<F: Future>(future: F) -> F::Output {
     todo!()
 }
-pub mod interface;
-pub mod rights;

@@ -1,5 +1,7 @@
 //! The room for unsafe code and raw system calls of this crate.
 #![allow(unsafe_code)]
 
+pub mod doorbell;
 pub mod futex;
 pub mod memory;
+pub mod segment;

@@ -1,0 +1,187 @@
+//! What a failed call says: why it failed, and whether it ran.
+//!
+//! Every failure of a call carries [`Executed`]. The numbers of [`Cause`] and [`Executed`] cross process and machine
+//! boundaries and never change their meaning.
+
+use serde::{Deserialize, Serialize};
+
+/// Whether a failed call had its effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum Executed {
+    /// It did not happen and never will. Safe to try again.
+    No = 0,
+    /// It happened; only its answer is missing or is an error.
+    Yes = 1,
+    /// Nobody can say. Try again only what may run twice.
+    Unknown = 2,
+}
+
+impl Executed {
+    /// The value with this number. A number that nobody assigned reads as [`Executed::Unknown`], the cautious answer.
+    pub const fn from_number(number: u8) -> Executed {
+        match number {
+            0 => Executed::No,
+            1 => Executed::Yes,
+            _ => Executed::Unknown,
+        }
+    }
+}
+
+macro_rules! causes {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $text:literal;)*) => {
+        /// Why a call failed outside of its operation's own errors.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[repr(u16)]
+        pub enum Cause {
+            $($(#[$doc])* $name = $number,)*
+        }
+
+        impl Cause {
+            /// The cause with this number, if there is one.
+            pub const fn from_number(number: u16) -> Option<Cause> {
+                match number {
+                    $($number => Some(Cause::$name),)*
+                    _ => None,
+                }
+            }
+        }
+
+        impl std::fmt::Display for Cause {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(match self { $(Cause::$name => $text,)* })
+            }
+        }
+    };
+}
+
+causes! {
+    /// The capability lacks a right that the operation requires.
+    RightsMissing = 1, "the capability lacks a required right";
+    /// The handle names no capability of this session (released, revoked, or never given).
+    StaleHandle = 2, "the handle names no capability of this session";
+    /// The handle's object is of another kind than the operation takes.
+    WrongKind = 3, "the object is of the wrong kind for this operation";
+    /// The interface has no operation of this number.
+    UnknownOperation = 4, "the interface has no such operation";
+    /// The endpoint does not speak this interface or version.
+    UnknownInterface = 5, "the endpoint does not speak this interface";
+    /// The arguments cannot be decoded.
+    BadArguments = 6, "the arguments cannot be decoded";
+    /// The session has used up what it may hold of some resource. Release something, then retry.
+    Quota = 7, "the session's quota is used up";
+    /// The host refuses work for now. Retry later.
+    Busy = 8, "the host is busy";
+    /// The deadline passed.
+    Deadline = 9, "the deadline passed";
+    /// The call was cancelled.
+    Cancelled = 10, "the call was cancelled";
+    /// The capability was revoked while the call ran.
+    Revoked = 11, "the capability was revoked";
+    /// The host died. The next call through the same client finds its next incarnation.
+    PeerDied = 12, "the host died";
+    /// The session was closed in order, by either side.
+    SessionClosed = 13, "the session is closed";
+    /// The peer broke the protocol; the session is closed.
+    ProtocolViolation = 14, "the peer broke the protocol";
+    /// The lease names nothing that this holder has.
+    StaleLease = 15, "the lease names nothing that the caller holds";
+    /// The handle belongs to an earlier epoch of the endpoint. Get a new one.
+    StaleEpoch = 16, "the handle belongs to an earlier epoch";
+    /// There is no session, and none could be made.
+    NotConnected = 17, "not connected";
+    /// The reply does not fit the session's window.
+    ReplyTooLarge = 18, "the reply does not fit the window";
+    /// Policy forbids it.
+    Refused = 19, "refused by policy";
+}
+
+/// Why a call failed, and whether it ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Failure {
+    /// Why.
+    pub cause: Cause,
+    /// Whether the call had its effect.
+    pub executed: Executed,
+}
+
+impl Failure {
+    /// A failure before the effect.
+    pub const fn not_executed(cause: Cause) -> Failure {
+        Failure { cause, executed: Executed::No }
+    }
+
+    /// A failure after which nobody can say whether the call ran.
+    pub const fn unknown(cause: Cause) -> Failure {
+        Failure { cause, executed: Executed::Unknown }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let executed = match self.executed {
+            Executed::No => "did not run",
+            Executed::Yes => "ran",
+            Executed::Unknown => "may have run",
+        };
+        write!(f, "{} (the call {executed})", self.cause)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// What a typed call returns instead of its result: the operation's own error, or a failure of the call itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallError<E> {
+    /// The operation ran and answered with its own error.
+    Operation(E),
+    /// The call failed.
+    Failed {
+        /// Why.
+        cause: Cause,
+        /// Whether the call had its effect.
+        executed: Executed,
+    },
+}
+
+impl<E> CallError<E> {
+    /// The failure, unless it is the operation's own error.
+    pub fn failure(&self) -> Option<Failure> {
+        match *self {
+            CallError::Operation(_) => None,
+            CallError::Failed { cause, executed } => Some(Failure { cause, executed }),
+        }
+    }
+}
+
+impl<E> From<Failure> for CallError<E> {
+    fn from(failure: Failure) -> Self {
+        CallError::Failed { cause: failure.cause, executed: failure.executed }
+    }
+}
+
+impl<E: std::fmt::Display> std::fmt::Display for CallError<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            CallError::Operation(error) => error.fmt(f),
+            CallError::Failed { cause, executed } => Failure { cause: *cause, executed: *executed }.fmt(f),
+        }
+    }
+}
+
+impl<E: std::fmt::Debug + std::fmt::Display> std::error::Error for CallError<E> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_is_found_by_its_number_and_no_other_is() {
+        for number in 1..=19 {
+            assert_eq!(Cause::from_number(number).map(|cause| cause as u16), Some(number));
+        }
+        assert_eq!(Cause::from_number(0), None);
+        assert_eq!(Cause::from_number(20), None);
+    }
+}

@@ -1,0 +1,42 @@
+//! Identifiers of a node: 64-bit numbers that the supervisor deals out and never deals out twice.
+//!
+//! - An identifier names one *incarnation* of a thing: a component that is started again is a new [`Incarnation`],
+//!   its region a new [`RegionId`], so a name that somebody kept can never mean the successor.
+//! - Zero is never dealt out; in shared memory it means "none".
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! identifiers {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(pub u64);
+
+        impl $name {
+            /// The number, as it is stored in segments and messages.
+            pub const fn get(self) -> u64 {
+                self.0
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    )*};
+}
+
+identifiers! {
+    /// One run of one component or guest.
+    Incarnation;
+    /// One session between a client and an endpoint, of one epoch.
+    SessionId;
+    /// One region object: one piece of shared memory of one epoch of its writer.
+    RegionId;
+    /// One lender's ledger. Whoever lost its ledger is a new lender.
+    LenderId;
+    /// Incarnation number of an endpoint: 1, 2, …; rises at each restart and move.
+    Epoch;
+}

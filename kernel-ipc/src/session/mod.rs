@@ -1,0 +1,262 @@
+//! A session: one client's connection to one endpoint.
+//!
+//! - The client end ([`ClientSession`]) turns calls into slots; the host end ([`HostSession`]) turns slots into calls
+//!   of a [`Service`], after it has checked descriptor, slot, operation, capabilities, rights and deadline.
+//! - Nothing that a peer writes ends more than the session.
+//! - A call ends exactly once for its caller, and a failed one says whether it ran.
+
+mod client;
+mod host;
+
+use std::cell::Cell;
+use std::future::Future;
+use std::ops::Deref;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::error::Failure;
+use crate::id::{Epoch, Incarnation, SessionId};
+use crate::interface::{Description, Retry};
+use crate::rights::Rights;
+use crate::wire::{Handle, LeaseName, Violation};
+
+pub use client::{ClientSession, Offer};
+pub use host::HostSession;
+
+/// One call, as a client makes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The interface's operation.
+    pub operation: u16,
+    /// The capability that it is made on.
+    pub handle: Handle,
+    /// Encoded arguments.
+    pub payload: &'a [u8],
+    /// Capabilities of the same session given as arguments; at most [`MAX_CAPABILITIES`](crate::wire::MAX_CAPABILITIES).
+    pub capabilities: &'a [Handle],
+    /// Leases given as arguments; at most [`MAX_LEASES`](crate::wire::MAX_LEASES).
+    pub leases: &'a [LeaseName],
+    /// How long the caller waits, the wait for a free slot included. `None`: for ever.
+    pub deadline: Option<Duration>,
+    /// What may be done if the host dies on it.
+    pub retry: Retry,
+}
+
+/// How a call ended, as the client sees it: with its result, or with the operation's own error.
+#[derive(Debug, Default)]
+pub struct Reply {
+    /// Number of the operation's error, if it ended with one.
+    pub operation_error: Option<u16>,
+    /// Encoded result, or the error's fields.
+    pub payload: Payload,
+    /// Capabilities that came with it. The caller releases them.
+    pub capabilities: Vec<Handle>,
+    /// Leases that came with it. The caller releases them.
+    pub leases: Vec<LeaseName>,
+}
+
+/// A copied payload. Short ones are held without an allocation.
+#[derive(Clone, Debug, Default)]
+pub struct Payload(Held);
+
+/// Longest payload that is held without an allocation.
+const SHORT: usize = 64;
+
+#[derive(Clone, Debug)]
+enum Held {
+    Short { length: u8, bytes: [u8; SHORT] },
+    Long(Vec<u8>),
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Held::Short { length: 0, bytes: [0; SHORT] }
+    }
+}
+
+impl Payload {
+    /// A payload of `length` zero bytes, to be filled.
+    pub fn zeroed(length: usize) -> Payload {
+        match u8::try_from(length) {
+            Ok(short) if length <= SHORT => Payload(Held::Short { length: short, bytes: [0; SHORT] }),
+            _ => Payload(Held::Long(vec![0; length])),
+        }
+    }
+
+    /// The bytes, to be filled.
+    pub fn as_mut(&mut self) -> &mut [u8] {
+        match &mut self.0 {
+            Held::Short { length, bytes } => &mut bytes[..usize::from(*length)],
+            Held::Long(bytes) => bytes,
+        }
+    }
+}
+
+impl From<&[u8]> for Payload {
+    fn from(bytes: &[u8]) -> Payload {
+        let mut payload = Payload::zeroed(bytes.len());
+        payload.as_mut().copy_from_slice(bytes);
+        payload
+    }
+}
+
+impl From<Vec<u8>> for Payload {
+    fn from(bytes: Vec<u8>) -> Payload {
+        if bytes.len() <= SHORT { Payload::from(&bytes[..]) } else { Payload(Held::Long(bytes)) }
+    }
+}
+
+impl Deref for Payload {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.0 {
+            Held::Short { length, bytes } => &bytes[..usize::from(*length)],
+            Held::Long(bytes) => bytes,
+        }
+    }
+}
+
+/// What a capability is before it has a handle: an object, rights to it, and a badge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// The object, as the host names it. Plain data: the table outlives the process.
+    pub object: [u64; 2],
+    /// The object's kind, numbered by the interface.
+    pub kind: u8,
+    /// What the holder may do.
+    pub rights: Rights,
+    /// A word that the host sees on every call.
+    pub badge: u64,
+}
+
+/// What the two ends of a session know about it.
+#[derive(Clone, Debug)]
+pub struct SessionInfo {
+    /// The session.
+    pub id: SessionId,
+    /// The endpoint's epoch.
+    pub epoch: Epoch,
+    /// The client: holder of the leases that this session is lent.
+    pub client: Incarnation,
+    /// The client's name in the manifest.
+    pub client_name: String,
+    /// What the manifest says beyond rights: `{"path": "/www"}` for a file system, `{"tcp": "127.0.0.1:8080"}` for a
+    /// network. `Null` when it says nothing.
+    pub attenuation: serde_json::Value,
+}
+
+/// What a host answers.
+#[derive(Debug, Default)]
+pub struct Response {
+    /// Number of the operation's own error, if it ended with one.
+    pub operation_error: Option<u16>,
+    /// Encoded result, or the error's fields.
+    pub payload: Payload,
+    /// Capabilities for the client.
+    pub grants: Vec<Grant>,
+    /// A failure of the call itself instead of an answer; everything else is ignored then.
+    pub failure: Option<Failure>,
+}
+
+/// What serves an endpoint. One value serves all its sessions.
+pub trait Service: 'static {
+    /// The interface: checked before [`serve`](Self::serve) is called.
+    const INTERFACE: &'static Description;
+
+    /// Serves one call. Runs on the session's thread; many calls are in progress at once, at most one per slot.
+    fn serve(&self, call: &mut Call) -> impl Future<Output = Response>;
+
+    /// A capability of this session was released by its holder, or the session ended with it.
+    fn dropped(&self, _session: &SessionInfo, _capability: &Grant) {}
+
+    /// The session ended, in order or not. Its capabilities have been dropped.
+    fn closed(&self, _session: &SessionInfo) {}
+}
+
+/// One call, as a host sees it: every handle is resolved and its rights are checked.
+#[derive(Debug)]
+pub struct Call {
+    operation: u16,
+    payload: Payload,
+    target: Grant,
+    capabilities: Vec<Grant>,
+    leases: Vec<LeaseName>,
+    session: Rc<SessionInfo>,
+    deadline: Option<Instant>,
+    cancelled: Rc<Cell<bool>>,
+}
+
+impl Call {
+    /// The operation's number: one that the interface has.
+    pub fn operation(&self) -> u16 {
+        self.operation
+    }
+
+    /// The encoded arguments. Copied once; nobody changes them any more.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// What the call is made on.
+    pub fn target(&self) -> &Grant {
+        &self.target
+    }
+
+    /// The `i`-th handle argument.
+    pub fn capability(&self, i: usize) -> Option<&Grant> {
+        self.capabilities.get(i)
+    }
+
+    /// The `i`-th lease argument, as the client named it: not checked by anybody yet.
+    pub fn lease(&self, i: usize) -> Option<LeaseName> {
+        self.leases.get(i).copied()
+    }
+
+    /// The session that it came on.
+    pub fn session(&self) -> &Rc<SessionInfo> {
+        &self.session
+    }
+
+    /// When the caller stops waiting.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Whether the caller has stopped waiting, or the session has ended. A hint: finishing is always allowed.
+    pub fn cancelled(&self) -> bool {
+        self.cancelled.get()
+    }
+}
+
+/// Why a session was not opened.
+#[derive(Debug)]
+pub enum OpenError {
+    /// The kernel refused memory or a mapping.
+    Io(std::io::Error),
+    /// The peer's segment is not what it has to be. Do not retry with it.
+    Violation(Violation),
+}
+
+impl std::fmt::Display for OpenError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            OpenError::Io(error) => error.fmt(f),
+            OpenError::Violation(violation) => write!(f, "the peer broke the protocol ({violation:?})"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+impl From<std::io::Error> for OpenError {
+    fn from(error: std::io::Error) -> Self {
+        OpenError::Io(error)
+    }
+}
+
+impl From<Violation> for OpenError {
+    fn from(violation: Violation) -> Self {
+        OpenError::Violation(violation)
+    }
+}
