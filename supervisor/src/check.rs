@@ -4,12 +4,15 @@
 //!   rights, configuration values, references, cycles, and two components that want the same file or port.
 //! * A part that is wrong is left out of later checks, so that one mistake is reported once.
 
+mod config;
+mod order;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
 use crate::manifest::{Checked, Component, Provide, Use};
-use crate::parse::{Literal, Raw, RawComponent, RawUse, RawValue, Word, list};
+use crate::parse::{Literal, Raw, RawComponent, RawUse, Word, list};
 use crate::policy::{self, Builtin, Default, Field, Interface, Kind, Narrowing};
 use crate::report::{Place, Problem, Report};
 use crate::value;
@@ -23,20 +26,23 @@ pub(crate) fn check(raw: Raw) -> Result<Checked, Report> {
     let mut checker = Checker {
         components: &raw.components,
         problems: Vec::new(),
+        cyclic: Vec::new(),
     };
+    let order = order::order(&raw.components);
+    checker.problems = order.problems;
+    checker.cyclic = order.cyclic;
     let mut components: Vec<Component> = raw
         .components
         .iter()
         .map(|component| checker.component(component))
         .collect();
     checker.conflicts();
-    let order = checker.order();
     report.problems.append(&mut checker.problems);
     if !report.problems.is_empty() {
         report.sort();
         return Err(report);
     }
-    components.sort_by_key(|component| order.iter().position(|name| *name == component.name));
+    components.sort_by_key(|component| order.names.iter().position(|name| *name == component.name));
     Ok(Checked {
         system: raw.system.map_or_else(|| "atoll".into(), |name| name.text),
         components,
@@ -46,6 +52,8 @@ pub(crate) fn check(raw: Raw) -> Result<Checked, Report> {
 struct Checker<'r> {
     components: &'r [RawComponent],
     problems: Vec<Problem>,
+    /// Where the uses stand that are part of a cycle: nothing else is said about these.
+    cyclic: Vec<Place>,
 }
 
 impl<'r> Checker<'r> {
@@ -126,7 +134,7 @@ impl<'r> Checker<'r> {
                 self.problem(Problem::at(&key.place, title, "not known here").help(help));
                 continue;
             };
-            match meaning(field, given) {
+            match config::meaning(field, given) {
                 Ok(value) => drop(object.insert(field.name.into(), value)),
                 Err(reason) => {
                     let title = format!(
@@ -155,7 +163,7 @@ impl<'r> Checker<'r> {
                     let help = format!(
                         "add it to config = {{ {} = {} }}",
                         field.name,
-                        example(field.kind)
+                        config::example(field.kind)
                     );
                     self.problem(Problem::at(&raw.name.place, title, label).help(help));
                 }
@@ -242,6 +250,9 @@ impl<'r> Checker<'r> {
         builtin: Option<&Builtin>,
         used: &RawUse,
     ) -> Option<Use> {
+        if self.cyclic.contains(&used.place) {
+            return None;
+        }
         let need = builtin
             .and_then(|builtin| builtin.uses.iter().find(|need| need.name == used.name.text));
         if let (Some(builtin), None) = (builtin, need) {
@@ -260,10 +271,9 @@ impl<'r> Checker<'r> {
         let provider = self.provider(used);
         if used.rights.is_none() {
             let title = format!("use `{}` does not say with which rights", used.name.text);
-            self.problem(
-                Problem::at(&used.place, title, "`rights` is missing")
-                    .help("add rights = [\"read\"]"),
-            );
+            let rights = need.map_or(&["read"][..], |need| need.rights);
+            let help = format!("add rights = {rights:?}");
+            self.problem(Problem::at(&used.place, title, "`rights` is missing").help(help));
         }
         let (component, endpoint, interface, declared) = provider?;
         if let (Some(builtin), Some(need)) = (builtin, need)
@@ -282,7 +292,7 @@ impl<'r> Checker<'r> {
             return None;
         }
         let rights = self.rights(used, &endpoint, interface, &declared);
-        let attenuation = self.attenuation(raw, used, &endpoint, interface);
+        let attenuation = self.attenuation(raw, builtin, used, &endpoint, interface);
         Some(Use {
             name: used.name.text.clone(),
             component,
@@ -400,6 +410,7 @@ impl<'r> Checker<'r> {
     fn attenuation(
         &mut self,
         raw: &RawComponent,
+        builtin: Option<&Builtin>,
         used: &RawUse,
         endpoint: &str,
         interface: &Interface,
@@ -417,11 +428,14 @@ impl<'r> Checker<'r> {
                 continue;
             }
             let value = match narrowing {
-                Narrowing::Path => value::absolute_path(&word.text).map(|()| word.text.clone()),
-                Narrowing::Tcp => tcp(raw, &word.text),
+                Narrowing::Path => {
+                    value::absolute_path(&word.text).map(|()| Some(word.text.clone()))
+                }
+                Narrowing::Tcp => tcp(raw, builtin, &word.text),
             };
             match value {
-                Ok(value) => drop(object.insert(narrowing.key().into(), json!(value))),
+                Ok(Some(value)) => drop(object.insert(narrowing.key().into(), json!(value))),
+                Ok(None) => {}
                 Err(reason) => {
                     let title = format!("bad `{}` in use `{}`", narrowing.key(), used.name.text);
                     self.problem(Problem::at(&word.place, title, reason));
@@ -454,6 +468,9 @@ impl<'r> Checker<'r> {
                 self.problem(Problem::at(&raw.name.place, title, label).help(help));
                 continue;
             };
+            if self.cyclic.contains(&used.place) {
+                continue;
+            }
             let Some(rights) = &used.rights else { continue };
             let absent: Vec<&str> = need
                 .rights
@@ -517,203 +534,41 @@ impl<'r> Checker<'r> {
         }
     }
 
-    /// The components' names, each after all those that it uses; cycles are reported.
-    fn order(&mut self) -> Vec<String> {
-        let mut walk = Walk {
-            components: self.components,
-            path: Vec::new(),
-            done: Vec::new(),
-            problems: Vec::new(),
-        };
-        for index in 0..self.components.len() {
-            walk.visit(index);
-        }
-        self.problems.append(&mut walk.problems);
-        walk.done
-            .iter()
-            .filter_map(|index| self.components.get(*index))
-            .map(|raw| raw.name.text.clone())
-            .collect()
-    }
-
     fn problem(&mut self, problem: Problem) {
         self.problems.push(problem);
     }
 }
 
-/// A depth-first walk along the uses. An explicit stack: a chain may be as long as the manifest.
-struct Walk<'r> {
-    components: &'r [RawComponent],
-    /// Component, and the index of the use that is being followed.
-    path: Vec<(usize, usize)>,
-    done: Vec<usize>,
-    problems: Vec<Problem>,
-}
-
-impl Walk<'_> {
-    fn visit(&mut self, root: usize) {
-        if self.done.contains(&root) {
-            return;
-        }
-        self.path.push((root, 0));
-        while let Some((component, next)) = self.path.last_mut() {
-            let component = *component;
-            let Some(used) = self.components[component].uses.get(*next) else {
-                self.done.push(component);
-                self.path.pop();
-                continue;
-            };
-            *next += 1;
-            let provider = used
-                .from
-                .as_ref()
-                .and_then(|from| from.text.split('.').next());
-            let Some(provider) = self
-                .components
-                .iter()
-                .position(|raw| Some(raw.name.text.as_str()) == provider)
-            else {
-                continue;
-            };
-            if let Some(start) = self
-                .path
-                .iter()
-                .position(|(on_path, _)| *on_path == provider)
-            {
-                self.cycle(start);
-            } else if !self.done.contains(&provider) {
-                self.path.push((provider, 0));
-            }
-        }
-    }
-
-    /// Reports the cycle that begins at `start` of the path.
-    fn cycle(&mut self, start: usize) {
-        let steps: Vec<(&RawComponent, &RawUse)> = self.path[start..]
-            .iter()
-            .map(|(component, next)| {
-                (
-                    &self.components[*component],
-                    &self.components[*component].uses[*next - 1],
-                )
-            })
-            .collect();
-        let mut names: Vec<&str> = steps
-            .iter()
-            .map(|(raw, _)| raw.name.text.as_str())
-            .collect();
-        names.extend(names.first().copied());
-        let mut marks = steps.iter().filter_map(|(raw, used)| {
-            used.from.as_ref().map(|from| {
-                (
-                    &from.place,
-                    format!("`{}` waits for `{}`", raw.name.text, from.text),
-                )
-            })
-        });
-        let Some((place, label)) = marks.next() else {
-            return;
-        };
-        let title = format!(
-            "components use each other in a cycle: {}",
-            names.join(" -> ")
-        );
-        let mut problem = Problem::at(place, title, label)
-            .help("none of them could start first: remove one of these uses");
-        for (place, label) in marks {
-            problem = problem.and(place, label);
-        }
-        self.problems.push(problem);
-    }
-}
-
-/// The value of a field as it is handed to the component.
-fn meaning(field: &Field, given: &RawValue) -> Result<Value, String> {
-    match (field.kind, &given.literal) {
-        (Kind::Size { least, most }, literal) => {
-            let bytes = match literal {
-                Literal::Text(text) => value::size(text)?,
-                Literal::Integer(Some(bytes)) => *bytes,
-                Literal::Integer(None) => return Err("a size cannot be negative".into()),
-                Literal::Flag(_) => return Err(expected(field.kind, "true or false")),
-                Literal::Other(found) => return Err(expected(field.kind, found)),
-            };
-            if bytes < least {
-                return Err(format!(
-                    "the smallest possible is {}",
-                    value::show_size(least)
-                ));
-            }
-            if bytes > most {
-                return Err(format!(
-                    "the largest possible is {}",
-                    value::show_size(most)
-                ));
-            }
-            if !bytes.is_multiple_of(4096) {
-                return Err("this is not a multiple of 4KiB".into());
-            }
-            Ok(json!(bytes))
-        }
-        (Kind::Address, Literal::Text(text)) => {
-            value::address(text).map(|address| json!(address.to_string()))
-        }
-        (Kind::HostPath, Literal::Text(text)) => match text.as_str() {
-            "" => Err("the path is empty".into()),
-            text if text.contains('\0') => Err("a path cannot contain NUL".into()),
-            text if text.ends_with('/') => Err("this is a directory's name".into()),
-            text => Ok(json!(text)),
-        },
-        (Kind::Flag, Literal::Flag(flag)) => Ok(json!(flag)),
-        (Kind::Flag, Literal::Text(text)) if given.set && (text == "true" || text == "false") => {
-            Ok(json!(text == "true"))
-        }
-        (kind, Literal::Text(_)) => Err(expected(kind, "text")),
-        (kind, Literal::Integer(_)) => Err(expected(kind, "a number")),
-        (kind, Literal::Flag(_)) => Err(expected(kind, "true or false")),
-        (kind, Literal::Other(found)) => Err(expected(kind, found)),
-    }
-}
-
-fn expected(kind: Kind, found: &str) -> String {
-    let wanted = match kind {
-        Kind::Size { .. } => "a size such as \"64MiB\"",
-        Kind::Address => "an address such as \"127.0.0.1:8080\"",
-        Kind::HostPath => "a path in quotes",
-        Kind::Flag => "true or false",
-    };
-    format!("this is {found}, not {wanted}")
-}
-
-fn example(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Size { .. } => "\"64MiB\"",
-        Kind::Address => "\"127.0.0.1:8080\"",
-        Kind::HostPath => "\"disk.img\"",
-        Kind::Flag => "true",
-    }
-}
-
-/// The address of `tcp = "config.KEY"` or `tcp = "IP:PORT"`.
-fn tcp(raw: &RawComponent, text: &str) -> Result<String, String> {
+/// The address of `tcp = "config.KEY"` or `tcp = "IP:PORT"`; nothing when what it refers to is reported already.
+fn tcp(
+    raw: &RawComponent,
+    builtin: Option<&Builtin>,
+    text: &str,
+) -> Result<Option<String>, String> {
     let Some(key) = text.strip_prefix("config.") else {
         return value::address(text)
-            .map(|address| address.to_string())
+            .map(|address| Some(address.to_string()))
             .map_err(|reason| format!("{reason}, or config.KEY"));
     };
-    let Some((_, given)) = raw.config.iter().find(|(name, _)| name.text == key) else {
-        return Err(format!(
+    let field = builtin.and_then(|builtin| builtin.config.iter().find(|field| field.name == key));
+    let given = raw
+        .config
+        .iter()
+        .find(|(name, _)| name.text == key)
+        .map(|(_, given)| given);
+    match (
+        field.map(|field| field.kind),
+        given.map(|given| &given.literal),
+    ) {
+        (Some(Kind::Address), Some(Literal::Text(address))) => Ok(value::address(address)
+            .ok()
+            .map(|address| address.to_string())),
+        (Some(Kind::Address), _) => Ok(None),
+        (Some(_), _) => Err(format!("config.{key} is no address")),
+        (None, _) => Err(format!(
             "component `{}` has no config.{}",
             raw.name.text,
             key.escape_debug()
-        ));
-    };
-    match &given.literal {
-        // A bad address is reported where it stands, when its field is an address.
-        Literal::Text(address) => match value::address(address) {
-            Ok(address) => Ok(address.to_string()),
-            Err(reason) => Err(format!("config.{key} is no address: {reason}")),
-        },
-        _ => Err(format!("config.{key} is no address")),
+        )),
     }
 }

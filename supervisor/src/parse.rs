@@ -80,7 +80,15 @@ pub(crate) fn parse(origin: Origin<'_>, sets: &[String]) -> Result<Raw, Report> 
     };
     let (document, errors) = DeTable::parse_recoverable(&text);
     if !errors.is_empty() {
-        report.problems = errors.iter().map(syntax_problem).collect();
+        // One key given twice makes every key below it a duplicate too: say it once.
+        let duplicate = errors.iter().position(is_duplicate);
+        let told = |(index, error): &(usize, &toml::de::Error)| {
+            !is_duplicate(error) || Some(*index) == duplicate
+        };
+        let errors = errors.iter().enumerate().filter(told);
+        report.problems = errors
+            .map(|(_, error)| syntax_problem(error, &text))
+            .collect();
         report.sort();
         return Err(report);
     }
@@ -149,12 +157,21 @@ fn reason(error: &std::io::Error) -> String {
     }
 }
 
-fn syntax_problem(error: &toml::de::Error) -> Problem {
-    let message = error.message().replace('\n', "; ");
-    match error.span() {
-        Some(span) => Problem::at(&Place { source: 0, span }, "this is not TOML", message),
-        None => Problem::general(format!("this is not TOML: {message}")),
+fn is_duplicate(error: &toml::de::Error) -> bool {
+    error.message() == "duplicate key"
+}
+
+fn syntax_problem(error: &toml::de::Error, text: &str) -> Problem {
+    let Some(span) = error.span() else {
+        return Problem::general(format!("this is not TOML: {}", error.message()));
+    };
+    if is_duplicate(error) {
+        let key = text.get(span.clone()).unwrap_or_default();
+        let title = format!("`{}` is defined twice", key.escape_debug());
+        return Problem::at(&place(span), title, "the second time");
     }
+    let message = error.message().replace('\n', "; ");
+    Problem::at(&place(span), "this is not TOML", message)
 }
 
 struct Parser {
