@@ -4,9 +4,11 @@
 //! [`sys`]; everything else is plain or `async` code over it.
 #![deny(unsafe_code)]
 
+pub mod capability;
 pub mod error;
 pub mod id;
 pub mod interface;
+pub mod lease;
 pub mod rights;
 pub mod runtime;
 pub mod session;

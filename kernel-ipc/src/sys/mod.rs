@@ -3,5 +3,6 @@
 
 pub mod doorbell;
 pub mod futex;
+mod leased;
 pub mod memory;
 pub mod segment;

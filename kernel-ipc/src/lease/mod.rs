@@ -1,0 +1,33 @@
+//! Regions, leases and pins: payload that moves between processes without being copied.
+//!
+//! * A [`Region`] is shared memory with one writer, its owner. Whoever else maps it ([`RegionReader`]) can read all of it.
+//! * A [`Lender`] says in its table, which only it can write, who may use which range of which region: leases. A lease
+//!   is named by (lender, index, generation); range and holder are taken from the table, never from the name.
+//! * A [`Mapper`] gives leased bytes to the kernel, from its own read-only mapping: it pins the lease in a segment that
+//!   only it can write, looks again that the lease is still live, and unpins when the kernel is done.
+//! * A [`Holder`] that maps the region copies bytes out and looks again afterwards; it pins nothing.
+//! * A lender that takes a lease back never blocks: the index is *dying* until no unfenced mapper pins it, then free.
+//! * A [`StatusPage`], written by the keeper, says which epoch of each endpoint lives.
+//!
+//! The steps are named as in `docs/leases.md` (L1-L4, B1-B6, N0-N8); [`protocol`] has their loads, stores and fences,
+//! generic over [`protocol::Memory`], so that the models in this module run exactly the code that is shipped.
+
+mod holder;
+pub mod layout;
+mod lender;
+mod mapper;
+mod pins;
+pub mod protocol;
+mod ranges;
+mod region;
+mod status;
+mod view;
+
+pub use holder::{Held, Holder};
+pub use lender::{Ended, HolderLimits, Lend, LendError, Lender};
+pub use mapper::{Mapper, Pinned};
+pub use pins::{BadSegment, PinSegment};
+pub use ranges::Ranges;
+pub use region::{OutOfRange, ReaderSlice, Region, RegionReader, RegionSlice};
+pub use status::{StatusPage, StatusReader, StatusWord};
+pub use view::StaleLease;
