@@ -9,4 +9,4 @@
 
 mod table;
 
-pub use table::{Entry, Grant, Quota, Table};
+pub use table::{Grant, Quota, Table};

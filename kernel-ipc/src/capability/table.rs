@@ -7,36 +7,17 @@ use crate::wire::Handle;
 /// No entry: the end of the free list, and the value of an unused derivation link.
 const NONE: u32 = u32::MAX;
 
-/// A capability about to be given: what an entry will say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A capability without its handle: an object, rights to it, and a badge. What a host grants, and what an entry says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Grant {
-    /// The object, in the host's own terms. Plain data, because the table will outlive the process.
+    /// The object, as the host names it. Plain data: the table outlives the process.
     pub object: [u64; 2],
-    /// Which of the interface's object kinds `object` is.
+    /// The object's kind, numbered by the interface.
     pub kind: u8,
     /// What the holder may do with it.
     pub rights: Rights,
-    /// A word chosen by whoever minted the capability.
+    /// A word chosen by whoever minted the capability; the host sees it on every call.
     pub badge: u64,
-}
-
-/// A capability of one session, as its host sees it on a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The object, in the host's own terms.
-    pub object: [u64; 2],
-    /// Which of the interface's object kinds `object` is.
-    pub kind: u8,
-    /// What the holder may do with it.
-    pub rights: Rights,
-    /// A word chosen by whoever minted the capability.
-    pub badge: u64,
-}
-
-impl From<Grant> for Entry {
-    fn from(grant: Grant) -> Self {
-        Self { object: grant.object, kind: grant.kind, rights: grant.rights, badge: grant.badge }
-    }
 }
 
 /// Why [`Table::insert`] gave nothing: the session holds as many capabilities as it may, or has used up every index.
@@ -61,7 +42,7 @@ impl From<Quota> for Cause {
 struct Slot {
     /// Of the entry here, or of the next entry to come here.
     generation: u32,
-    entry: Option<Entry>,
+    entry: Option<Grant>,
     /// The next free index, while this one is free.
     next_free: u32,
     links: Links,
@@ -118,7 +99,7 @@ impl Table {
         self.first_free = slot.next_free;
         slot.next_free = NONE;
         slot.links = Links::UNUSED;
-        slot.entry = Some(grant.into());
+        slot.entry = Some(grant);
         self.live += 1;
         Ok(Handle { index, generation: slot.generation })
     }
@@ -128,7 +109,7 @@ impl Table {
     /// # Errors
     /// [`Cause::StaleHandle`] if it names nothing (any more), [`Cause::WrongKind`], [`Cause::RightsMissing`];
     /// in this order, so a stale handle says nothing about what replaced it.
-    pub fn lookup(&self, handle: Handle, kind: u8, rights: Rights) -> Result<&Entry, Cause> {
+    pub fn lookup(&self, handle: Handle, kind: u8, rights: Rights) -> Result<&Grant, Cause> {
         let entry = self.entry(handle)?;
         if entry.kind != kind {
             return Err(Cause::WrongKind);
@@ -143,7 +124,7 @@ impl Table {
     ///
     /// # Errors
     /// [`Cause::StaleHandle`] if it names nothing (any more).
-    pub fn entry(&self, handle: Handle) -> Result<&Entry, Cause> {
+    pub fn entry(&self, handle: Handle) -> Result<&Grant, Cause> {
         let slot = self.slots.get(handle.index as usize).ok_or(Cause::StaleHandle)?;
         if slot.generation != handle.generation {
             return Err(Cause::StaleHandle);
@@ -155,7 +136,7 @@ impl Table {
     ///
     /// # Errors
     /// [`Cause::StaleHandle`] if it names nothing (any more). Nothing was changed.
-    pub fn remove(&mut self, handle: Handle) -> Result<Entry, Cause> {
+    pub fn remove(&mut self, handle: Handle) -> Result<Grant, Cause> {
         let slot = self.slots.get_mut(handle.index as usize).ok_or(Cause::StaleHandle)?;
         if slot.generation != handle.generation {
             return Err(Cause::StaleHandle);
@@ -172,13 +153,13 @@ impl Table {
     }
 
     /// Takes every entry out, for a session that ends. O(indices).
-    pub fn drain(&mut self) -> Vec<Entry> {
+    pub fn drain(&mut self) -> Vec<Grant> {
         let handles: Vec<Handle> = self.iter().map(|(handle, _)| handle).collect();
         handles.into_iter().filter_map(|handle| self.remove(handle).ok()).collect()
     }
 
     /// Every entry with its handle, in order of index.
-    pub fn iter(&self) -> impl Iterator<Item = (Handle, &Entry)> {
+    pub fn iter(&self) -> impl Iterator<Item = (Handle, &Grant)> {
         self.slots.iter().zip(0u32..).filter_map(|(slot, index)| {
             slot.entry.as_ref().map(|entry| (Handle { index, generation: slot.generation }, entry))
         })

@@ -224,12 +224,8 @@ impl Lender {
         // L1: the ledger first, or a next incarnation would not know a lease that a mapper has pinned.
         let record = &mut self.ledger[index as usize];
         record.state = State::Lent(Lent { holder, length: lend.length, _keep: lend.keep });
-        let fields = Fields {
-            holder: holder.get(),
-            region: lend.region.get(),
-            offset: lend.offset,
-            length: lend.length,
-        };
+        let fields =
+            Fields { holder: holder.get(), region: lend.region.get(), offset: lend.offset, length: lend.length };
         protocol::publish(&self.table, index, record.generation, &fields);
         Ok(LeaseName { lender: self.id, index, generation: record.generation, length: lend.length })
     }

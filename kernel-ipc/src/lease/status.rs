@@ -95,7 +95,9 @@ impl StatusReader {
     /// Of the mapping; `InvalidData` if it is no status page of this version.
     pub fn open(fd: OwnedFd) -> io::Result<Self> {
         let memory = SegmentReader::open(fd, HEADER)?;
-        if memory.load_u64(header::MAGIC, Relaxed) != STATUS_MAGIC || memory.load_u64(header::VERSION, Relaxed) != VERSION {
+        if memory.load_u64(header::MAGIC, Relaxed) != STATUS_MAGIC
+            || memory.load_u64(header::VERSION, Relaxed) != VERSION
+        {
             return Err(BadSegment("not a status page of this version").into());
         }
         let lines = u64::try_from((memory.len() - HEADER) / STATUS).unwrap_or(0);

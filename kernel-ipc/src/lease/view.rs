@@ -161,7 +161,8 @@ impl View {
             return Err(StaleLease::NotYours);
         }
         let regions = self.regions.borrow();
-        let region = regions.iter().find(|region| region.id().get() == fields.region).ok_or(StaleLease::UnknownRegion)?;
+        let region =
+            regions.iter().find(|region| region.id().get() == fields.region).ok_or(StaleLease::UnknownRegion)?;
         let end = fields.offset.checked_add(fields.length).ok_or(StaleLease::OutOfRange)?;
         if end > region.len() as u64 {
             return Err(StaleLease::OutOfRange);

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use crate::error::Failure;
 use crate::id::{Epoch, Incarnation, SessionId};
 use crate::interface::{Description, Retry};
-use crate::rights::Rights;
 use crate::wire::{Handle, LeaseName, Violation};
 
+pub use crate::capability::Grant;
 pub use client::{ClientSession, Offer};
 pub use host::HostSession;
 
@@ -115,19 +115,6 @@ impl Deref for Payload {
             Held::Long(bytes) => bytes,
         }
     }
-}
-
-/// What a capability is before it has a handle: an object, rights to it, and a badge.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Grant {
-    /// The object, as the host names it. Plain data: the table outlives the process.
-    pub object: [u64; 2],
-    /// The object's kind, numbered by the interface.
-    pub kind: u8,
-    /// What the holder may do.
-    pub rights: Rights,
-    /// A word that the host sees on every call.
-    pub badge: u64,
 }
 
 /// What the two ends of a session know about it.
