@@ -9,6 +9,7 @@ mod order;
 
 use std::collections::BTreeMap;
 
+use kernel_ipc::rights::Rights;
 use serde_json::{Map, Value, json};
 
 use crate::manifest::{Checked, Component, Provide, Use};
@@ -23,19 +24,11 @@ use crate::value;
 /// Every problem, also those that parsing found.
 pub(crate) fn check(raw: Raw) -> Result<Checked, Report> {
     let mut report = raw.report;
-    let mut checker = Checker {
-        components: &raw.components,
-        problems: Vec::new(),
-        cyclic: Vec::new(),
-    };
+    let mut checker = Checker { components: &raw.components, problems: Vec::new(), cyclic: Vec::new() };
     let order = order::order(&raw.components);
     checker.problems = order.problems;
     checker.cyclic = order.cyclic;
-    let mut components: Vec<Component> = raw
-        .components
-        .iter()
-        .map(|component| checker.component(component))
-        .collect();
+    let mut components: Vec<Component> = raw.components.iter().map(|component| checker.component(component)).collect();
     checker.conflicts();
     report.problems.append(&mut checker.problems);
     if !report.problems.is_empty() {
@@ -43,10 +36,7 @@ pub(crate) fn check(raw: Raw) -> Result<Checked, Report> {
         return Err(report);
     }
     components.sort_by_key(|component| order.names.iter().position(|name| *name == component.name));
-    Ok(Checked {
-        system: raw.system.map_or_else(|| "atoll".into(), |name| name.text),
-        components,
-    })
+    Ok(Checked { system: raw.system.map_or_else(|| "atoll".into(), |name| name.text), components })
 }
 
 struct Checker<'r> {
@@ -60,16 +50,9 @@ impl<'r> Checker<'r> {
     fn component(&mut self, raw: &'r RawComponent) -> Component {
         let builtin = self.builtin(raw);
         let config = builtin.map_or(Value::Null, |builtin| self.config(raw, builtin));
-        let provides = raw
-            .provides
-            .iter()
-            .filter_map(|(name, interface)| self.provide(builtin, name, interface));
+        let provides = raw.provides.iter().filter_map(|(name, interface)| self.provide(builtin, name, interface));
         let provides = provides.collect();
-        let uses = raw
-            .uses
-            .iter()
-            .filter_map(|used| self.used(raw, builtin, used))
-            .collect();
+        let uses = raw.uses.iter().filter_map(|used| self.used(raw, builtin, used)).collect();
         if let Some(builtin) = builtin {
             self.needs(raw, builtin);
         }
@@ -85,21 +68,12 @@ impl<'r> Checker<'r> {
     fn builtin(&mut self, raw: &RawComponent) -> Option<&'static Builtin> {
         let Some(run) = &raw.run else {
             let title = format!("component `{}` does not say what it runs", raw.name.text);
-            self.problem(
-                Problem::at(&raw.name.place, title, "`run` is missing")
-                    .help("add run = \"builtin:NAME\""),
-            );
+            self.problem(Problem::at(&raw.name.place, title, "`run` is missing").help("add run = \"builtin:NAME\""));
             return None;
         };
-        let names: Vec<&str> = policy::builtins()
-            .iter()
-            .map(|builtin| builtin.name)
-            .collect();
+        let names: Vec<&str> = policy::builtins().iter().map(|builtin| builtin.name).collect();
         let Some(name) = run.text.strip_prefix("builtin:") else {
-            let title = format!(
-                "component `{}` runs something that is not built in",
-                raw.name.text
-            );
+            let title = format!("component `{}` runs something that is not built in", raw.name.text);
             let help = format!("write \"builtin:NAME\" with one of {}", list(&names));
             self.problem(Problem::at(&run.place, title, "not a built-in component").help(help));
             return None;
@@ -121,11 +95,8 @@ impl<'r> Checker<'r> {
         let names: Vec<&str> = builtin.config.iter().map(|field| field.name).collect();
         for (key, given) in &raw.config {
             let Some(field) = builtin.config.iter().find(|field| field.name == key.text) else {
-                let title = format!(
-                    "builtin:{} has no configuration field `{}`",
-                    builtin.name,
-                    key.text.escape_debug()
-                );
+                let title =
+                    format!("builtin:{} has no configuration field `{}`", builtin.name, key.text.escape_debug());
                 let help = match value::nearest(&key.text, names.iter().copied()) {
                     Some(near) => format!("did you mean `{near}`?"),
                     None if names.is_empty() => "it takes no configuration".into(),
@@ -137,34 +108,20 @@ impl<'r> Checker<'r> {
             match config::meaning(field, given) {
                 Ok(value) => drop(object.insert(field.name.into(), value)),
                 Err(reason) => {
-                    let title = format!(
-                        "bad value for `{}` of component `{}`",
-                        field.name, raw.name.text
-                    );
+                    let title = format!("bad value for `{}` of component `{}`", field.name, raw.name.text);
                     self.problem(Problem::at(&given.place, title, reason));
                 }
             }
         }
-        for field in builtin
-            .config
-            .iter()
-            .filter(|field| !raw.config.iter().any(|(key, _)| key.text == field.name))
-        {
+        for field in builtin.config.iter().filter(|field| !raw.config.iter().any(|(key, _)| key.text == field.name)) {
             match field.default {
                 Default::Absent => {}
                 Default::Bytes(bytes) => drop(object.insert(field.name.into(), json!(bytes))),
                 Default::Flag(flag) => drop(object.insert(field.name.into(), json!(flag))),
                 Default::Required => {
-                    let title = format!(
-                        "component `{}` needs a value for `{}`",
-                        raw.name.text, field.name
-                    );
+                    let title = format!("component `{}` needs a value for `{}`", raw.name.text, field.name);
                     let label = format!("builtin:{} cannot do without", builtin.name);
-                    let help = format!(
-                        "add it to config = {{ {} = {} }}",
-                        field.name,
-                        config::example(field.kind)
-                    );
+                    let help = format!("add it to config = {{ {} = {} }}", field.name, config::example(field.kind));
                     self.problem(Problem::at(&raw.name.place, title, label).help(help));
                 }
             }
@@ -172,96 +129,57 @@ impl<'r> Checker<'r> {
         Value::Object(object)
     }
 
-    fn provide(
-        &mut self,
-        builtin: Option<&Builtin>,
-        name: &Word,
-        interface: &Word,
-    ) -> Option<Provide> {
+    fn provide(&mut self, builtin: Option<&Builtin>, name: &Word, interface: &Word) -> Option<Provide> {
         let known = self.interface(interface)?;
         if let Some(builtin) = builtin {
-            let Some(offer) = builtin
-                .provides
-                .iter()
-                .find(|offer| offer.name == name.text)
-            else {
+            let Some(offer) = builtin.provides.iter().find(|offer| offer.name == name.text) else {
                 let names: Vec<&str> = builtin.provides.iter().map(|offer| offer.name).collect();
                 let help = match names.as_slice() {
                     [] => "it serves nothing".into(),
                     names => format!("it serves {}", list(names)),
                 };
-                let title = format!(
-                    "builtin:{} has no endpoint `{}`",
-                    builtin.name,
-                    name.text.escape_debug()
-                );
+                let title = format!("builtin:{} has no endpoint `{}`", builtin.name, name.text.escape_debug());
                 self.problem(Problem::at(&name.place, title, "not served by it").help(help));
                 return None;
             };
             if offer.interface != known.name {
-                let title = format!(
-                    "builtin:{} does not serve {} on `{}`",
-                    builtin.name, known.name, name.text
-                );
+                let title = format!("builtin:{} does not serve {} on `{}`", builtin.name, known.name, name.text);
                 let label = format!("it serves {}", offer.interface);
                 self.problem(Problem::at(&interface.place, title, label));
                 return None;
             }
         }
-        Some(Provide {
-            name: name.text.clone(),
-            interface: known.name.into(),
-        })
+        Some(Provide { name: name.text.clone(), interface: known.name.into() })
     }
 
     fn interface(&mut self, word: &Word) -> Option<&'static Interface> {
         let known = policy::interface(&word.text);
         if known.is_none() {
             let family = word.text.split('/').next().unwrap_or_default();
-            let names: Vec<&str> = policy::interfaces()
-                .iter()
-                .map(|interface| interface.name)
-                .collect();
-            let version = names
-                .iter()
-                .find(|name| name.split('/').next() == Some(family));
+            let names: Vec<&str> = policy::interfaces().iter().map(|interface| interface.name).collect();
+            let version = names.iter().find(|name| name.split('/').next() == Some(family));
             let shown = word.text.escape_debug();
             self.problem(match version {
-                Some(version) => Problem::at(
-                    &word.place,
-                    format!("this build does not have `{shown}`"),
-                    "wrong interface version",
-                )
-                .help(format!("it has {version}")),
-                None => Problem::at(
-                    &word.place,
-                    format!("there is no interface `{shown}`"),
-                    "unknown",
-                )
-                .help(format!("the interfaces are {}", list(&names))),
+                Some(version) => {
+                    Problem::at(&word.place, format!("this build does not have `{shown}`"), "wrong interface version")
+                        .help(format!("it has {version}"))
+                }
+                None => Problem::at(&word.place, format!("there is no interface `{shown}`"), "unknown")
+                    .help(format!("the interfaces are {}", list(&names))),
             });
         }
         known
     }
 
-    fn used(
-        &mut self,
-        raw: &RawComponent,
-        builtin: Option<&Builtin>,
-        used: &RawUse,
-    ) -> Option<Use> {
+    fn used(&mut self, raw: &RawComponent, builtin: Option<&Builtin>, used: &RawUse) -> Option<Use> {
         if self.cyclic.contains(&used.place) {
             return None;
         }
-        let need = builtin
-            .and_then(|builtin| builtin.uses.iter().find(|need| need.name == used.name.text));
+        let need = builtin.and_then(|builtin| builtin.uses.iter().find(|need| need.name == used.name.text));
         if let (Some(builtin), None) = (builtin, need) {
             let names: Vec<&str> = builtin.uses.iter().map(|need| need.name).collect();
-            let title = format!(
-                "builtin:{} does not use anything called `{}`",
-                builtin.name,
-                used.name.text.escape_debug()
-            );
+            let title =
+                format!("builtin:{} does not use anything called `{}`", builtin.name, used.name.text.escape_debug());
             let help = match names.as_slice() {
                 [] => "it uses nothing".into(),
                 names => format!("it uses {}", list(names)),
@@ -280,15 +198,9 @@ impl<'r> Checker<'r> {
             && need.interface != interface.name
             && let Some(from) = &used.from
         {
-            let title = format!(
-                "use `{}` of component `{}` gets the wrong interface",
-                used.name.text, raw.name.text
-            );
+            let title = format!("use `{}` of component `{}` gets the wrong interface", used.name.text, raw.name.text);
             let label = format!("builtin:{} speaks {} here", builtin.name, need.interface);
-            self.problem(
-                Problem::at(&from.place, title, label)
-                    .and(&declared, format!("this is {}", interface.name)),
-            );
+            self.problem(Problem::at(&from.place, title, label).and(&declared, format!("this is {}", interface.name)));
             return None;
         }
         let rights = self.rights(used, &endpoint, interface, &declared);
@@ -313,23 +225,11 @@ impl<'r> Checker<'r> {
         };
         let shown = from.text.escape_debug();
         let Some((component, endpoint)) = from.text.split_once('.') else {
-            self.problem(Problem::at(
-                &from.place,
-                format!("`{shown}` names no endpoint"),
-                "write component.endpoint",
-            ));
+            self.problem(Problem::at(&from.place, format!("`{shown}` names no endpoint"), "write component.endpoint"));
             return None;
         };
-        let Some(provider) = self
-            .components
-            .iter()
-            .find(|found| found.name.text == component)
-        else {
-            let names: Vec<&str> = self
-                .components
-                .iter()
-                .map(|found| found.name.text.as_str())
-                .collect();
+        let Some(provider) = self.components.iter().find(|found| found.name.text == component) else {
+            let names: Vec<&str> = self.components.iter().map(|found| found.name.text.as_str()).collect();
             let help = match value::nearest(component, names.iter().copied()) {
                 Some(near) => format!("did you mean `{near}.{endpoint}`?"),
                 None => format!("the components are {}", list(&names)),
@@ -338,56 +238,27 @@ impl<'r> Checker<'r> {
             self.problem(Problem::at(&from.place, title, "not in this manifest").help(help));
             return None;
         };
-        let Some((_, interface)) = provider
-            .provides
-            .iter()
-            .find(|(name, _)| name.text == endpoint)
-        else {
-            let names: Vec<&str> = provider
-                .provides
-                .iter()
-                .map(|(name, _)| name.text.as_str())
-                .collect();
-            let title = format!(
-                "component `{component}` does not provide `{}`",
-                endpoint.escape_debug()
-            );
+        let Some((_, interface)) = provider.provides.iter().find(|(name, _)| name.text == endpoint) else {
+            let names: Vec<&str> = provider.provides.iter().map(|(name, _)| name.text.as_str()).collect();
+            let title = format!("component `{component}` does not provide `{}`", endpoint.escape_debug());
             let label = match names.as_slice() {
                 [] => "it provides nothing".into(),
                 names => format!("it provides {}", list(names)),
             };
-            self.problem(
-                Problem::at(&from.place, title, "no such endpoint")
-                    .and(&provider.name.place, label),
-            );
+            self.problem(Problem::at(&from.place, title, "no such endpoint").and(&provider.name.place, label));
             return None;
         };
         // An unknown interface is reported where it is declared.
         let known = policy::interface(&interface.text)?;
-        Some((
-            component.into(),
-            from.text.clone(),
-            known,
-            interface.place.clone(),
-        ))
+        Some((component.into(), from.text.clone(), known, interface.place.clone()))
     }
 
-    fn rights(
-        &mut self,
-        used: &RawUse,
-        endpoint: &str,
-        interface: &Interface,
-        declared: &Place,
-    ) -> u32 {
-        let mut bits = 0;
+    fn rights(&mut self, used: &RawUse, endpoint: &str, interface: &Interface, declared: &Place) -> Rights {
+        let mut bits = Rights::empty();
         for right in used.rights.iter().flatten() {
             let names: Vec<&str> = interface.rights.iter().map(|(name, _)| *name).collect();
-            match interface
-                .rights
-                .iter()
-                .find(|(name, _)| *name == right.text)
-            {
-                Some((_, bit)) => bits |= bit,
+            match interface.rights.iter().find(|(name, _)| *name == right.text) {
+                Some((_, bit)) => bits |= *bit,
                 None => {
                     let shown = right.text.escape_debug();
                     let title = format!("`{endpoint}` does not offer the right `{shown}`");
@@ -396,11 +267,7 @@ impl<'r> Checker<'r> {
                         Some(near) => format!("did you mean `{near}`?"),
                         None => format!("its rights are {}", list(&names)),
                     };
-                    self.problem(
-                        Problem::at(&right.place, title, label)
-                            .and(declared, "its interface")
-                            .help(help),
-                    );
+                    self.problem(Problem::at(&right.place, title, label).and(declared, "its interface").help(help));
                 }
             }
         }
@@ -417,9 +284,8 @@ impl<'r> Checker<'r> {
     ) -> Value {
         let mut object = Map::new();
         let given = [(Narrowing::Path, &used.path), (Narrowing::Tcp, &used.tcp)];
-        for (narrowing, word) in given
-            .iter()
-            .filter_map(|(narrowing, word)| word.as_ref().map(|word| (*narrowing, word)))
+        for (narrowing, word) in
+            given.iter().filter_map(|(narrowing, word)| word.as_ref().map(|word| (*narrowing, word)))
         {
             if interface.narrowing != Some(narrowing) {
                 let title = format!("`{}` does not narrow `{endpoint}`", narrowing.key());
@@ -428,9 +294,7 @@ impl<'r> Checker<'r> {
                 continue;
             }
             let value = match narrowing {
-                Narrowing::Path => {
-                    value::absolute_path(&word.text).map(|()| Some(word.text.clone()))
-                }
+                Narrowing::Path => value::absolute_path(&word.text).map(|()| Some(word.text.clone())),
                 Narrowing::Tcp => tcp(raw, builtin, &word.text),
             };
             match value {
@@ -442,11 +306,7 @@ impl<'r> Checker<'r> {
                 }
             }
         }
-        let listens = used
-            .rights
-            .iter()
-            .flatten()
-            .any(|right| right.text == "listen");
+        let listens = used.rights.iter().flatten().any(|right| right.text == "listen");
         if interface.narrowing == Some(Narrowing::Tcp) && listens && used.tcp.is_none() {
             let title = format!("use `{}` may listen, but not say where", used.name.text);
             let help = "add tcp = \"config.listen\" or tcp = \"127.0.0.1:8080\"";
@@ -461,10 +321,8 @@ impl<'r> Checker<'r> {
             let Some(used) = raw.uses.iter().find(|used| used.name.text == need.name) else {
                 let title = format!("component `{}` has no use `{}`", raw.name.text, need.name);
                 let label = format!("builtin:{} needs {}", builtin.name, need.interface);
-                let help = format!(
-                    "add uses.{} = {{ from = \"component.endpoint\", rights = {:?} }}",
-                    need.name, need.rights
-                );
+                let help =
+                    format!("add uses.{} = {{ from = \"component.endpoint\", rights = {:?} }}", need.name, need.rights);
                 self.problem(Problem::at(&raw.name.place, title, label).help(help));
                 continue;
             };
@@ -472,17 +330,10 @@ impl<'r> Checker<'r> {
                 continue;
             }
             let Some(rights) = &used.rights else { continue };
-            let absent: Vec<&str> = need
-                .rights
-                .iter()
-                .copied()
-                .filter(|right| !rights.iter().any(|given| given.text == **right))
-                .collect();
+            let absent: Vec<&str> =
+                need.rights.iter().copied().filter(|right| !rights.iter().any(|given| given.text == **right)).collect();
             if !absent.is_empty() {
-                let title = format!(
-                    "use `{}` of component `{}` has too few rights",
-                    used.name.text, raw.name.text
-                );
+                let title = format!("use `{}` of component `{}` has too few rights", used.name.text, raw.name.text);
                 let label = format!("builtin:{} also needs {}", builtin.name, list(&absent));
                 self.problem(Problem::at(&used.place, title, label));
             }
@@ -493,10 +344,7 @@ impl<'r> Checker<'r> {
     fn conflicts(&mut self) {
         let mut taken: BTreeMap<(&str, String), (&RawComponent, &Place)> = BTreeMap::new();
         for raw in self.components {
-            let name = raw
-                .run
-                .as_ref()
-                .and_then(|run| run.text.strip_prefix("builtin:"));
+            let name = raw.run.as_ref().and_then(|run| run.text.strip_prefix("builtin:"));
             let Some(builtin) = name.and_then(policy::builtin) else {
                 continue;
             };
@@ -516,17 +364,10 @@ impl<'r> Checker<'r> {
                     Kind::Size { .. } | Kind::Flag => continue,
                 };
                 if let Some((other, place)) = taken.get(&(what, identity.clone())) {
-                    let title = format!(
-                        "components `{}` and `{}` want the same {what}",
-                        other.name.text, raw.name.text
-                    );
-                    let problem = Problem::at(
-                        &given.place,
-                        title,
-                        format!("`{identity}` is already taken"),
-                    );
-                    self.problems
-                        .push(problem.and(place, format!("by component `{}`", other.name.text)));
+                    let title =
+                        format!("components `{}` and `{}` want the same {what}", other.name.text, raw.name.text);
+                    let problem = Problem::at(&given.place, title, format!("`{identity}` is already taken"));
+                    self.problems.push(problem.and(place, format!("by component `{}`", other.name.text)));
                 } else {
                     taken.insert((what, identity), (raw, &given.place));
                 }
@@ -540,35 +381,20 @@ impl<'r> Checker<'r> {
 }
 
 /// The address of `tcp = "config.KEY"` or `tcp = "IP:PORT"`; nothing when what it refers to is reported already.
-fn tcp(
-    raw: &RawComponent,
-    builtin: Option<&Builtin>,
-    text: &str,
-) -> Result<Option<String>, String> {
+fn tcp(raw: &RawComponent, builtin: Option<&Builtin>, text: &str) -> Result<Option<String>, String> {
     let Some(key) = text.strip_prefix("config.") else {
         return value::address(text)
             .map(|address| Some(address.to_string()))
             .map_err(|reason| format!("{reason}, or config.KEY"));
     };
     let field = builtin.and_then(|builtin| builtin.config.iter().find(|field| field.name == key));
-    let given = raw
-        .config
-        .iter()
-        .find(|(name, _)| name.text == key)
-        .map(|(_, given)| given);
-    match (
-        field.map(|field| field.kind),
-        given.map(|given| &given.literal),
-    ) {
-        (Some(Kind::Address), Some(Literal::Text(address))) => Ok(value::address(address)
-            .ok()
-            .map(|address| address.to_string())),
+    let given = raw.config.iter().find(|(name, _)| name.text == key).map(|(_, given)| given);
+    match (field.map(|field| field.kind), given.map(|given| &given.literal)) {
+        (Some(Kind::Address), Some(Literal::Text(address))) => {
+            Ok(value::address(address).ok().map(|address| address.to_string()))
+        }
         (Some(Kind::Address), _) => Ok(None),
         (Some(_), _) => Err(format!("config.{key} is no address")),
-        (None, _) => Err(format!(
-            "component `{}` has no config.{}",
-            raw.name.text,
-            key.escape_debug()
-        )),
+        (None, _) => Err(format!("component `{}` has no config.{}", raw.name.text, key.escape_debug())),
     }
 }

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use kernel_ipc::rights::Rights;
 use serde::{Deserialize, Serialize};
 
 use crate::report::Report;
@@ -64,8 +65,8 @@ pub struct Use {
     pub endpoint: String,
     /// Its interface with version, for example `atoll.fs/1`.
     pub interface: String,
-    /// The granted rights, as the bits of `kernel_ipc::rights::Rights`.
-    pub rights: u32,
+    /// The granted rights.
+    pub rights: Rights,
     /// What narrows the root capability: `{"path": "/www"}`, `{"tcp": "127.0.0.1:8080"}` or `{}`.
     pub attenuation: serde_json::Value,
 }

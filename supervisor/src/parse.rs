@@ -74,31 +74,18 @@ pub(crate) struct Raw {
 pub(crate) fn parse(origin: Origin<'_>, sets: &[String]) -> Result<Raw, Report> {
     let source = read(origin)?;
     let text = source.text.clone();
-    let mut report = Report {
-        sources: vec![source],
-        problems: Vec::new(),
-    };
+    let mut report = Report { sources: vec![source], problems: Vec::new() };
     let (document, errors) = DeTable::parse_recoverable(&text);
     if !errors.is_empty() {
         // One key given twice makes every key below it a duplicate too: say it once.
         let duplicate = errors.iter().position(is_duplicate);
-        let told = |(index, error): &(usize, &toml::de::Error)| {
-            !is_duplicate(error) || Some(*index) == duplicate
-        };
+        let told = |(index, error): &(usize, &toml::de::Error)| !is_duplicate(error) || Some(*index) == duplicate;
         let errors = errors.iter().enumerate().filter(told);
-        report.problems = errors
-            .map(|(_, error)| syntax_problem(error, &text))
-            .collect();
+        report.problems = errors.map(|(_, error)| syntax_problem(error, &text)).collect();
         report.sort();
         return Err(report);
     }
-    let mut parser = Parser {
-        raw: Raw {
-            report,
-            system: None,
-            components: Vec::new(),
-        },
-    };
+    let mut parser = Parser { raw: Raw { report, system: None, components: Vec::new() } };
     parser.document(&document);
     for set in sets {
         parser.set(set);
@@ -109,26 +96,16 @@ pub(crate) fn parse(origin: Origin<'_>, sets: &[String]) -> Result<Raw, Report> 
 fn read(origin: Origin<'_>) -> Result<Source, Report> {
     let path = match origin {
         Origin::Embedded => {
-            return Ok(Source {
-                name: "systems/web.toml (built in)".into(),
-                text: EMBEDDED.into(),
-            });
+            return Ok(Source { name: "systems/web.toml (built in)".into(), text: EMBEDDED.into() });
         }
         Origin::Text { name, text } => {
-            return Ok(Source {
-                name: name.into(),
-                text: text.into(),
-            });
+            return Ok(Source { name: name.into(), text: text.into() });
         }
         Origin::Path(path) => path,
     };
     let name = path.display().to_string();
-    let cannot = |reason: String| {
-        Report::general(format!("cannot read the manifest {name}: {reason}"), None)
-    };
-    let length = std::fs::metadata(path)
-        .map_err(|error| cannot(reason(&error)))?
-        .len();
+    let cannot = |reason: String| Report::general(format!("cannot read the manifest {name}: {reason}"), None);
+    let length = std::fs::metadata(path).map_err(|error| cannot(reason(&error)))?.len();
     if length > LARGEST_MANIFEST_BYTES {
         return Err(cannot("it is larger than 1 MiB".into()));
     }
@@ -137,11 +114,7 @@ fn read(origin: Origin<'_>) -> Result<Source, Report> {
         Ok(text) => Ok(Source { name, text }),
         Err(error) => {
             let good = error.utf8_error().valid_up_to();
-            let line = error.as_bytes()[..good]
-                .iter()
-                .filter(|byte| **byte == b'\n')
-                .count()
-                + 1;
+            let line = error.as_bytes()[..good].iter().filter(|byte| **byte == b'\n').count() + 1;
             Err(cannot(format!("line {line} is not UTF-8 text")))
         }
     }
@@ -182,11 +155,7 @@ type Entry<'t> = (Word, &'t Spanned<DeValue<'t>>);
 
 impl Parser {
     fn document(&mut self, document: &Spanned<DeTable<'_>>) {
-        let entries = self.fields(
-            document.get_ref(),
-            &["atoll", "system", "component"],
-            "a manifest",
-        );
+        let entries = self.fields(document.get_ref(), &["atoll", "system", "component"], "a manifest");
         let mut version_seen = false;
         for (key, value) in entries {
             match key.text.as_str() {
@@ -205,25 +174,16 @@ impl Parser {
             );
         }
         if self.raw.components.is_empty() && self.raw.report.problems.is_empty() {
-            self.problem(
-                Problem::general("the manifest has no component").help("add a `[component.NAME]`"),
-            );
+            self.problem(Problem::general("the manifest has no component").help("add a `[component.NAME]`"));
         }
     }
 
     fn version(&mut self, value: &Spanned<DeValue<'_>>) {
-        let number = value
-            .get_ref()
-            .as_integer()
-            .and_then(|i| i64::from_str_radix(i.as_str(), i.radix()).ok());
+        let number = value.get_ref().as_integer().and_then(|i| i64::from_str_radix(i.as_str(), i.radix()).ok());
         if number != Some(1) {
             self.problem(
-                Problem::at(
-                    &place(value.span()),
-                    "unknown manifest version",
-                    "this build reads version 1",
-                )
-                .help("write `atoll = 1`, or use the `atoll` that this manifest was written for"),
+                Problem::at(&place(value.span()), "unknown manifest version", "this build reads version 1")
+                    .help("write `atoll = 1`, or use the `atoll` that this manifest was written for"),
             );
         }
     }
@@ -255,13 +215,8 @@ impl Parser {
     }
 
     fn component(&mut self, name: Word, table: &DeTable<'_>) -> RawComponent {
-        let mut component = RawComponent {
-            name,
-            run: None,
-            uses: Vec::new(),
-            provides: Vec::new(),
-            config: Vec::new(),
-        };
+        let mut component =
+            RawComponent { name, run: None, uses: Vec::new(), provides: Vec::new(), config: Vec::new() };
         let what = format!("component `{}`", component.name.text);
         for (key, value) in self.fields(table, &["run", "uses", "provides", "config"], &what) {
             match key.text.as_str() {
@@ -286,14 +241,7 @@ impl Parser {
                 continue;
             };
             let place = name.place.clone();
-            let mut used = RawUse {
-                name,
-                place,
-                from: None,
-                rights: None,
-                path: None,
-                tcp: None,
-            };
+            let mut used = RawUse { name, place, from: None, rights: None, path: None, tcp: None };
             for (key, value) in self.fields(table, &["from", "rights", "path", "tcp"], &what) {
                 match key.text.as_str() {
                     "from" => used.from = self.text(value, "`from`"),
@@ -330,20 +278,11 @@ impl Parser {
             .map(|(key, value)| {
                 let literal = match value.get_ref() {
                     DeValue::String(text) => Literal::Text(text.to_string()),
-                    DeValue::Integer(i) => {
-                        Literal::Integer(u64::from_str_radix(i.as_str(), i.radix()).ok())
-                    }
+                    DeValue::Integer(i) => Literal::Integer(u64::from_str_radix(i.as_str(), i.radix()).ok()),
                     DeValue::Boolean(flag) => Literal::Flag(*flag),
                     other => Literal::Other(type_name(other)),
                 };
-                (
-                    key,
-                    RawValue {
-                        literal,
-                        place: place(value.span()),
-                        set: false,
-                    },
-                )
+                (key, RawValue { literal, place: place(value.span()), set: false })
             })
             .collect()
     }
@@ -352,14 +291,8 @@ impl Parser {
     fn set(&mut self, argument: &str) {
         const PREFIX: &str = "--set ";
         let source = self.raw.report.sources.len();
-        self.raw.report.sources.push(Source {
-            name: "command line".into(),
-            text: format!("{PREFIX}{argument}"),
-        });
-        let at = |span: Range<usize>| Place {
-            source,
-            span: span.start + PREFIX.len()..span.end + PREFIX.len(),
-        };
+        self.raw.report.sources.push(Source { name: "command line".into(), text: format!("{PREFIX}{argument}") });
+        let at = |span: Range<usize>| Place { source, span: span.start + PREFIX.len()..span.end + PREFIX.len() };
         let target = argument.split_once('=').and_then(|(target, value)| {
             let (component, key) = target.split_once('.')?;
             (!component.is_empty() && !key.is_empty()).then_some((component, key, value))
@@ -367,54 +300,27 @@ impl Parser {
         let Some((component, key, value)) = target else {
             let whole = at(0..argument.len());
             self.problem(
-                Problem::at(
-                    &whole,
-                    "`--set` does not have the form component.key=VALUE",
-                    "",
-                )
-                .help("for example: --set httpd.listen=127.0.0.1:0"),
+                Problem::at(&whole, "`--set` does not have the form component.key=VALUE", "")
+                    .help("for example: --set httpd.listen=127.0.0.1:0"),
             );
             return;
         };
         let component_place = at(0..component.len());
         let key_place = at(component.len() + 1..component.len() + 1 + key.len());
         let value_place = at(argument.len() - value.len()..argument.len());
-        let Some(found) = self
-            .raw
-            .components
-            .iter_mut()
-            .find(|found| found.name.text == component)
-        else {
-            let names: Vec<&str> = self
-                .raw
-                .components
-                .iter()
-                .map(|found| found.name.text.as_str())
-                .collect();
-            let mut problem = Problem::at(
-                &component_place,
-                format!("the manifest has no component `{component}`"),
-                "not found",
-            );
+        let Some(found) = self.raw.components.iter_mut().find(|found| found.name.text == component) else {
+            let names: Vec<&str> = self.raw.components.iter().map(|found| found.name.text.as_str()).collect();
+            let mut problem =
+                Problem::at(&component_place, format!("the manifest has no component `{component}`"), "not found");
             if !names.is_empty() {
                 problem = problem.help(format!("the components are {}", list(&names)));
             }
             self.problem(problem);
             return;
         };
-        let value = RawValue {
-            literal: Literal::Text(value.into()),
-            place: value_place,
-            set: true,
-        };
+        let value = RawValue { literal: Literal::Text(value.into()), place: value_place, set: true };
         found.config.retain(|(old, _)| old.text != key);
-        found.config.push((
-            Word {
-                text: key.into(),
-                place: key_place,
-            },
-            value,
-        ));
+        found.config.push((Word { text: key.into(), place: key_place }, value));
     }
 
     /// The entries of `table` whose keys are in `known`; the others are reported.
@@ -425,17 +331,11 @@ impl Parser {
                 good.push((key, value));
                 continue;
             }
-            let problem = Problem::at(
-                &key.place,
-                format!("unknown field `{}` in {what}", key.text),
-                "not known here",
-            );
-            self.problem(
-                problem.help(match nearest(&key.text, known.iter().copied()) {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None => format!("the fields are {}", list(known)),
-                }),
-            );
+            let problem = Problem::at(&key.place, format!("unknown field `{}` in {what}", key.text), "not known here");
+            self.problem(problem.help(match nearest(&key.text, known.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("the fields are {}", list(known)),
+            }));
         }
         good
     }
@@ -443,21 +343,12 @@ impl Parser {
     fn name(&mut self, word: &Word, what: &str) {
         if let Err(reason) = crate::value::name(&word.text) {
             self.problem(
-                Problem::at(
-                    &word.place,
-                    format!("bad {what} name `{}`", word.text.escape_debug()),
-                    "",
-                )
-                .help(reason),
+                Problem::at(&word.place, format!("bad {what} name `{}`", word.text.escape_debug()), "").help(reason),
             );
         }
     }
 
-    fn table<'t>(
-        &mut self,
-        value: &'t Spanned<DeValue<'t>>,
-        what: &str,
-    ) -> Option<&'t DeTable<'t>> {
+    fn table<'t>(&mut self, value: &'t Spanned<DeValue<'t>>, what: &str) -> Option<&'t DeTable<'t>> {
         let table = value.get_ref().as_table();
         if table.is_none() {
             self.wrong_type(value, what, "a table");
@@ -470,10 +361,7 @@ impl Parser {
             self.wrong_type(value, what, "text in quotes");
             return None;
         };
-        Some(Word {
-            text: text.into(),
-            place: place(value.span()),
-        })
+        Some(Word { text: text.into(), place: place(value.span()) })
     }
 
     fn words(&mut self, value: &Spanned<DeValue<'_>>, what: &str) -> Option<Vec<Word>> {
@@ -481,12 +369,7 @@ impl Parser {
             self.wrong_type(value, what, "a list of words");
             return None;
         };
-        Some(
-            array
-                .iter()
-                .filter_map(|item| self.text(item, &format!("each of {what}")))
-                .collect(),
-        )
+        Some(array.iter().filter_map(|item| self.text(item, &format!("each of {what}"))).collect())
     }
 
     fn wrong_type(&mut self, value: &Spanned<DeValue<'_>>, what: &str, expected: &str) {
@@ -507,15 +390,7 @@ impl Parser {
 fn entries<'t>(table: &'t DeTable<'t>) -> Vec<Entry<'t>> {
     let mut entries: Vec<Entry<'t>> = table
         .iter()
-        .map(|(key, value)| {
-            (
-                Word {
-                    text: key.get_ref().to_string(),
-                    place: place(key.span()),
-                },
-                value,
-            )
-        })
+        .map(|(key, value)| (Word { text: key.get_ref().to_string(), place: place(key.span()) }, value))
         .collect();
     entries.sort_by_key(|(key, _)| key.place.span.start);
     entries

@@ -3,13 +3,15 @@
 //! * The checks of a manifest are made against these tables and nothing else.
 //! * A built-in's endpoint and use names are part of its program, so a manifest cannot rename them.
 
+use kernel_ipc::rights::Rights;
+
 /// One interface version and the rights that a manifest can name for it.
 #[derive(Clone, Copy, Debug)]
 pub struct Interface {
     /// Name with version, for example `atoll.block/1`.
     pub name: &'static str,
     /// Lower-case name and bit of each right.
-    pub rights: &'static [(&'static str, u32)],
+    pub rights: &'static [(&'static str, Rights)],
     /// What a `uses` entry may narrow it by.
     pub narrowing: Option<Narrowing>,
 }
@@ -47,36 +49,36 @@ const INTERFACES: &[Interface] = &[
     Interface {
         name: "atoll.block/1",
         rights: &[
-            ("read", 1),
-            ("write", 1 << 1),
-            ("grant", 1 << 2),
-            ("map", 1 << 3),
-            ("flush", 1 << 8),
+            ("read", Rights::READ),
+            ("write", Rights::WRITE),
+            ("grant", Rights::GRANT),
+            ("map", Rights::MAP),
+            ("flush", Rights::of_interface(0)),
         ],
         narrowing: None,
     },
     Interface {
         name: "atoll.fs/1",
         rights: &[
-            ("read", 1),
-            ("write", 1 << 1),
-            ("grant", 1 << 2),
-            ("map", 1 << 3),
-            ("lookup", 1 << 8),
-            ("create", 1 << 9),
-            ("remove", 1 << 10),
-            ("admin", 1 << 11),
+            ("read", Rights::READ),
+            ("write", Rights::WRITE),
+            ("grant", Rights::GRANT),
+            ("map", Rights::MAP),
+            ("lookup", Rights::of_interface(0)),
+            ("create", Rights::of_interface(1)),
+            ("remove", Rights::of_interface(2)),
+            ("admin", Rights::of_interface(3)),
         ],
         narrowing: Some(Narrowing::Path),
     },
     Interface {
         name: "atoll.net/1",
         rights: &[
-            ("read", 1),
-            ("write", 1 << 1),
-            ("grant", 1 << 2),
-            ("map", 1 << 3),
-            ("listen", 1 << 8),
+            ("read", Rights::READ),
+            ("write", Rights::WRITE),
+            ("grant", Rights::GRANT),
+            ("map", Rights::MAP),
+            ("listen", Rights::of_interface(0)),
         ],
         narrowing: Some(Narrowing::Tcp),
     },
@@ -174,82 +176,35 @@ const BUILTINS: &[Builtin] = &[
     Builtin {
         name: "block-file",
         config: &[
-            Field {
-                name: "path",
-                kind: Kind::HostPath,
-                default: Default::Required,
-            },
-            Field {
-                name: "size",
-                kind: Kind::Size {
-                    least: MIB,
-                    most: 64 * TIB,
-                },
-                default: Default::Absent,
-            },
-            Field {
-                name: "create",
-                kind: Kind::Flag,
-                default: Default::Flag(false),
-            },
+            Field { name: "path", kind: Kind::HostPath, default: Default::Required },
+            Field { name: "size", kind: Kind::Size { least: MIB, most: 64 * TIB }, default: Default::Absent },
+            Field { name: "create", kind: Kind::Flag, default: Default::Flag(false) },
         ],
         uses: &[],
-        provides: &[Offer {
-            name: "disk",
-            interface: "atoll.block/1",
-        }],
+        provides: &[Offer { name: "disk", interface: "atoll.block/1" }],
     },
     Builtin {
         name: "fs-server",
         config: &[Field {
             name: "cache",
-            kind: Kind::Size {
-                least: 4 * MIB,
-                most: TIB,
-            },
+            kind: Kind::Size { least: 4 * MIB, most: TIB },
             default: Default::Bytes(64 * MIB),
         }],
-        uses: &[Need {
-            name: "disk",
-            interface: "atoll.block/1",
-            rights: &["read", "write", "flush", "map"],
-        }],
-        provides: &[Offer {
-            name: "root",
-            interface: "atoll.fs/1",
-        }],
+        uses: &[Need { name: "disk", interface: "atoll.block/1", rights: &["read", "write", "flush", "map"] }],
+        provides: &[Offer { name: "root", interface: "atoll.fs/1" }],
     },
     Builtin {
         name: "net-host",
         config: &[],
-        uses: &[Need {
-            name: "pages",
-            interface: "atoll.block/1",
-            rights: &["map"],
-        }],
-        provides: &[Offer {
-            name: "net",
-            interface: "atoll.net/1",
-        }],
+        uses: &[Need { name: "pages", interface: "atoll.block/1", rights: &["map"] }],
+        provides: &[Offer { name: "net", interface: "atoll.net/1" }],
     },
     Builtin {
         name: "httpd",
-        config: &[Field {
-            name: "listen",
-            kind: Kind::Address,
-            default: Default::Required,
-        }],
+        config: &[Field { name: "listen", kind: Kind::Address, default: Default::Required }],
         uses: &[
-            Need {
-                name: "root",
-                interface: "atoll.fs/1",
-                rights: &["lookup", "read"],
-            },
-            Need {
-                name: "net",
-                interface: "atoll.net/1",
-                rights: &["listen"],
-            },
+            Need { name: "root", interface: "atoll.fs/1", rights: &["lookup", "read"] },
+            Need { name: "net", interface: "atoll.net/1", rights: &["listen"] },
         ],
         provides: &[],
     },

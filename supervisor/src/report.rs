@@ -41,20 +41,12 @@ pub struct Problem {
 impl Problem {
     /// A problem of the whole input, such as a file that cannot be read.
     pub fn general(title: impl Into<String>) -> Self {
-        Self {
-            title: title.into(),
-            primary: None,
-            others: Vec::new(),
-            help: None,
-        }
+        Self { title: title.into(), primary: None, others: Vec::new(), help: None }
     }
 
     /// A problem at `place`; `label` is printed under the marked text.
     pub fn at(place: &Place, title: impl Into<String>, label: impl Into<String>) -> Self {
-        Self {
-            primary: Some((place.clone(), label.into())),
-            ..Self::general(title)
-        }
+        Self { primary: Some((place.clone(), label.into())), ..Self::general(title) }
     }
 
     /// Marks another place that has to do with it.
@@ -104,14 +96,8 @@ pub struct Fact {
 impl Report {
     /// A report with one problem that has no place.
     pub fn general(title: impl Into<String>, help: Option<String>) -> Self {
-        let problem = Problem {
-            help,
-            ..Problem::general(title)
-        };
-        Self {
-            sources: Vec::new(),
-            problems: vec![problem],
-        }
+        let problem = Problem { help, ..Problem::general(title) };
+        Self { sources: Vec::new(), problems: vec![problem] }
     }
 
     /// The problems, in the order of the text.
@@ -121,11 +107,7 @@ impl Report {
 
     /// The text for a person, each problem in the form of a compiler's error.
     pub fn render(&self, colours: bool) -> String {
-        let renderer = if colours {
-            Renderer::styled()
-        } else {
-            Renderer::plain()
-        };
+        let renderer = if colours { Renderer::styled() } else { Renderer::plain() };
         let renderer = renderer.decor_style(DecorStyle::Ascii);
         let mut text = String::new();
         for problem in &self.problems {
@@ -133,28 +115,17 @@ impl Report {
             text.push_str("\n\n");
         }
         let count = self.problems.len();
-        text.push_str(&format!(
-            "{count} problem{}\n",
-            if count == 1 { "" } else { "s" }
-        ));
+        text.push_str(&format!("{count} problem{}\n", if count == 1 { "" } else { "s" }));
         text
     }
 
     /// The same as data.
     pub fn facts(&self) -> Vec<Fact> {
-        self.problems
-            .iter()
-            .map(|problem| self.fact(problem))
-            .collect()
+        self.problems.iter().map(|problem| self.fact(problem)).collect()
     }
 
     pub(crate) fn sort(&mut self) {
-        let position = |problem: &Problem| {
-            problem
-                .primary
-                .as_ref()
-                .map(|(place, _)| (place.source, place.span.start))
-        };
+        let position = |problem: &Problem| problem.primary.as_ref().map(|(place, _)| (place.source, place.span.start));
         self.problems.sort_by_key(position);
     }
 
@@ -180,31 +151,19 @@ impl Report {
     }
 
     fn groups<'a>(&'a self, problem: &'a Problem) -> Vec<Group<'a>> {
-        let mut group =
-            Level::ERROR
-                .primary_title(problem.title.as_str())
-                .elements(std::iter::empty::<
-                    Snippet<'a, annotate_snippets::Annotation<'a>>,
-                >());
+        let mut group = Level::ERROR
+            .primary_title(problem.title.as_str())
+            .elements(std::iter::empty::<Snippet<'a, annotate_snippets::Annotation<'a>>>());
         let mut marks: Vec<(&Place, &str, AnnotationKind)> = Vec::new();
         if let Some((place, label)) = &problem.primary {
             marks.push((place, label, AnnotationKind::Primary));
         }
-        marks.extend(
-            problem
-                .others
-                .iter()
-                .map(|(place, label)| (place, label.as_str(), AnnotationKind::Context)),
-        );
+        marks.extend(problem.others.iter().map(|(place, label)| (place, label.as_str(), AnnotationKind::Context)));
         for (index, source) in self.in_order_of_first_mark(&marks) {
             let mut snippet = Snippet::source(source.text.as_str()).path(source.name.as_str());
             for (place, label, kind) in marks.iter().filter(|(place, ..)| place.source == index) {
                 let annotation = kind.span(clamp(&source.text, &place.span));
-                snippet = snippet.annotation(if label.is_empty() {
-                    annotation
-                } else {
-                    annotation.label(*label)
-                });
+                snippet = snippet.annotation(if label.is_empty() { annotation } else { annotation.label(*label) });
             }
             group = group.element(snippet);
         }
@@ -214,10 +173,7 @@ impl Report {
         vec![group]
     }
 
-    fn in_order_of_first_mark(
-        &self,
-        marks: &[(&Place, &str, AnnotationKind)],
-    ) -> Vec<(usize, &Source)> {
+    fn in_order_of_first_mark(&self, marks: &[(&Place, &str, AnnotationKind)]) -> Vec<(usize, &Source)> {
         let mut order: Vec<(usize, &Source)> = Vec::new();
         for (place, ..) in marks {
             if let Some(source) = self.sources.get(place.source)
@@ -255,8 +211,5 @@ fn clamp(text: &str, span: &Range<usize>) -> Range<usize> {
 fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = &text[..clamp(text, &(offset..offset)).start];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (
-        before.matches('\n').count() + 1,
-        before[line_start..].chars().count() + 1,
-    )
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }

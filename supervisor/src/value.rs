@@ -2,23 +2,16 @@
 
 use std::net::SocketAddr;
 
+use protocol::fs::{NAME_MAX, PATH_MAX};
+
 /// Bytes of a size such as `64MiB`, `4096` or `1 GiB`.
 ///
 /// # Errors
 /// What is wrong with it, and how a size is written.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, u32); 6] = [
-        ("", 0),
-        ("B", 0),
-        ("KiB", 10),
-        ("MiB", 20),
-        ("GiB", 30),
-        ("TiB", 40),
-    ];
+    const UNITS: [(&str, u32); 6] = [("", 0), ("B", 0), ("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40)];
     let text = text.trim();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit = unit.trim_start();
     if number.is_empty() {
@@ -62,15 +55,11 @@ pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
         return Ok(address);
     }
     if text.parse::<std::net::IpAddr>().is_ok() {
-        return Err(
-            "the port is missing: write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080".into(),
-        );
+        return Err("the port is missing: write IP:PORT, such as 127.0.0.1:8080 or [::1]:8080".into());
     }
     if let Some((host, port)) = text.rsplit_once(':') {
         if port.parse::<u16>().is_err() {
-            return Err(format!(
-                "`{port}` is no port: ports are 0 (any free one) to 65535"
-            ));
+            return Err(format!("`{port}` is no port: ports are 0 (any free one) to 65535"));
         }
         if host == "localhost" {
             return Err(format!("names are not looked up: write 127.0.0.1:{port}"));
@@ -87,8 +76,8 @@ pub(crate) fn absolute_path(text: &str) -> Result<(), String> {
     if !text.starts_with('/') {
         return Err("the path must start with `/`".into());
     }
-    if text.len() > 4096 {
-        return Err("a path has at most 4096 bytes".into());
+    if text.len() > 1 + PATH_MAX {
+        return Err(format!("a path has at most {PATH_MAX} bytes"));
     }
     if text.contains('\0') {
         return Err("a path cannot contain NUL".into());
@@ -100,7 +89,7 @@ pub(crate) fn absolute_path(text: &str) -> Result<(), String> {
         match part {
             "" => return Err("the path has an empty part: no `//`, and no `/` at its end".into()),
             "." | ".." => return Err(format!("`{part}` is not allowed in a path")),
-            _ if part.len() > 255 => return Err("a name has at most 255 bytes".into()),
+            _ if part.len() > NAME_MAX => return Err(format!("a name has at most {NAME_MAX} bytes")),
             _ => {}
         }
     }
@@ -114,24 +103,16 @@ pub(crate) fn absolute_path(text: &str) -> Result<(), String> {
 pub(crate) fn name(text: &str) -> Result<(), String> {
     let good = text.starts_with(|c: char| c.is_ascii_lowercase())
         && text.len() <= 32
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if good {
         Ok(())
     } else {
-        Err(
-            "names are a-z, 0-9 and `-`, start with a letter, and have at most 32 characters"
-                .into(),
-        )
+        Err("names are a-z, 0-9 and `-`, start with a letter, and have at most 32 characters".into())
     }
 }
 
 /// The candidate that `word` was probably meant to be.
-pub(crate) fn nearest<'a>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > 64 {
         return None;
     }

@@ -8,13 +8,7 @@ use std::path::{Path, PathBuf};
 use supervisor::manifest::{EMBEDDED, Manifest, Origin};
 
 fn load_text(text: &str) -> Result<supervisor::manifest::Checked, supervisor::report::Report> {
-    Manifest::load(
-        Origin::Text {
-            name: "test.toml",
-            text,
-        },
-        &[],
-    )
+    Manifest::load(Origin::Text { name: "test.toml", text }, &[])
 }
 
 #[test]
@@ -23,29 +17,16 @@ fn every_bad_manifest_gets_its_text() {
     let mut manifests: Vec<PathBuf> = std::fs::read_dir(&directory)
         .expect("the directory is part of the source")
         .map(|entry| entry.expect("its entries can be read").path())
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "toml")
-        })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
         .collect();
     manifests.sort();
     assert!(manifests.len() >= 30, "the examples are missing");
     let mut different = Vec::new();
     for manifest in manifests {
-        let name = manifest
-            .file_name()
-            .expect("a file")
-            .to_string_lossy()
-            .into_owned();
+        let name = manifest.file_name().expect("a file").to_string_lossy().into_owned();
         let text = std::fs::read_to_string(&manifest).expect("an example can be read");
-        let report = Manifest::load(
-            Origin::Text {
-                name: &name,
-                text: &text,
-            },
-            &[],
-        )
-        .expect_err(&format!("{name} must be refused"));
+        let report = Manifest::load(Origin::Text { name: &name, text: &text }, &[])
+            .expect_err(&format!("{name} must be refused"));
         let found = report.render(false);
         let expected = manifest.with_extension("txt");
         if std::env::var_os("ATOLL_BLESS").is_some() {
@@ -71,18 +52,13 @@ fn a_file_that_is_not_text_is_refused_with_the_line() {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     std::fs::write(file.path(), b"atoll = 1\n\xff\n").expect("it can be written");
     let report = Manifest::load(Origin::Path(file.path()), &[]).unwrap_err();
-    assert!(
-        report.to_string().contains("line 2 is not UTF-8"),
-        "{report}"
-    );
+    assert!(report.to_string().contains("line 2 is not UTF-8"), "{report}");
 }
 
 #[test]
 fn a_bad_set_points_into_the_argument() {
     let sets = |text: &str| {
-        Manifest::load(Origin::Embedded, &[text.to_string()])
-            .expect_err("it must be refused")
-            .render(false)
+        Manifest::load(Origin::Embedded, &[text.to_string()]).expect_err("it must be refused").render(false)
     };
     let expected = include_str!("manifests/set.expected");
     let found = [
@@ -108,9 +84,7 @@ fn a_bad_set_points_into_the_argument() {
 fn facts_carry_file_line_and_column() {
     let text = EMBEDDED.replace("fs.root", "files.root");
     let facts = load_text(&text).unwrap_err().facts();
-    let [fact] = facts.as_slice() else {
-        panic!("{facts:?}")
-    };
+    let [fact] = facts.as_slice() else { panic!("{facts:?}") };
     assert_eq!(fact.file.as_deref(), Some("test.toml"));
     assert_eq!((fact.line, fact.column), (Some(20), Some(22)));
     assert_eq!(fact.message, "there is no component `files`");
@@ -118,15 +92,7 @@ fn facts_carry_file_line_and_column() {
 
 #[test]
 fn several_problems_are_reported_at_once_in_the_order_of_the_text() {
-    let text = EMBEDDED
-        .replace("fs.root", "files.root")
-        .replace("64MiB", "64MB")
-        .replace("atoll.net/1", "atoll.net/9");
-    let lines: Vec<_> = load_text(&text)
-        .unwrap_err()
-        .facts()
-        .iter()
-        .map(|fact| fact.line)
-        .collect();
+    let text = EMBEDDED.replace("fs.root", "files.root").replace("64MiB", "64MB").replace("atoll.net/1", "atoll.net/9");
+    let lines: Vec<_> = load_text(&text).unwrap_err().facts().iter().map(|fact| fact.line).collect();
     assert_eq!(lines, [Some(12), Some(16), Some(20)]);
 }

@@ -4,13 +4,7 @@ use proptest::prelude::*;
 use supervisor::manifest::{EMBEDDED, Manifest, Origin};
 
 fn load(text: &str, sets: &[String]) {
-    if let Err(report) = Manifest::load(
-        Origin::Text {
-            name: "fuzz.toml",
-            text,
-        },
-        sets,
-    ) {
+    if let Err(report) = Manifest::load(Origin::Text { name: "fuzz.toml", text }, sets) {
         assert!(!report.problems().is_empty());
         assert!(!report.render(false).is_empty());
         assert!(!report.render(true).is_empty());

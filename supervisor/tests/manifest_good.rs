@@ -6,34 +6,19 @@ use supervisor::report::Report;
 
 fn load(text: &str, sets: &[&str]) -> Result<Checked, Report> {
     let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
-    Manifest::load(
-        Origin::Text {
-            name: "test.toml",
-            text,
-        },
-        &sets,
-    )
+    Manifest::load(Origin::Text { name: "test.toml", text }, &sets)
 }
 
 #[test]
 fn the_embedded_manifest_is_good() {
     let checked = Manifest::load(Origin::Embedded, &[]).expect("systems/web.toml is good");
     assert_eq!(checked.system, "web");
-    let names: Vec<&str> = checked
-        .components
-        .iter()
-        .map(|component| component.name.as_str())
-        .collect();
+    let names: Vec<&str> = checked.components.iter().map(|component| component.name.as_str()).collect();
     assert_eq!(names, ["disk", "fs", "net", "httpd"]);
-    let [disk, fs, net, httpd] = checked.components.as_slice() else {
-        panic!("four components")
-    };
-    assert_eq!(
-        disk.config,
-        json!({"path": "disk.img", "size": 4u64 << 30, "create": true})
-    );
+    let [disk, fs, net, httpd] = checked.components.as_slice() else { panic!("four components") };
+    assert_eq!(disk.config, json!({"path": "disk.img", "size": 4u64 << 30, "create": true}));
     assert_eq!(fs.config, json!({"cache": 64 << 20}));
-    assert_eq!(fs.uses[0].rights, 1 | 1 << 1 | 1 << 3 | 1 << 8);
+    assert_eq!(fs.uses[0].rights.bits(), 1 | 1 << 1 | 1 << 3 | 1 << 8);
     assert_eq!(net.config, json!({}));
     assert_eq!(net.uses[0].attenuation, json!({}));
     assert_eq!(httpd.builtin, "httpd");
@@ -48,11 +33,7 @@ fn the_embedded_manifest_is_good() {
 fn a_set_changes_the_value_and_what_refers_to_it() {
     let checked = Manifest::load(
         Origin::Embedded,
-        &[
-            "httpd.listen=127.0.0.1:0".into(),
-            "disk.size=1GiB".into(),
-            "disk.create=false".into(),
-        ],
+        &["httpd.listen=127.0.0.1:0".into(), "disk.size=1GiB".into(), "disk.create=false".into()],
     )
     .expect("good overrides");
     let httpd = &checked.components[3];
@@ -75,16 +56,9 @@ fn components_start_after_what_they_use_wherever_they_stand() {
         config = { path = "disk.img" }
     "#;
     let checked = load(text, &[]).expect("good");
-    let names: Vec<&str> = checked
-        .components
-        .iter()
-        .map(|component| component.name.as_str())
-        .collect();
+    let names: Vec<&str> = checked.components.iter().map(|component| component.name.as_str()).collect();
     assert_eq!(names, ["z-disk", "a-files"]);
-    assert_eq!(
-        checked.components[0].config,
-        json!({"path": "disk.img", "create": false})
-    );
+    assert_eq!(checked.components[0].config, json!({"path": "disk.img", "create": false}));
     assert_eq!(checked.components[1].config, json!({"cache": 64 << 20}));
 }
 
@@ -92,24 +66,13 @@ fn components_start_after_what_they_use_wherever_they_stand() {
 fn a_checked_system_can_be_stored_and_read_back() {
     let checked = Manifest::load(Origin::Embedded, &[]).expect("good");
     let stored = serde_json::to_string(&checked).expect("it is plain data");
-    assert_eq!(
-        serde_json::from_str::<Checked>(&stored).expect("it reads back"),
-        checked
-    );
+    assert_eq!(serde_json::from_str::<Checked>(&stored).expect("it reads back"), checked);
 }
 
 #[test]
 fn the_last_set_of_a_field_counts() {
-    let checked = Manifest::load(
-        Origin::Embedded,
-        &[
-            "httpd.listen=127.0.0.1:1".into(),
-            "httpd.listen=127.0.0.1:2".into(),
-        ],
-    )
-    .expect("good");
-    assert_eq!(
-        checked.components[3].config,
-        json!({"listen": "127.0.0.1:2"})
-    );
+    let checked =
+        Manifest::load(Origin::Embedded, &["httpd.listen=127.0.0.1:1".into(), "httpd.listen=127.0.0.1:2".into()])
+            .expect("good");
+    assert_eq!(checked.components[3].config, json!({"listen": "127.0.0.1:2"}));
 }

@@ -18,25 +18,17 @@ pub(super) fn meaning(field: &Field, given: &RawValue) -> Result<Value, String> 
                 Literal::Other(found) => return Err(expected(field.kind, found)),
             };
             if bytes < least {
-                return Err(format!(
-                    "the smallest possible is {}",
-                    value::show_size(least)
-                ));
+                return Err(format!("the smallest possible is {}", value::show_size(least)));
             }
             if bytes > most {
-                return Err(format!(
-                    "the largest possible is {}",
-                    value::show_size(most)
-                ));
+                return Err(format!("the largest possible is {}", value::show_size(most)));
             }
             if !bytes.is_multiple_of(4096) {
                 return Err("this is not a multiple of 4KiB".into());
             }
             Ok(json!(bytes))
         }
-        (Kind::Address, Literal::Text(text)) => {
-            value::address(text).map(|address| json!(address.to_string()))
-        }
+        (Kind::Address, Literal::Text(text)) => value::address(text).map(|address| json!(address.to_string())),
         (Kind::HostPath, Literal::Text(text)) => match text.as_str() {
             "" => Err("the path is empty".into()),
             text if text.contains('\0') => Err("a path cannot contain NUL".into()),
