@@ -4,7 +4,9 @@
 //! [`sys`]; everything else is plain or `async` code over it.
 #![deny(unsafe_code)]
 
+pub mod broker;
 pub mod capability;
+pub mod component;
 pub mod error;
 pub mod id;
 pub mod interface;

@@ -1,0 +1,399 @@
+//! What a component (or guest) and the supervisor say to each other over the control socket.
+//!
+//! - One unix `SOCK_SEQPACKET` socket per component, file descriptor 3 of its process; a guest connects to
+//!   `STATE/atoll.sock`. A message is one packet: a JSON object of at most [`MAX_MESSAGE`] bytes, and the file
+//!   descriptors that its documentation lists, in that order.
+//! - The control socket is not on the data path: it opens sessions, introduces mappers to lenders, and carries news of
+//!   deaths. Calls go through the segments that it passed.
+//! - Neither end trusts the other: a message that does not decode, is too long, lost descriptors on its way, or comes
+//!   with a number of descriptors other than its kind allows is a [`ChannelError::Protocol`]; the reader closes the
+//!   connection.
+//! - Messages of one direction arrive in the order in which they were sent. What the order means is said at each message.
+
+mod channel;
+
+use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{Epoch, Incarnation, LenderId, RegionId, Rights, SessionId};
+
+pub use channel::{Channel, ChannelError};
+
+/// Version of this protocol; both ends must speak the same one (there is one binary per node).
+pub const PROTOCOL: u32 = 1;
+
+/// Longest message, in bytes of JSON.
+pub const MAX_MESSAGE: usize = 64 << 10;
+
+/// Most file descriptors that any message carries.
+pub const MAX_DESCRIPTORS: usize = 4;
+
+/// The file descriptor of the control socket in a component's process.
+pub const CONTROL_FD: i32 = 3;
+
+/// A message with its file descriptors counted.
+pub trait Message: Serialize + for<'de> Deserialize<'de> {
+    /// How many file descriptors travel with this message.
+    fn descriptors(&self) -> RangeInclusive<usize>;
+}
+
+/// The supervisor's greeting: who this process is, and all that its manifest entry says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The component's name in the manifest, or the guest's.
+    pub name: String,
+    /// The node's name (`[system] name`).
+    pub system: String,
+    /// This run.
+    pub incarnation: Incarnation,
+    /// The epoch of this component's endpoints.
+    pub epoch: Epoch,
+    /// Names this run's ledger of leases.
+    pub lender: LenderId,
+    /// The first of [`REGIONS_PER_INCARNATION`] region ids that belong to this run.
+    pub first_region: RegionId,
+    /// Which entry of the status page is this component's.
+    pub status_entry: u32,
+    /// The state directory, absolute; also the working directory of components.
+    pub state_dir: String,
+    /// The manifest's `config`, with `--set` applied.
+    pub config: Value,
+    /// The sessions that it may open.
+    pub uses: Vec<UseInfo>,
+    /// The endpoints that it must provide before it is ready.
+    pub provides: Vec<ProvideInfo>,
+}
+
+/// How many regions one run may publish.
+pub const REGIONS_PER_INCARNATION: u64 = 1024;
+
+/// A session that a component may open: one `uses.NAME` of its manifest entry.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UseInfo {
+    /// What the component calls it.
+    pub name: String,
+    /// The endpoint, as `component.endpoint`.
+    pub endpoint: String,
+    /// Its interface, with version.
+    pub interface: String,
+    /// The rights of the root capability.
+    pub rights: Rights,
+}
+
+/// An endpoint that a component provides: one `provides.NAME` of its manifest entry.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ProvideInfo {
+    /// The endpoint's name within the component.
+    pub name: String,
+    /// Its interface, with version.
+    pub interface: String,
+}
+
+/// From the supervisor to a component or guest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "kebab-case")]
+pub enum ToComponent {
+    /// First message. Descriptors: the status page (read-only), the write end of this run's fence.
+    Welcome(Box<Welcome>),
+    /// The supervisor refuses to talk to this guest; the connection ends.
+    Rejected {
+        /// For people.
+        reason: String,
+    },
+    /// Answers `Open`. Every introduction that the session's leases need has been acknowledged before.
+    /// Descriptor: the S-segment.
+    Opened {
+        /// Which `Open` this answers.
+        request: u64,
+        /// The session.
+        session: SessionId,
+        /// The epoch of the endpoint.
+        epoch: Epoch,
+        /// The incarnation that serves it.
+        host: Incarnation,
+        /// The host's entry of the status page.
+        status_entry: u32,
+    },
+    /// Answers `Open`: there is no session.
+    OpenFailed {
+        /// Which `Open` this answers.
+        request: u64,
+        /// Why.
+        error: OpenError,
+    },
+    /// Someone wants a session with an endpoint of yours; answer `Serving` or `Refused`. Descriptor: the C-segment.
+    Serve(Box<Serve>),
+    /// The client of this session is gone: close it, take back what that incarnation held.
+    ClientGone {
+        /// The session that ended.
+        session: SessionId,
+        /// Its client.
+        client: Incarnation,
+    },
+    /// The host of this session died: outstanding calls end, the S-segment is final.
+    HostGone {
+        /// The session that ended.
+        session: SessionId,
+    },
+    /// Make this memory your pin segment for a lender: map it, seal it, write its header, answer `PinsAdopted`.
+    /// Descriptor: a fresh memfd that the keeper made.
+    AdoptPins {
+        /// The lender.
+        lender: LenderId,
+        /// How many leases it must count.
+        capacity: u32,
+    },
+    /// You may map what this lender lends; it has attached your pin segment. Answer `LenderMet`.
+    /// Descriptor: the lease table.
+    MeetLender {
+        /// The lender.
+        lender: LenderId,
+        /// The lender's epoch.
+        epoch: Epoch,
+        /// The lender's entry of the status page.
+        status_entry: u32,
+    },
+    /// Leases of this lender may name this region. Comes after `MeetLender`. Descriptor: the region.
+    MeetRegion {
+        /// The lender.
+        lender: LenderId,
+        /// The region.
+        region: RegionId,
+    },
+    /// The lender is dead: no new pin; unmap its table and regions when nothing of them is pinned any more.
+    LenderGone {
+        /// The lender.
+        lender: LenderId,
+    },
+    /// You lend to components which this mapper serves. Attach its pins before you answer `PinsAttached`.
+    /// Descriptor: the pin segment.
+    AttachPins {
+        /// The mapper.
+        mapper: Incarnation,
+        /// The mapper's epoch.
+        epoch: Epoch,
+        /// The mapper's entry of the status page.
+        status_entry: u32,
+    },
+    /// The kernel has let go of every page of this dead mapper: its pins no longer count.
+    MapperFenced {
+        /// The mapper.
+        mapper: Incarnation,
+    },
+    /// Answer with `Counters`.
+    AskCounters {
+        /// To match the answer.
+        request: u64,
+    },
+    /// End in order: finish accepted calls, make state durable, exit with success.
+    Stop,
+}
+
+/// A session that a host is asked to serve.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Serve {
+    /// The session.
+    pub session: SessionId,
+    /// The endpoint's name within the component.
+    pub endpoint: String,
+    /// Epoch that both segments must carry.
+    pub epoch: Epoch,
+    /// The client's incarnation: the holder of the leases that are lent to it.
+    pub client: Incarnation,
+    /// The client's name.
+    pub client_name: String,
+    /// The client's entry of the status page.
+    pub status_entry: u32,
+    /// The rights of the root capability.
+    pub rights: Rights,
+    /// What else narrows the root capability: `{"path": "/www"}`, `{"tcp": "127.0.0.1:8080"}`; null if nothing.
+    pub attenuation: Value,
+}
+
+/// From a component or guest to the supervisor.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "message", rename_all = "kebab-case")]
+pub enum ToSupervisor {
+    /// First message, of guests and components alike.
+    Hello {
+        /// [`PROTOCOL`].
+        protocol: u32,
+        /// What a guest calls itself; components are known by their socket.
+        program: String,
+    },
+    /// This run lends. Sent once, before any lease. Descriptor: the lease table.
+    Lends {
+        /// Entries of the table.
+        capacity: u32,
+    },
+    /// A region that leases of this run may name. Descriptor: the region.
+    Region {
+        /// One of the ids given in `Welcome`.
+        region: RegionId,
+    },
+    /// Calls to this endpoint will be answered.
+    Provides {
+        /// The endpoint's name within the component.
+        endpoint: String,
+        /// The interface of the service behind it; must be the manifest's.
+        interface: String,
+    },
+    /// All endpoints are provided and everything works: dependants may start.
+    Ready,
+    /// Open a session. Descriptor: the C-segment.
+    Open {
+        /// To match the answer.
+        request: u64,
+        /// A component: the name of one of its `uses`. A guest: `component.endpoint`, or `control`.
+        endpoint: String,
+        /// The interface that the client speaks.
+        interface: String,
+    },
+    /// Answers `Serve`. Descriptor: the S-segment.
+    Serving {
+        /// The session.
+        session: SessionId,
+    },
+    /// Answers `Serve`: no session.
+    Refused {
+        /// The session.
+        session: SessionId,
+        /// For people.
+        reason: String,
+    },
+    /// The client ends a session, or the host closes it because of what the client did.
+    Close {
+        /// The session.
+        session: SessionId,
+        /// Why, if the peer misbehaved.
+        violation: Option<String>,
+    },
+    /// Answers `AdoptPins`: the segment is sealed and has its header.
+    PinsAdopted {
+        /// The lender.
+        lender: LenderId,
+    },
+    /// Answers `MeetLender` and `MeetRegion`.
+    LenderMet {
+        /// The lender.
+        lender: LenderId,
+        /// The region, if it answers `MeetRegion`.
+        region: Option<RegionId>,
+        /// Whether it could be mapped.
+        error: Option<String>,
+    },
+    /// Answers `AttachPins`.
+    PinsAttached {
+        /// The mapper.
+        mapper: Incarnation,
+    },
+    /// A fact about this component for `atoll ps`, such as `listen`.
+    Report {
+        /// Its name.
+        key: String,
+        /// Its value.
+        value: Value,
+    },
+    /// Answers `AskCounters`.
+    Counters {
+        /// Which question.
+        request: u64,
+        /// The counters.
+        counters: CounterValues,
+    },
+    /// This run cannot go on; it exits with failure after this message.
+    Failed {
+        /// For people.
+        reason: String,
+    },
+}
+
+/// What a component did with payload since it started, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterValues {
+    /// Bytes lent.
+    pub leased: u64,
+    /// Bytes read once to check them.
+    pub verified: u64,
+    /// Bytes copied in user space.
+    pub copied: u64,
+}
+
+/// Why a session could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum OpenError {
+    /// The manifest does not give this component such a session, or no such endpoint exists.
+    Unknown,
+    /// The endpoint speaks another interface or version.
+    Interface {
+        /// The one that it speaks.
+        speaks: String,
+    },
+    /// The host failed and is not started again, or the node is ending.
+    Unavailable {
+        /// For people.
+        reason: String,
+    },
+    /// The host refused.
+    Refused {
+        /// The host's words.
+        reason: String,
+    },
+}
+
+impl std::fmt::Display for OpenError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            OpenError::Unknown => f.write_str("the manifest gives no such session"),
+            OpenError::Interface { speaks } => write!(f, "the endpoint speaks {speaks}"),
+            OpenError::Unavailable { reason } => write!(f, "not available: {reason}"),
+            OpenError::Refused { reason } => write!(f, "refused: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+impl Message for ToComponent {
+    fn descriptors(&self) -> RangeInclusive<usize> {
+        match self {
+            ToComponent::Welcome(_) => 2..=2,
+            ToComponent::Opened { .. } | ToComponent::Serve(_) => 1..=1,
+            ToComponent::AdoptPins { .. } | ToComponent::MeetLender { .. } => 1..=1,
+            ToComponent::MeetRegion { .. } | ToComponent::AttachPins { .. } => 1..=1,
+            ToComponent::Rejected { .. }
+            | ToComponent::OpenFailed { .. }
+            | ToComponent::ClientGone { .. }
+            | ToComponent::HostGone { .. }
+            | ToComponent::LenderGone { .. }
+            | ToComponent::MapperFenced { .. }
+            | ToComponent::AskCounters { .. }
+            | ToComponent::Stop => 0..=0,
+        }
+    }
+}
+
+impl Message for ToSupervisor {
+    fn descriptors(&self) -> RangeInclusive<usize> {
+        match self {
+            ToSupervisor::Lends { .. }
+            | ToSupervisor::Region { .. }
+            | ToSupervisor::Open { .. }
+            | ToSupervisor::Serving { .. } => 1..=1,
+            ToSupervisor::Hello { .. }
+            | ToSupervisor::Provides { .. }
+            | ToSupervisor::Ready
+            | ToSupervisor::Refused { .. }
+            | ToSupervisor::Close { .. }
+            | ToSupervisor::PinsAdopted { .. }
+            | ToSupervisor::LenderMet { .. }
+            | ToSupervisor::PinsAttached { .. }
+            | ToSupervisor::Report { .. }
+            | ToSupervisor::Counters { .. }
+            | ToSupervisor::Failed { .. } => 0..=0,
+        }
+    }
+}
