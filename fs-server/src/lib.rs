@@ -1,2 +1,18 @@
-//! `fs-server`.
+//! The file system of Atoll: copy-on-write, checksummed, on a block device that it shares with nobody.
+//!
+//! The core makes no system calls: it is `async` code over the traits of [`device`], and runs the same under a
+//! deterministic executor with a simulated device as in the server.
 #![deny(unsafe_code)]
+
+pub mod check;
+pub mod device;
+pub mod error;
+pub mod format;
+pub mod image;
+pub mod report;
+pub mod sync;
+
+pub use check::check;
+pub use error::{Error, Structure};
+pub use image::check_image;
+pub use report::{Problem, Progress, Report};

@@ -1,0 +1,68 @@
+//! What a check found.
+
+use crate::error::Structure;
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// What is damaged.
+    pub structure: Structure,
+    /// Block it lies in (0 if it has none of its own).
+    pub block: u64,
+    /// What is wrong, in words.
+    pub what: String,
+}
+
+/// Result of a check.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The first problems found, at most [`Report::MAX_PROBLEMS`].
+    pub problems: Vec<Problem>,
+    /// All problems found.
+    pub problem_count: u64,
+    /// Damaged copies of metadata whose other copy is good: nothing is lost, but nothing protects it any more.
+    pub damaged_copies: u64,
+    /// Generation of the checkpoint that was checked.
+    pub generation: u64,
+    /// Regular files.
+    pub files: u64,
+    /// Directories.
+    pub directories: u64,
+    /// Blocks of the volume.
+    pub blocks: u64,
+    /// Blocks in use.
+    pub used_blocks: u64,
+    /// Blocks of file data whose checksums were verified.
+    pub data_blocks: u64,
+    /// Nodes of the tree (each counted once).
+    pub nodes: u64,
+    /// Blocks marked used that nothing refers to.
+    pub leaked_blocks: u64,
+}
+
+impl Report {
+    /// Problems that are kept with their text.
+    pub const MAX_PROBLEMS: usize = 100;
+
+    /// True if nothing is wrong.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.problem_count == 0 && self.leaked_blocks == 0 && self.damaged_copies == 0
+    }
+
+    pub(crate) fn add(&mut self, structure: Structure, block: u64, what: impl Into<String>) {
+        self.problem_count += 1;
+        if self.problems.len() < Self::MAX_PROBLEMS {
+            self.problems.push(Problem { structure, block, what: what.into() });
+        }
+    }
+}
+
+/// How far a check is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Blocks looked at so far.
+    pub checked_blocks: u64,
+    /// Blocks in use, all of which will be looked at.
+    pub total_blocks: u64,
+}
