@@ -21,6 +21,8 @@
 //! }
 //! ```
 
+mod connection;
+
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::path::Path;
@@ -32,8 +34,10 @@ use serde_json::Value;
 
 use crate::broker::{CounterValues, OpenError};
 use crate::lease::{Lender, Mapper, Region};
-use crate::session::{ClientSession, Grant, Service, SessionInfo};
+use crate::session::{Grant, Service, SessionInfo};
 use crate::{Epoch, Incarnation, RegionId};
+
+pub use connection::{Connection, Reopen};
 
 /// What ends a component. Its text goes to the component's log and to whoever waits for it to start.
 pub type Error = Box<dyn std::error::Error>;
@@ -43,8 +47,8 @@ pub trait Client {
     /// The interface with version, `"atoll.fs/1"`.
     const INTERFACE: &'static str;
 
-    /// Takes over a session whose root capability is of this interface.
-    fn from_session(session: ClientSession) -> Self;
+    /// Takes over a connection whose root capability is of this interface.
+    fn from_connection(connection: Connection) -> Self;
 }
 
 /// Why a session was not opened.
