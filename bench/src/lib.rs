@@ -1,2 +1,5 @@
-//! `bench`.
+//! Measurements, each beside its floor in the same run.
 #![deny(unsafe_code)]
+
+pub mod http;
+pub mod report;
