@@ -182,3 +182,6 @@ impl Table {
         Ok(index)
     }
 }
+
+#[cfg(test)]
+mod tests;

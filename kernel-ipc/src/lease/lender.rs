@@ -398,3 +398,6 @@ impl Attached {
         self.status.as_ref().is_some_and(|line| line.fenced_epoch() >= self.pins.epoch)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,10 @@ pub mod protocol;
 mod ranges;
 mod region;
 mod status;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub use holder::{Held, Holder};

@@ -73,3 +73,54 @@ impl Ranges {
         (rounded != 0).then_some(rounded)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn all_of_it_can_be_taken_and_comes_back_in_one_piece() {
+        let mut ranges = Ranges::new(10_000, 4096);
+        assert_eq!(ranges.free(), 8192);
+        assert_eq!((ranges.take(1), ranges.take(4096), ranges.take(1)), (Some(0), Some(4096), None));
+        ranges.give_back(0, 1);
+        ranges.give_back(4096, 4096);
+        assert_eq!(ranges.take(8192), Some(0));
+        assert_eq!((ranges.take(0), ranges.take(u64::MAX)), (None, None));
+    }
+
+    #[test]
+    #[should_panic(expected = "given back twice")]
+    fn giving_back_twice_is_noticed() {
+        let mut ranges = Ranges::new(8192, 4096);
+        ranges.take(8192);
+        ranges.give_back(0, 4096);
+        ranges.give_back(0, 8192);
+    }
+
+    proptest! {
+        #[test]
+        fn no_byte_is_given_to_two(steps in prop::collection::vec((any::<bool>(), 1u64..20_000, 0usize..64), 1..100)) {
+            let mut ranges = Ranges::new(1 << 16, 512);
+            let mut taken: Vec<(u64, u64)> = Vec::new();
+            for (take, len, which) in steps {
+                if take {
+                    if let Some(start) = ranges.take(len) {
+                        prop_assert!(start + len <= 1 << 16 && start.is_multiple_of(512));
+                        prop_assert!(taken.iter().all(|(other, theirs)| start + len <= *other || other + theirs <= start));
+                        taken.push((start, len));
+                    }
+                } else if !taken.is_empty() {
+                    let (start, len) = taken.swap_remove(which % taken.len());
+                    ranges.give_back(start, len);
+                }
+                let used: u64 = taken.iter().map(|(_, len)| len.next_multiple_of(512)).sum();
+                prop_assert_eq!(ranges.free(), (1 << 16) - used);
+            }
+            taken.drain(..).for_each(|(start, len)| ranges.give_back(start, len));
+            prop_assert_eq!(ranges.take(1 << 16), Some(0), "holes were joined");
+        }
+    }
+}
