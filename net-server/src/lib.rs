@@ -1,2 +1,4 @@
-//! `net-server`.
+//! The network server: TCP for components that have no network of their own.
 #![deny(unsafe_code)]
+
+pub mod core;
