@@ -21,21 +21,11 @@ pub struct Drain {
 
 #[derive(Debug)]
 enum State {
-    Plain {
-        left: u64,
-    },
-    Size {
-        value: u64,
-        digits: u32,
-        extension: bool,
-    },
-    Data {
-        left: u64,
-    },
+    Plain { left: u64 },
+    Size { value: u64, digits: u32, extension: bool },
+    Data { left: u64 },
     DataEnd,
-    Trailer {
-        line_is_empty: bool,
-    },
+    Trailer { line_is_empty: bool },
     Done,
 }
 
@@ -58,11 +48,7 @@ impl Drain {
             Body::None => State::Done,
             Body::Length(left) if left > allowance => return Err(DrainError::TooLong),
             Body::Length(left) => State::Plain { left },
-            Body::Chunked => State::Size {
-                value: 0,
-                digits: 0,
-                extension: false,
-            },
+            Body::Chunked => State::Size { value: 0, digits: 0, extension: false },
         };
         Ok(Drain { state, allowance })
     }
@@ -89,10 +75,7 @@ impl Drain {
                 }
                 _ => 1,
             };
-            self.allowance = self
-                .allowance
-                .checked_sub(step)
-                .ok_or(DrainError::TooLong)?;
+            self.allowance = self.allowance.checked_sub(step).ok_or(DrainError::TooLong)?;
             // `step` is at most `rest.len()`.
             used += step as usize;
             self.advance(byte)?;
@@ -107,48 +90,30 @@ impl Drain {
             State::Size { digits: 0, .. } if !byte.is_ascii_hexdigit() => {
                 return Err(DrainError::Malformed);
             }
-            State::Size { value: 0, .. } if byte == b'\n' => State::Trailer {
-                line_is_empty: true,
-            },
+            State::Size { value: 0, .. } if byte == b'\n' => State::Trailer { line_is_empty: true },
             State::Size { value, .. } if byte == b'\n' => State::Data { left: value },
-            State::Size {
-                value,
-                digits,
-                extension,
-            } => match char::from(byte).to_digit(16) {
+            State::Size { value, digits, extension } => match char::from(byte).to_digit(16) {
                 Some(_) if extension => return Ok(()),
                 // Fifteen digits cannot overflow.
-                Some(digit) if digits < 15 => State::Size {
-                    value: value << 4 | u64::from(digit),
-                    digits: digits + 1,
-                    extension,
-                },
+                Some(digit) if digits < 15 => {
+                    State::Size { value: value << 4 | u64::from(digit), digits: digits + 1, extension }
+                }
                 Some(_) => return Err(DrainError::Malformed),
-                None if extension || matches!(byte, b';' | b' ' | b'\t' | b'\r') => State::Size {
-                    value,
-                    digits,
-                    extension: true,
-                },
+                None if extension || matches!(byte, b';' | b' ' | b'\t' | b'\r') => {
+                    State::Size { value, digits, extension: true }
+                }
                 None => return Err(DrainError::Malformed),
             },
             State::DataEnd => match byte {
                 b'\r' => State::DataEnd,
-                b'\n' => State::Size {
-                    value: 0,
-                    digits: 0,
-                    extension: false,
-                },
+                b'\n' => State::Size { value: 0, digits: 0, extension: false },
                 _ => return Err(DrainError::Malformed),
             },
             State::Trailer { line_is_empty } => match byte {
                 b'\n' if line_is_empty => State::Done,
-                b'\n' => State::Trailer {
-                    line_is_empty: true,
-                },
+                b'\n' => State::Trailer { line_is_empty: true },
                 b'\r' => State::Trailer { line_is_empty },
-                _ => State::Trailer {
-                    line_is_empty: false,
-                },
+                _ => State::Trailer { line_is_empty: false },
             },
             State::Plain { .. } | State::Data { .. } | State::Done => return Ok(()),
         };
@@ -177,47 +142,23 @@ mod tests {
             (Body::Length(101), "", Err(DrainError::TooLong)),
             (Body::Chunked, "0\r\n\r\nGET", Ok((5, true))),
             (Body::Chunked, "3\r\nabc\r\n0\r\n\r\nGET", Ok((13, true))),
-            (
-                Body::Chunked,
-                "A;x=1\r\n0123456789\r\n0\r\na: b\r\n\r\nGET",
-                Ok((30, true)),
-            ),
+            (Body::Chunked, "A;x=1\r\n0123456789\r\n0\r\na: b\r\n\r\nGET", Ok((30, true))),
             (Body::Chunked, "3\r\nabc\r\n", Ok((8, false))),
             (Body::Chunked, "3\r\nabcX", Err(DrainError::Malformed)),
             (Body::Chunked, "x\r\n", Err(DrainError::Malformed)),
             (Body::Chunked, "\r\n", Err(DrainError::Malformed)),
             (Body::Chunked, "3z\r\n", Err(DrainError::Malformed)),
-            (
-                Body::Chunked,
-                "ffffffffffffffff\r\n",
-                Err(DrainError::Malformed),
-            ),
+            (Body::Chunked, "ffffffffffffffff\r\n", Err(DrainError::Malformed)),
         ] {
-            assert_eq!(
-                drained(body, bytes.as_bytes()),
-                expected,
-                "{body:?} {bytes:?}"
-            );
+            assert_eq!(drained(body, bytes.as_bytes()), expected, "{body:?} {bytes:?}");
         }
     }
 
     #[test]
     fn chunks_without_end_exhaust_the_allowance() {
-        assert_eq!(
-            drained(Body::Chunked, "1\r\nx\r\n".repeat(20).as_bytes()),
-            Err(DrainError::TooLong)
-        );
-        assert_eq!(
-            drained(Body::Chunked, format!("1;{}", "x".repeat(200)).as_bytes()),
-            Err(DrainError::TooLong)
-        );
-        assert_eq!(
-            drained(
-                Body::Chunked,
-                format!("ffff\r\n{}", "x".repeat(200)).as_bytes()
-            ),
-            Err(DrainError::TooLong)
-        );
+        assert_eq!(drained(Body::Chunked, "1\r\nx\r\n".repeat(20).as_bytes()), Err(DrainError::TooLong));
+        assert_eq!(drained(Body::Chunked, format!("1;{}", "x".repeat(200)).as_bytes()), Err(DrainError::TooLong));
+        assert_eq!(drained(Body::Chunked, format!("ffff\r\n{}", "x".repeat(200)).as_bytes()), Err(DrainError::TooLong));
     }
 
     proptest! {

@@ -3,9 +3,7 @@
 //! The two obsolete formats are not read: a date that is not understood only makes a reply less clever, never wrong.
 
 const DAYS: [&str; 7] = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
-const MONTHS: [&str; 12] = [
-    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-];
+const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 const DAY_SECONDS: u64 = 86_400;
 /// 9999-12-31T23:59:59Z, the last second that four digits of year can name.
 const LAST_SECOND: u64 = 253_402_300_799;
@@ -18,12 +16,7 @@ pub fn format(seconds: u64) -> String {
     // 1970-01-01 was a Thursday.
     let weekday = DAYS[((days + 4) % 7) as usize];
     let month = MONTHS[(month - 1) as usize];
-    format!(
-        "{weekday}, {day:02} {month} {year:04} {:02}:{:02}:{:02} GMT",
-        rest / 3600,
-        rest / 60 % 60,
-        rest % 60
-    )
+    format!("{weekday}, {day:02} {month} {year:04} {:02}:{:02}:{:02} GMT", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
 /// Reads an IMF-fixdate. `None` for every other text, and for dates before 1970.
@@ -36,11 +29,7 @@ pub fn parse(text: &[u8]) -> Option<u64> {
     let month = MONTHS.iter().position(|month| *month == name)? as u64 + 1;
     let year = digits(words.next()?, 4)?;
     let mut clock = words.next()?.split(':');
-    let (hour, minute, second) = (
-        digits(clock.next()?, 2)?,
-        digits(clock.next()?, 2)?,
-        digits(clock.next()?, 2)?,
-    );
+    let (hour, minute, second) = (digits(clock.next()?, 2)?, digits(clock.next()?, 2)?, digits(clock.next()?, 2)?);
     if words.next()? != "GMT" || words.next().is_some() || clock.next().is_some() {
         return None;
     }
@@ -51,8 +40,7 @@ pub fn parse(text: &[u8]) -> Option<u64> {
 }
 
 fn digits(word: &str, count: usize) -> Option<u64> {
-    (word.len() == count && word.bytes().all(|byte| byte.is_ascii_digit()))
-        .then(|| word.parse().ok())?
+    (word.len() == count && word.bytes().all(|byte| byte.is_ascii_digit())).then(|| word.parse().ok())?
 }
 
 /// Year, month (1-12) and day of a day since 1970; the year starts in March, so that leap days come last.
@@ -64,11 +52,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * of_year + 2) / 153;
     let day = of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 

@@ -84,20 +84,13 @@ impl Input {
             }
         }
         // RFC 9112 section 2.2: empty lines before a request are ignored.
-        self.start += self
-            .unread()
-            .iter()
-            .take_while(|byte| matches!(byte, b'\r' | b'\n'))
-            .count();
+        self.start += self.unread().iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
         if self.unread().is_empty() {
             return Step::Wait(Phase::Idle);
         }
         // A long head that arrives byte by byte is not parsed again for each of them, only for each line.
         let news = self.unread().get(self.parsed..).unwrap_or_default();
-        if self.parsed > EAGER_BYTES
-            && !news.contains(&b'\n')
-            && self.unread().len() < MAX_HEAD_BYTES
-        {
+        if self.parsed > EAGER_BYTES && !news.contains(&b'\n') && self.unread().len() < MAX_HEAD_BYTES {
             return Step::Wait(Phase::Head);
         }
         match parse(self.unread()) {
@@ -173,11 +166,7 @@ mod tests {
         let stream = b"\r\nGET /a HTTP/1.1\r\nHost: x\r\n\r\nPOST /b HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n0123456789\
             GET /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nHEAD /d HTTP/1.1\nHost: x\n\nGET /e HTTP/1.0\r\n\r\n";
         for cut in 1..stream.len() {
-            assert_eq!(
-                trace(stream, cut),
-                ["a", "405", "c", "d", "e", "close"],
-                "cut {cut}"
-            );
+            assert_eq!(trace(stream, cut), ["a", "405", "c", "d", "e", "close"], "cut {cut}");
         }
     }
 
@@ -202,15 +191,8 @@ mod tests {
 
     #[test]
     fn a_body_that_is_too_long_closes_the_connection() {
-        assert_eq!(
-            trace(
-                b"GET /a HTTP/1.1\r\nHost: x\r\nContent-Length: 70000\r\n\r\n",
-                4096
-            ),
-            ["a", "close"]
-        );
-        let mut endless =
-            b"GET /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        assert_eq!(trace(b"GET /a HTTP/1.1\r\nHost: x\r\nContent-Length: 70000\r\n\r\n", 4096), ["a", "close"]);
+        let mut endless = b"GET /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
         endless.extend(std::iter::repeat_n(b"1\r\nx\r\n".as_slice(), 20_000).flatten());
         assert_eq!(trace(&endless, 4096), ["a", "abandon"]);
     }

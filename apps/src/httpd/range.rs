@@ -34,27 +34,17 @@ fn parse(field: &[u8], size: u64) -> Option<Selection> {
         if suffix == 0 || size == 0 {
             return Some(Selection::Unsatisfiable);
         }
-        return Some(Selection::Part {
-            first: size.saturating_sub(suffix),
-            last: size - 1,
-        });
+        return Some(Selection::Part { first: size.saturating_sub(suffix), last: size - 1 });
     }
     let first = number(first)?;
-    let last = if last.is_empty() {
-        u64::MAX
-    } else {
-        number(last)?
-    };
+    let last = if last.is_empty() { u64::MAX } else { number(last)? };
     if first > last {
         return None;
     }
     if first >= size {
         return Some(Selection::Unsatisfiable);
     }
-    Some(Selection::Part {
-        first,
-        last: last.min(size - 1),
-    })
+    Some(Selection::Part { first, last: last.min(size - 1) })
 }
 
 /// A run of digits; what exceeds 64 bits is beyond the end of any file, as is the largest value.
@@ -107,11 +97,7 @@ mod tests {
     #[test]
     fn an_empty_file_has_no_range() {
         for field in ["bytes=0-", "bytes=0-0", "bytes=-1"] {
-            assert_eq!(
-                select(field.as_bytes(), 0),
-                Selection::Unsatisfiable,
-                "{field}"
-            );
+            assert_eq!(select(field.as_bytes(), 0), Selection::Unsatisfiable, "{field}");
         }
     }
 

@@ -100,15 +100,7 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     match frame(&fields, minor) {
         Ok((after, body)) => {
             let ask = ask(method, target, minor, fields);
-            Parsed::Complete {
-                message: Box::new(Message {
-                    ask,
-                    head_only: method == "HEAD",
-                    after,
-                    body,
-                }),
-                consumed,
-            }
+            Parsed::Complete { message: Box::new(Message { ask, head_only: method == "HEAD", after, body }), consumed }
         }
         Err(status) => Parsed::Broken(status),
     }
@@ -116,19 +108,10 @@ pub fn parse(bytes: &[u8]) -> Parsed {
 
 /// `HTTP/2.0` is another version, `HTPP/1.1` no HTTP at all.
 fn version_status(bytes: &[u8]) -> Status {
-    let line = bytes
-        .split(|&byte| byte == b'\n')
-        .find(|line| !line.trim_ascii().is_empty())
-        .unwrap_or_default();
-    let version = line
-        .trim_ascii_end()
-        .rsplit(|&byte| byte == b' ')
-        .next()
-        .unwrap_or_default();
+    let line = bytes.split(|&byte| byte == b'\n').find(|line| !line.trim_ascii().is_empty()).unwrap_or_default();
+    let version = line.trim_ascii_end().rsplit(|&byte| byte == b' ').next().unwrap_or_default();
     match version.strip_prefix(b"HTTP/") {
-        Some([major, b'.', minor]) if major.is_ascii_digit() && minor.is_ascii_digit() => {
-            Status::VersionNotSupported
-        }
+        Some([major, b'.', minor]) if major.is_ascii_digit() && minor.is_ascii_digit() => Status::VersionNotSupported,
         Some([major]) if major.is_ascii_digit() => Status::VersionNotSupported,
         _ => Status::BadRequest,
     }
@@ -278,41 +261,20 @@ mod tests {
         let ask = got.ask.unwrap();
         assert_eq!(ask.path.as_bytes(), b"a/b");
         assert_eq!(ask.range.as_deref(), Some(b"bytes=1-2".as_slice()));
-        assert_eq!(
-            ask.if_none_match.as_deref(),
-            Some(b"\"a\", \"b\"".as_slice())
-        );
-        assert_eq!(
-            (got.head_only, got.after, got.body),
-            (false, After::KeepAlive, Body::None)
-        );
+        assert_eq!(ask.if_none_match.as_deref(), Some(b"\"a\", \"b\"".as_slice()));
+        assert_eq!((got.head_only, got.after, got.body), (false, After::KeepAlive, Body::None));
     }
 
     #[test]
     fn the_version_and_the_connection_field_decide_what_comes_after() {
         for (head, after) in [
             ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", After::KeepAlive),
-            (
-                "GET / HTTP/1.1\r\nHost: x\r\nConnection: Close\r\n\r\n",
-                After::Close,
-            ),
-            (
-                "GET / HTTP/1.1\r\nHost: x\r\nConnection: te, close\r\n\r\n",
-                After::Close,
-            ),
+            ("GET / HTTP/1.1\r\nHost: x\r\nConnection: Close\r\n\r\n", After::Close),
+            ("GET / HTTP/1.1\r\nHost: x\r\nConnection: te, close\r\n\r\n", After::Close),
             ("GET / HTTP/1.0\r\n\r\n", After::Close),
-            (
-                "GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n",
-                After::KeepAliveSaid,
-            ),
-            (
-                "GET / HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n",
-                After::Close,
-            ),
-            (
-                "GET / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n",
-                After::Close,
-            ),
+            ("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", After::KeepAliveSaid),
+            ("GET / HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n", After::Close),
+            ("GET / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n", After::Close),
         ] {
             assert_eq!(message(head).after, after, "{head:?}");
         }
@@ -324,10 +286,7 @@ mod tests {
             ("GET / HTTP/1.1\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
             ("GET /../x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-            (
-                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n",
-                405,
-            ),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n", 405),
             ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 405),
             ("BREW / HTTP/1.1\r\nHost: a\r\n\r\n", 501),
             ("get / HTTP/1.1\r\nHost: a\r\n\r\n", 501),
@@ -335,13 +294,7 @@ mod tests {
             assert_eq!(refused(head), Some(status), "{head:?}");
             assert_eq!(message(head).after, After::KeepAlive, "{head:?}");
         }
-        assert_eq!(
-            refused(&format!(
-                "GET /{} HTTP/1.1\r\nHost: a\r\n\r\n",
-                "a/".repeat(5000)
-            )),
-            Some(414)
-        );
+        assert_eq!(refused(&format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "a/".repeat(5000))), Some(414));
     }
 
     #[test]
@@ -358,37 +311,16 @@ mod tests {
             ("GET / HTTP/1.1\r\nno colon\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n", 400),
-            (
-                "GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n",
-                400,
-            ),
-            (
-                "GET / HTTP/1.1\r\nHost: x\r\nContent-Length: +3\r\n\r\n",
-                400,
-            ),
-            (
-                "GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n",
-                400,
-            ),
-            (
-                "GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
-                400,
-            ),
+            ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: +3\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n", 400),
+            ("GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
             ("GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
-            (
-                "GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
-                501,
-            ),
+            ("GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
             (&format!("GET /{garbage}"), 414),
             (&format!("GET / HTTP/1.1\r\nA: {garbage}"), 431),
             (&format!("GET / HTTP/1.1\r\nA: {garbage}\r\n\r\n"), 431),
-            (
-                &format!(
-                    "GET / HTTP/1.1\r\n{}\r\n",
-                    "A: b\r\n".repeat(MAX_HEADERS + 1)
-                ),
-                431,
-            ),
+            (&format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(MAX_HEADERS + 1)), 431),
         ] {
             assert_eq!(
                 parse(head.as_bytes()),
@@ -415,18 +347,9 @@ mod tests {
 
     #[test]
     fn ranges_are_for_single_get_fields_only() {
+        assert_eq!(message("HEAD / HTTP/1.1\r\nHost: x\r\nRange: bytes=0-1\r\n\r\n").ask.unwrap().range, None);
         assert_eq!(
-            message("HEAD / HTTP/1.1\r\nHost: x\r\nRange: bytes=0-1\r\n\r\n")
-                .ask
-                .unwrap()
-                .range,
-            None
-        );
-        assert_eq!(
-            message("GET / HTTP/1.1\r\nHost: x\r\nRange: bytes=0-1\r\nRange: bytes=2-3\r\n\r\n")
-                .ask
-                .unwrap()
-                .range,
+            message("GET / HTTP/1.1\r\nHost: x\r\nRange: bytes=0-1\r\nRange: bytes=2-3\r\n\r\n").ask.unwrap().range,
             None
         );
     }

@@ -58,20 +58,8 @@ pub fn file(message: &Message, ask: &Ask, path: &[u8], file: &File, date: &str) 
         _ => Selection::Whole,
     };
     let (status, span) = match selection {
-        Selection::Whole => (
-            Status::Ok,
-            Span {
-                offset: 0,
-                length: file.size,
-            },
-        ),
-        Selection::Part { first, last } => (
-            Status::PartialContent,
-            Span {
-                offset: first,
-                length: last - first + 1,
-            },
-        ),
+        Selection::Whole => (Status::Ok, Span { offset: 0, length: file.size }),
+        Selection::Part { first, last } => (Status::PartialContent, Span { offset: first, length: last - first + 1 }),
         Selection::Unsatisfiable => {
             let mut head = Head::new(Status::RangeNotSatisfiable, message.after, date);
             head.field("Content-Range", format_args!("bytes */{}", file.size));
@@ -82,10 +70,7 @@ pub fn file(message: &Message, ask: &Ask, path: &[u8], file: &File, date: &str) 
     head.field("Content-Type", format_args!("{}", content_type::of(path)));
     head.field("Content-Length", format_args!("{}", span.length));
     if let Selection::Part { first, last } = selection {
-        head.field(
-            "Content-Range",
-            format_args!("bytes {first}-{last}/{}", file.size),
-        );
+        head.field("Content-Range", format_args!("bytes {first}-{last}/{}", file.size));
     }
     head.validators(&etag, &modified);
     head.field("Accept-Ranges", format_args!("bytes"));
@@ -116,8 +101,7 @@ pub fn moved(message: &Message, ask: &Ask, date: &str) -> Reply {
 fn is_current(ask: &Ask, etag: &str, modified: u64) -> bool {
     match (&ask.if_none_match, &ask.if_modified_since) {
         (Some(list), _) => {
-            list == b"*"
-                || tags(list).any(|tag| tag.strip_prefix(b"W/").unwrap_or(tag) == etag.as_bytes())
+            list == b"*" || tags(list).any(|tag| tag.strip_prefix(b"W/").unwrap_or(tag) == etag.as_bytes())
         }
         (None, Some(since)) => date::parse(since).is_some_and(|since| modified <= since),
         (None, None) => false,
@@ -131,9 +115,7 @@ fn tags(list: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// RFC 9110 section 13.1.5: only an exact validator keeps the range.
 fn range_applies(ask: &Ask, etag: &str, modified: &str) -> bool {
-    ask.if_range
-        .as_ref()
-        .is_none_or(|validator| validator == etag.as_bytes() || validator == modified.as_bytes())
+    ask.if_range.as_ref().is_none_or(|validator| validator == etag.as_bytes() || validator == modified.as_bytes())
 }
 
 /// A head being written. Writing to a `Vec` cannot fail, so results of `write!` are dropped.
@@ -144,16 +126,9 @@ struct Head {
 
 impl Head {
     fn new(status: Status, after: After, date: &str) -> Head {
-        let mut head = Head {
-            bytes: Vec::with_capacity(384),
-            after,
-        };
-        let _ = write!(
-            head.bytes,
-            "HTTP/1.1 {} {}\r\nServer: atoll\r\nDate: {date}\r\n",
-            status.code(),
-            status.reason()
-        );
+        let mut head = Head { bytes: Vec::with_capacity(384), after };
+        let _ =
+            write!(head.bytes, "HTTP/1.1 {} {}\r\nServer: atoll\r\nDate: {date}\r\n", status.code(), status.reason());
         head
     }
 
@@ -185,11 +160,7 @@ impl Head {
             After::KeepAlive => {}
         }
         self.bytes.extend_from_slice(b"\r\n");
-        Reply {
-            head: self.bytes,
-            body,
-            close: self.after == After::Close,
-        }
+        Reply { head: self.bytes, body, close: self.after == After::Close }
     }
 }
 
@@ -200,12 +171,7 @@ mod tests {
     use proptest::prelude::*;
 
     const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
-    const FILE: File = File {
-        inode: 0x2a,
-        version: 7,
-        size: 1000,
-        modified: 784_111_777,
-    };
+    const FILE: File = File { inode: 0x2a, version: 7, size: 1000, modified: 784_111_777 };
     const ETAG: &str = "\"2a-7-3e8\"";
 
     fn answer(fields: &str) -> (String, Option<(u64, u64)>) {
@@ -220,10 +186,7 @@ mod tests {
         };
         let ask = message.ask.clone().unwrap();
         let reply = file(&message, &ask, ask.path.as_bytes(), of, DATE);
-        (
-            String::from_utf8(reply.head).unwrap(),
-            reply.body.map(|span| (span.offset, span.length)),
-        )
+        (String::from_utf8(reply.head).unwrap(), reply.body.map(|span| (span.offset, span.length)))
     }
 
     #[test]
@@ -249,8 +212,7 @@ mod tests {
         let (head, body) = answer("Range: bytes=10-19\r\n");
         assert!(head.starts_with("HTTP/1.1 206 Partial Content\r\n"));
         assert!(
-            head.contains("\r\nContent-Range: bytes 10-19/1000\r\n")
-                && head.contains("\r\nContent-Length: 10\r\n")
+            head.contains("\r\nContent-Range: bytes 10-19/1000\r\n") && head.contains("\r\nContent-Length: 10\r\n")
         );
         assert_eq!(body, Some((10, 10)));
         let (head, body) = answer("Range: bytes=1000-\r\n");
@@ -259,11 +221,7 @@ mod tests {
                 && head.contains("\r\nContent-Range: bytes */1000\r\n")
         );
         assert_eq!(body, None);
-        assert!(
-            answer("Range: bytes=0-1,5-6\r\n")
-                .0
-                .starts_with("HTTP/1.1 200 ")
-        );
+        assert!(answer("Range: bytes=0-1,5-6\r\n").0.starts_with("HTTP/1.1 200 "));
     }
 
     #[test]
@@ -290,10 +248,7 @@ mod tests {
             ("If-None-Match: \"x\"".to_owned(), "200"),
             (later.to_owned(), "304"),
             (format!("{later}\r\nIf-None-Match: \"x\""), "200"),
-            (
-                "If-Modified-Since: Sun, 06 Nov 1994 08:49:36 GMT".to_owned(),
-                "200",
-            ),
+            ("If-Modified-Since: Sun, 06 Nov 1994 08:49:36 GMT".to_owned(), "200"),
             ("If-Modified-Since: never".to_owned(), "200"),
         ] {
             let (head, body) = answer(&format!("{fields}\r\n"));
@@ -317,30 +272,18 @@ mod tests {
     fn errors_say_what_is_allowed_and_whether_the_connection_ends() {
         let reply = error(Status::MethodNotAllowed, false, After::Close, DATE);
         let text = String::from_utf8(reply.head).unwrap();
-        assert!(
-            text.contains("\r\nAllow: GET, HEAD\r\n") && text.contains("\r\nConnection: close\r\n")
-        );
+        assert!(text.contains("\r\nAllow: GET, HEAD\r\n") && text.contains("\r\nConnection: close\r\n"));
         assert!(text.ends_with("\r\n\r\n405 Method Not Allowed\n") && reply.close);
         let reply = error(Status::NotFound, true, After::KeepAliveSaid, DATE);
         let text = String::from_utf8(reply.head).unwrap();
-        assert!(
-            text.ends_with("\r\nContent-Length: 14\r\nConnection: keep-alive\r\n\r\n")
-                && !reply.close
-        );
+        assert!(text.ends_with("\r\nContent-Length: 14\r\nConnection: keep-alive\r\n\r\n") && !reply.close);
     }
 
     #[test]
     fn a_directory_without_its_slash_is_moved() {
-        let Parsed::Complete { message, .. } = parse(b"GET /a%20b?q HTTP/1.1\r\nHost: x\r\n\r\n")
-        else {
-            panic!()
-        };
+        let Parsed::Complete { message, .. } = parse(b"GET /a%20b?q HTTP/1.1\r\nHost: x\r\n\r\n") else { panic!() };
         let reply = moved(&message, message.ask.as_ref().unwrap(), DATE);
-        assert!(
-            String::from_utf8(reply.head)
-                .unwrap()
-                .contains("\r\nLocation: /a%20b/\r\n")
-        );
+        assert!(String::from_utf8(reply.head).unwrap().contains("\r\nLocation: /a%20b/\r\n"));
     }
 
     proptest! {

@@ -36,17 +36,12 @@ impl Path {
             bytes.push(b'/');
         }
         bytes.extend_from_slice(name);
-        Path {
-            bytes,
-            directory: false,
-        }
+        Path { bytes, directory: false }
     }
 
     /// The absolute target of this path as a directory (`/a%20b/`), percent-encoded for a `Location` field.
     pub fn directory_target(&self) -> String {
-        const HEX: [char; 16] = [
-            '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F',
-        ];
+        const HEX: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
         let mut target = String::with_capacity(self.bytes.len() + 2);
         target.push('/');
         for &byte in &self.bytes {
@@ -156,9 +151,7 @@ fn decode(raw: &[u8]) -> Result<Vec<u8>, Status> {
 }
 
 fn hex(digit: u8) -> Option<u8> {
-    char::from(digit)
-        .to_digit(16)
-        .and_then(|value| u8::try_from(value).ok())
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
 #[cfg(test)]
@@ -168,10 +161,7 @@ mod tests {
 
     fn path(target: &str) -> Result<(String, bool), u16> {
         match parse(target.as_bytes()) {
-            Ok(path) => Ok((
-                String::from_utf8_lossy(path.as_bytes()).into_owned(),
-                path.is_directory(),
-            )),
+            Ok(path) => Ok((String::from_utf8_lossy(path.as_bytes()).into_owned(), path.is_directory())),
             Err(status) => Err(status.code()),
         }
     }
@@ -243,12 +233,7 @@ mod tests {
     fn a_location_is_encoded_and_reads_back() {
         let asked = parse(b"/a%20b/%0d%0ax").unwrap();
         assert_eq!(asked.directory_target(), "/a%20b/%0D%0Ax/");
-        assert_eq!(
-            parse(asked.directory_target().as_bytes())
-                .unwrap()
-                .as_bytes(),
-            asked.as_bytes()
-        );
+        assert_eq!(parse(asked.directory_target().as_bytes()).unwrap().as_bytes(), asked.as_bytes());
         assert_eq!(parse(b"/").unwrap().directory_target(), "/");
     }
 
@@ -274,10 +259,7 @@ mod tests {
                 }
             }
             let again = parse(path.directory_target().as_bytes());
-            prop_assert_eq!(
-                again.map(|again| again.as_bytes().to_vec()),
-                Ok(bytes.to_vec())
-            );
+            prop_assert_eq!(again.map(|again| again.as_bytes().to_vec()), Ok(bytes.to_vec()));
         }
         Ok(())
     }

@@ -271,7 +271,15 @@ impl<C: Chunk> Connection<C> {
         if has(flags, SendFlags::CLOSE) {
             self.phase = Phase::Draining;
         }
-        self.outgoing.push_back(Outgoing { id, flags, bytes, chunks, notifications: 0, how: Released::Copied, sent: false });
+        self.outgoing.push_back(Outgoing {
+            id,
+            flags,
+            bytes,
+            chunks,
+            notifications: 0,
+            how: Released::Copied,
+            sent: false,
+        });
         Ok(())
     }
 
@@ -308,7 +316,14 @@ impl<C: Chunk> Connection<C> {
 
     /// The piece under way has ended: the kernel took `bytes` of it, or the connection is gone (`Err`). `piece` has the
     /// chunks as they were submitted; of a zero-copy piece that the kernel will still notify about, `notifies` is true.
-    pub fn sent(&mut self, piece: Piece<C>, result: Result<usize, ()>, notifies: bool, now: Duration, events: &mut EventQueue) {
+    pub fn sent(
+        &mut self,
+        piece: Piece<C>,
+        result: Result<usize, ()>,
+        notifies: bool,
+        now: Duration,
+        events: &mut EventQueue,
+    ) {
         self.sending = false;
         let taken = result.unwrap_or(0);
         self.sent_bytes += taken as u64;
@@ -343,7 +358,9 @@ impl<C: Chunk> Connection<C> {
     /// The kernel has let go of the pages of one zero-copy piece of `send`.
     pub fn notified(&mut self, send: u64, usage: Usage, events: &mut EventQueue) {
         self.zero_copy.learn(usage);
-        if let Some(outgoing) = self.outgoing.iter_mut().find(|outgoing| outgoing.id == send && outgoing.notifications > 0) {
+        if let Some(outgoing) =
+            self.outgoing.iter_mut().find(|outgoing| outgoing.id == send && outgoing.notifications > 0)
+        {
             outgoing.notifications -= 1;
             if usage == Usage::ZeroCopy && outgoing.how == Released::Copied {
                 outgoing.how = Released::ZeroCopy;

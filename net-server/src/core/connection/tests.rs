@@ -46,7 +46,11 @@ struct Peer {
 
 impl Peer {
     fn new(local: bool) -> Peer {
-        Peer { connection: Connection::new(1, Limits::default(), local, START), events: EventQueue::new(1 << 20), now: START }
+        Peer {
+            connection: Connection::new(1, Limits::default(), local, START),
+            events: EventQueue::new(1 << 20),
+            now: START,
+        }
     }
 
     fn send(&mut self, id: u64, flags: SendFlags, chunks: Vec<Bytes>) -> Result<(), SendError> {
