@@ -16,6 +16,8 @@ mod holder;
 pub mod layout;
 mod lender;
 mod mapper;
+#[cfg(test)]
+mod models;
 mod pins;
 pub mod protocol;
 mod ranges;
