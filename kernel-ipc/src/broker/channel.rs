@@ -4,12 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{MAX_MESSAGE, Message};
+use crate::runtime::io::{self as runtime_io, File};
 use crate::sys::descriptors;
 
 /// One end of a control socket: sends and receives [`Message`]s with their descriptors.
 #[derive(Debug)]
 pub struct Channel {
-    socket: OwnedFd,
+    socket: File,
 }
 
 /// Why a message did not arrive or did not leave. Any of these ends the connection.
@@ -28,7 +29,20 @@ pub enum ChannelError {
 impl Channel {
     /// Takes over a connected `SOCK_SEQPACKET` socket.
     pub fn new(socket: OwnedFd) -> Channel {
-        Channel { socket }
+        Channel { socket: socket.into() }
+    }
+
+    /// Waits for the next message, on this thread's runtime.
+    ///
+    /// # Errors
+    /// As [`receive`](Channel::receive).
+    pub async fn next<M: Message>(&self) -> Result<(M, Vec<OwnedFd>), ChannelError> {
+        loop {
+            if let Some(message) = self.receive()? {
+                return Ok(message);
+            }
+            runtime_io::poll_readable(&self.socket).await.map_err(ChannelError::Io)?;
+        }
     }
 
     /// Sends a message. Never blocks.

@@ -30,6 +30,9 @@ pub const MAX_MESSAGE: usize = 64 << 10;
 /// Most file descriptors that any message carries.
 pub const MAX_DESCRIPTORS: usize = 4;
 
+/// The socket in the state directory to which guests connect.
+pub const GUEST_SOCKET: &str = "atoll.sock";
+
 /// The file descriptor of the control socket in a component's process.
 pub const CONTROL_FD: i32 = 3;
 
@@ -131,6 +134,8 @@ pub enum ToComponent {
         session: SessionId,
         /// Its client.
         client: Incarnation,
+        /// The client is dead, and did not just end this session.
+        died: bool,
     },
     /// The host of this session died: outstanding calls end, the S-segment is final.
     HostGone {

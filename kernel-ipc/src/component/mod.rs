@@ -22,22 +22,31 @@
 //! ```
 
 mod connection;
+mod control;
+mod endpoint;
+mod introductions;
+mod opening;
+mod start;
+pub mod waits;
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
+use std::collections::HashMap;
 use std::path::Path;
-use std::process::ExitCode;
 use std::rc::Rc;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::broker::{CounterValues, OpenError};
-use crate::lease::{Lender, Mapper, Region};
-use crate::session::{Grant, Service, SessionInfo};
-use crate::{Epoch, Incarnation, RegionId};
+use crate::broker::{Channel, CounterValues, OpenError, REGIONS_PER_INCARNATION, ToSupervisor, Welcome};
+use crate::lease::{Holder, Lender, Mapper, Region, StatusReader};
+use crate::session::{ClientSession, Grant, HostSession, Service, SessionInfo};
+use crate::{Epoch, Incarnation, RegionId, SessionId};
+
+use introductions::Introductions;
+use waits::Event;
 
 pub use connection::{Connection, Reopen};
+pub use start::run;
 
 /// What ends a component. Its text goes to the component's log and to whoever waits for it to start.
 pub type Error = Box<dyn std::error::Error>;
@@ -84,6 +93,39 @@ pub enum ContextError {
     Io(std::io::Error),
 }
 
+impl std::fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ConnectError::Refused { name, error } => write!(f, "cannot connect to {name}: {error}"),
+            ConnectError::Io(error) => write!(f, "cannot open a session: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for ConnectError {}
+
+impl std::fmt::Display for ContextError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ContextError::NotAComponent => f.write_str("this process was not started by an Atoll keeper"),
+            ContextError::NothingRunning => f.write_str("nothing runs there"),
+            ContextError::Rejected(reason) => write!(f, "the supervisor refused: {reason}"),
+            ContextError::UnknownEndpoint(name) => write!(f, "the manifest gives no endpoint {name}"),
+            ContextError::Supervisor(what) => write!(f, "supervisor: {what}"),
+            ContextError::Config(what) => write!(f, "config: {what}"),
+            ContextError::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ContextError {}
+
+impl From<std::io::Error> for ContextError {
+    fn from(error: std::io::Error) -> Self {
+        ContextError::Io(error)
+    }
+}
+
 /// What a component did with payload, for `atoll ps --io`. Add to it where the bytes go by.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -118,17 +160,33 @@ impl Counters {
 #[derive(Clone)]
 pub struct Context(Rc<Inner>);
 
-struct Inner {}
-
-/// Runs a component's program: takes the control socket, makes the runtime (with this run's fence), runs `serve`, and
-/// tells the supervisor if it fails. The whole of a component's `main`.
-pub fn run<F, R>(serve: F) -> ExitCode
-where
-    F: FnOnce(Context) -> R,
-    R: Future<Output = Result<(), Error>>,
-{
-    todo!()
+struct Inner {
+    welcome: Welcome,
+    channel: Channel,
+    status: StatusReader,
+    counters: Rc<Counters>,
+    stop: Event,
+    /// Provided endpoints, by name.
+    endpoints: RefCell<HashMap<String, Rc<dyn endpoint::Endpoint>>>,
+    /// Sessions that this component serves.
+    hosted: RefCell<HashMap<SessionId, HostSession>>,
+    /// Sessions that it has opened.
+    used: RefCell<HashMap<SessionId, ClientSession>>,
+    /// Sessions that it has asked for, by request.
+    asked: RefCell<HashMap<u64, opening::Asked>>,
+    next_request: Cell<u64>,
+    next_region: Cell<u64>,
+    lender: RefCell<Option<Rc<RefCell<Lender>>>>,
+    introductions: Introductions,
+    ready: Cell<bool>,
+    /// The control socket has ended.
+    lost: Event,
+    /// A guest's fence.
+    fence: RefCell<Option<std::os::fd::OwnedFd>>,
 }
+
+/// Entries of a lease table: 4 MiB of it when all are used.
+const LEASES: u32 = 65_536;
 
 impl Context {
     /// Connects to the node on a state directory as a guest called `program`. Needs a runtime; blocks for the greeting.
@@ -136,27 +194,27 @@ impl Context {
     /// # Errors
     /// [`ContextError::NothingRunning`], [`ContextError::Rejected`], or what went wrong.
     pub fn guest(state: &Path, program: &str) -> Result<Context, ContextError> {
-        todo!()
+        start::guest(state, program)
     }
 
     /// The component's name in the manifest.
     pub fn name(&self) -> &str {
-        todo!()
+        &self.0.welcome.name
     }
 
     /// This run.
     pub fn incarnation(&self) -> Incarnation {
-        todo!()
+        self.0.welcome.incarnation
     }
 
     /// The epoch of this component's endpoints.
     pub fn epoch(&self) -> Epoch {
-        todo!()
+        self.0.welcome.epoch
     }
 
     /// The state directory: what relative paths of `config` are relative to.
     pub fn state_dir(&self) -> &Path {
-        todo!()
+        Path::new(&self.0.welcome.state_dir)
     }
 
     /// The manifest's `config` of this component.
@@ -164,7 +222,7 @@ impl Context {
     /// # Errors
     /// [`ContextError::Config`] names the field.
     pub fn config<T: DeserializeOwned>(&self) -> Result<T, ContextError> {
-        todo!()
+        T::deserialize(&self.0.welcome.config).map_err(|error| ContextError::Config(error.to_string()))
     }
 
     /// Opens a session: with what the manifest calls `uses.NAME`; a guest names `component.endpoint`, or `control`.
@@ -174,7 +232,15 @@ impl Context {
     /// # Errors
     /// See [`ConnectError`].
     pub async fn connect<C: Client>(&self, name: &str) -> Result<C, ConnectError> {
-        todo!()
+        Ok(C::from_connection(self.connection(name, C::INTERFACE).await?))
+    }
+
+    /// As [`connect`](Context::connect), without a generated client.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connection(&self, name: &str, interface: &str) -> Result<Connection, ConnectError> {
+        opening::connect(self, name, interface).await
     }
 
     /// Serves an endpoint of this component's manifest entry. For each session that is opened, `root` says what its
@@ -188,47 +254,78 @@ impl Context {
         S: Service,
         F: AsyncFn(&SessionInfo) -> Result<Grant, String> + 'static,
     {
-        todo!()
+        let interface = S::INTERFACE.name;
+        let known = self.0.welcome.provides.iter().any(|known| known.name == name && known.interface == interface);
+        if !known {
+            return Err(ContextError::UnknownEndpoint(format!("{name} of {interface}")));
+        }
+        self.0.endpoints.borrow_mut().insert(name.to_owned(), Rc::new(endpoint::Provided { service, root }));
+        self.send(&ToSupervisor::Provides { endpoint: name.to_owned(), interface: interface.to_owned() }, &[]);
+        Ok(())
     }
 
     /// A name for a region of this run, for `Region::create`; each call gives another one.
+    ///
+    /// # Panics
+    /// After [`REGIONS_PER_INCARNATION`] calls.
     pub fn new_region_id(&self) -> RegionId {
-        todo!()
+        let number = self.0.next_region.replace(self.0.next_region.get() + 1);
+        assert!(number < REGIONS_PER_INCARNATION, "a run has at most {REGIONS_PER_INCARNATION} regions");
+        RegionId(self.0.welcome.first_region.get() + number)
     }
 
     /// Says that leases of this run may name `region`: whoever the manifest lets map it gets it. Before it is lent from.
     pub fn publish_region(&self, region: &Region) {
-        todo!()
+        // The supervisor introduces regions to those who have met the lender.
+        self.lender();
+        self.send(&ToSupervisor::Region { region: region.id() }, &[region.fd()]);
     }
 
     /// This run's lender. The first call makes its table and publishes it.
+    ///
+    /// # Panics
+    /// If the kernel refuses the table's memory.
     pub fn lender(&self) -> Rc<RefCell<Lender>> {
-        todo!()
+        let mut lender = self.0.lender.borrow_mut();
+        let lender = lender.get_or_insert_with(|| {
+            let Welcome { lender, epoch, .. } = self.0.welcome;
+            let lender = Lender::new(lender, epoch, LEASES).expect("a table of 65,536 entries is mapped lazily");
+            self.send(&ToSupervisor::Lends { capacity: LEASES }, &[lender.table_fd()]);
+            Rc::new(RefCell::new(lender))
+        });
+        lender.clone()
     }
 
-    /// What this run may map of its peers' leases. The supervisor's introductions arrive in it by themselves, always
-    /// before the session on which such a lease can come.
+    /// What this run may give to the kernel of its peers' leases. The supervisor's introductions arrive in it by
+    /// themselves, always before the session on which such a lease can come.
     pub fn mapper(&self) -> Rc<RefCell<Mapper>> {
-        todo!()
+        self.0.introductions.mapper()
     }
 
-    /// Says that everything works: dependants start, sessions are opened. Once.
+    /// What this run may read of the leases that it holds. Introductions arrive as in [`mapper`](Context::mapper).
+    pub fn holder(&self) -> Rc<RefCell<Holder>> {
+        self.0.introductions.holder()
+    }
+
+    /// Says that everything works: dependants start, sessions are opened. Further calls do nothing.
     pub fn ready(&self) {
-        todo!()
+        if !self.0.ready.replace(true) {
+            self.send(&ToSupervisor::Ready, &[]);
+        }
     }
 
     /// Waits until the supervisor asks this component to end in order. May be called any number of times.
     pub async fn stopped(&self) {
-        todo!()
+        self.0.stop.wait().await;
     }
 
     /// Tells a fact about this component for `atoll ps`, such as `listen`.
     pub fn report(&self, key: &str, value: impl Into<Value>) {
-        todo!()
+        self.send(&ToSupervisor::Report { key: key.to_owned(), value: value.into() }, &[]);
     }
 
     /// The counters that `atoll ps --io` shows.
     pub fn counters(&self) -> Rc<Counters> {
-        todo!()
+        self.0.counters.clone()
     }
 }

@@ -21,7 +21,7 @@ impl HostSession {
         _root: Grant,
         _service: Rc<S>,
         _info: SessionInfo,
-        _lender: Rc<RefCell<()>>,
+        _lender: Rc<RefCell<crate::lease::Lender>>,
     ) -> Result<HostSession, OpenError> {
         todo!()
     }

@@ -1,0 +1,107 @@
+//! The component's end of the control socket: what the supervisor says, and what is done about it.
+
+use std::os::fd::OwnedFd;
+
+use nix::sys::signalfd::SignalFd;
+
+use super::{Context, endpoint, opening};
+use crate::broker::{ChannelError, ToComponent, ToSupervisor};
+use crate::runtime::io::{self, File};
+use crate::runtime::spawn;
+
+/// Serves the control socket until it ends.
+pub(super) async fn listen(cx: Context) {
+    loop {
+        match cx.0.channel.next().await {
+            Ok((message, given)) => handle(&cx, message, given),
+            Err(error) => {
+                // A component goes on serving: its sessions do not need the supervisor, and the keeper will ask it to end.
+                // Whoever waits for an answer of the supervisor hears that none will come.
+                if !matches!(error, ChannelError::Closed) {
+                    tracing::warn!("control socket: {error}");
+                }
+                cx.0.lost.happen();
+                cx.0.asked.borrow_mut().clear();
+                return;
+            }
+        }
+    }
+}
+
+/// Waits for SIGTERM, by which the keeper asks for an orderly end when there is no supervisor.
+pub(super) async fn terminate(cx: Context, signals: SignalFd) {
+    let signals = File::from(OwnedFd::from(signals));
+    if io::poll_readable(&signals).await.is_ok() {
+        cx.0.stop.happen();
+    }
+}
+
+fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
+    let mut given = given.into_iter();
+    // The channel has checked the number of descriptors.
+    let mut descriptor = || given.next().expect("as many descriptors as the message has");
+    match message {
+        ToComponent::Opened { request, session, epoch, .. } => {
+            opening::opened(cx, request, session, epoch, descriptor());
+        }
+        ToComponent::OpenFailed { request, error } => opening::failed(cx, request, error),
+        ToComponent::Serve(serve) => {
+            spawn(endpoint::serve(cx.clone(), *serve, descriptor()));
+        }
+        ToComponent::ClientGone { session, client, died } => {
+            let ended = cx.0.hosted.borrow_mut().remove(&session);
+            if let Some(ended) = ended {
+                ended.close();
+            }
+            if died && let Some(lender) = &*cx.0.lender.borrow() {
+                lender.borrow_mut().take_back_all(client);
+            }
+        }
+        ToComponent::HostGone { session } => {
+            let ended = cx.0.used.borrow_mut().remove(&session);
+            if let Some(ended) = ended {
+                ended.host_died();
+            }
+        }
+        ToComponent::AdoptPins { lender, capacity } => {
+            match cx.0.introductions.adopt_pins(lender, capacity, descriptor()) {
+                Ok(()) => cx.send(&ToSupervisor::PinsAdopted { lender }, &[]),
+                Err(error) => met(cx, lender, None, Some(error)),
+            }
+        }
+        ToComponent::MeetLender { lender, epoch, status_entry } => {
+            let status = cx.0.status.endpoint(status_entry);
+            let error = cx.0.introductions.meet_lender(lender, epoch, descriptor(), status).err();
+            met(cx, lender, None, error);
+        }
+        ToComponent::MeetRegion { lender, region } => {
+            let error = cx.0.introductions.meet_region(lender, region, descriptor()).err();
+            met(cx, lender, Some(region), error);
+        }
+        ToComponent::LenderGone { lender } => cx.0.introductions.lender_gone(lender),
+        ToComponent::AttachPins { mapper, epoch, status_entry } => {
+            let status = cx.0.status.endpoint(status_entry);
+            match super::introductions::attach_pins(&cx.lender(), mapper, epoch, descriptor(), status) {
+                Ok(()) => cx.send(&ToSupervisor::PinsAttached { mapper }, &[]),
+                Err(error) => tracing::warn!("pins of mapper {mapper} cannot be attached: {error}"),
+            }
+        }
+        ToComponent::MapperFenced { mapper } => {
+            if let Some(lender) = &*cx.0.lender.borrow() {
+                lender.borrow_mut().fenced(mapper);
+            }
+        }
+        ToComponent::AskCounters { request } => {
+            cx.send(&ToSupervisor::Counters { request, counters: cx.0.counters.values() }, &[]);
+        }
+        ToComponent::Stop => cx.0.stop.happen(),
+        ToComponent::Welcome(_) | ToComponent::Rejected { .. } => {
+            tracing::warn!("the supervisor greets twice");
+        }
+    }
+}
+
+fn met(cx: &Context, lender: crate::LenderId, region: Option<crate::RegionId>, error: Option<std::io::Error>) {
+    let error = error.map(|error| error.to_string());
+    cx.send(&ToSupervisor::LenderMet { lender, region, error }, &[]);
+}

@@ -1,0 +1,112 @@
+//! The lenders that a component may map, as the supervisor introduces them.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use crate::lease::{Holder, Lender, Mapper, PinSegment, RegionReader, StatusWord};
+use crate::sys::segment::SegmentReader;
+use crate::{Epoch, Incarnation, LenderId, RegionId};
+
+/// Keeps a [`Mapper`] and a [`Holder`] up to date.
+pub(super) struct Introductions {
+    me: Incarnation,
+    epoch: Epoch,
+    mapper: Rc<RefCell<Mapper>>,
+    holder: Rc<RefCell<Holder>>,
+    /// Adopted, and not yet part of the mapper.
+    pins: RefCell<HashMap<LenderId, PinSegment>>,
+    /// Every region is mapped once, whoever lends from it.
+    regions: RefCell<HashMap<RegionId, (RegionReader, Vec<LenderId>)>>,
+}
+
+impl Introductions {
+    pub(super) fn new(me: Incarnation, epoch: Epoch) -> Introductions {
+        Introductions {
+            me,
+            epoch,
+            mapper: Rc::new(RefCell::new(Mapper::new())),
+            holder: Rc::new(RefCell::new(Holder::new(me))),
+            pins: RefCell::default(),
+            regions: RefCell::default(),
+        }
+    }
+
+    pub(super) fn mapper(&self) -> Rc<RefCell<Mapper>> {
+        self.mapper.clone()
+    }
+
+    pub(super) fn holder(&self) -> Rc<RefCell<Holder>> {
+        self.holder.clone()
+    }
+
+    /// Makes the keeper's memory this run's pin segment for a lender.
+    pub(super) fn adopt_pins(&self, lender: LenderId, capacity: u32, memory: OwnedFd) -> io::Result<()> {
+        let pins = PinSegment::adopt(memory, self.me, self.epoch, lender, capacity)?;
+        self.pins.borrow_mut().insert(lender, pins);
+        Ok(())
+    }
+
+    /// Learns a lender: for the kernel too if a pin segment was adopted for it, else only for reading.
+    pub(super) fn meet_lender(
+        &self,
+        lender: LenderId,
+        epoch: Epoch,
+        table: OwnedFd,
+        status: Option<StatusWord>,
+    ) -> io::Result<()> {
+        let for_kernel = match self.pins.borrow_mut().remove(&lender) {
+            Some(pins) => Some((pins, SegmentReader::open(table.try_clone()?, 1)?)),
+            None => None,
+        };
+        self.holder.borrow_mut().introduce(lender, epoch, SegmentReader::open(table, 1)?, &[], status.clone())?;
+        if let Some((pins, table)) = for_kernel {
+            self.mapper.borrow_mut().introduce(lender, epoch, table, &[], pins, status)?;
+        }
+        Ok(())
+    }
+
+    /// Learns a region from which a lender may lend.
+    pub(super) fn meet_region(&self, lender: LenderId, region: RegionId, memory: OwnedFd) -> io::Result<()> {
+        let mut regions = self.regions.borrow_mut();
+        if !regions.contains_key(&region) {
+            regions.insert(region, (RegionReader::open(memory, region)?, Vec::new()));
+        }
+        if let Some((reader, lenders)) = regions.get_mut(&region) {
+            lenders.push(lender);
+            self.mapper.borrow_mut().add_region(lender, reader.clone());
+            self.holder.borrow_mut().add_region(lender, reader.clone());
+        }
+        Ok(())
+    }
+
+    /// Forgets a dead lender. What is pinned of it stays mapped until it is unpinned.
+    pub(super) fn lender_gone(&self, lender: LenderId) {
+        self.pins.borrow_mut().remove(&lender);
+        self.mapper.borrow_mut().retire(lender);
+        self.holder.borrow_mut().retire(lender);
+        self.regions.borrow_mut().retain(|_, (_, lenders)| {
+            lenders.retain(|&known| known != lender);
+            !lenders.is_empty()
+        });
+    }
+}
+
+/// The lender's side: a mapper's pins count from now on.
+pub(super) fn attach_pins(
+    lender: &RefCell<Lender>,
+    mapper: Incarnation,
+    epoch: Epoch,
+    pins: OwnedFd,
+    status: Option<StatusWord>,
+) -> io::Result<()> {
+    let pins = SegmentReader::open(pins, 1)?;
+    let mut lender = lender.borrow_mut();
+    match status {
+        Some(status) => lender.attach_pins_until_fenced(mapper, epoch, pins, status)?,
+        None => lender.attach_pins(mapper, epoch, pins)?,
+    }
+    Ok(())
+}

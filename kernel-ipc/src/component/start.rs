@@ -1,0 +1,158 @@
+//! How a component or a guest comes to its [`Context`].
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+
+use super::introductions::Introductions;
+use super::waits::Event;
+use super::{Context, ContextError, Counters, Error, Inner, control};
+use crate::broker::{Channel, PROTOCOL, ToComponent, ToSupervisor, Welcome};
+use crate::lease::StatusReader;
+use crate::runtime::{Options, Runtime, spawn};
+use crate::sys::descriptors;
+
+/// Runs a component's program: takes the control socket, makes the runtime (with this run's fence), runs `serve`, and
+/// tells the supervisor if it fails. The whole of a component's `main`. SIGTERM asks it to end in order.
+pub fn run<F, R>(serve: F) -> ExitCode
+where
+    F: FnOnce(Context) -> R,
+    R: Future<Output = Result<(), Error>>,
+{
+    match start(serve) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start<F, R>(serve: F) -> Result<(), Error>
+where
+    F: FnOnce(Context) -> R,
+    R: Future<Output = Result<(), Error>>,
+{
+    let socket = descriptors::control_socket().ok_or(ContextError::NotAComponent)?;
+    // Before any thread exists, so that none of them takes the signal.
+    let mut terminate = SigSet::empty();
+    terminate.add(Signal::SIGTERM);
+    terminate.thread_block()?;
+    let terminate = SignalFd::with_flags(&terminate, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+
+    let (channel, welcome, status, fence) = greet(socket, "")?;
+    let mut name = welcome.name.clone();
+    name.truncate(15);
+    if let Ok(name) = std::ffi::CString::new(name) {
+        let _ = nix::sys::prctl::set_name(&name);
+    }
+    let runtime = Runtime::new(Options { fence: Some(fence), ..Options::default() })?;
+    runtime.block_on(async {
+        let context = Context::new(channel, welcome, status);
+        spawn(control::listen(context.clone()));
+        spawn(control::terminate(context.clone(), terminate));
+        let result = serve(context.clone()).await;
+        if let Err(error) = &result {
+            context.send(&ToSupervisor::Failed { reason: shortened(error.to_string()) }, &[]);
+        }
+        result
+    })
+}
+
+/// At most a page of a reason.
+fn shortened(mut reason: String) -> String {
+    let mut end = 4096.min(reason.len());
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    reason.truncate(end);
+    reason
+}
+
+/// See [`Context::guest`].
+pub(super) fn guest(state: &Path, program: &str) -> Result<Context, ContextError> {
+    fn nothing<E>(_: E) -> ContextError {
+        ContextError::NothingRunning
+    }
+    // Through a descriptor: a socket's path may have 107 bytes only, a directory's 4095.
+    let directory = std::fs::File::open(state).map_err(nothing)?;
+    let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), crate::broker::GUEST_SOCKET);
+    let address = UnixAddr::new(path.as_str()).map_err(std::io::Error::from)?;
+    let socket =
+        socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map_err(std::io::Error::from)?;
+    connect(socket.as_raw_fd(), &address).map_err(nothing)?;
+    // The fence is held until this process ends: a guest gives nobody else's pages to the kernel.
+    let (channel, welcome, status, fence) = greet(socket, program)?;
+    let context = Context::new(channel, welcome, status);
+    *context.0.fence.borrow_mut() = Some(fence);
+    spawn(control::listen(context.clone()));
+    Ok(context)
+}
+
+/// The first words, of both sides.
+fn greet(socket: OwnedFd, program: &str) -> Result<(Channel, Welcome, StatusReader, OwnedFd), ContextError> {
+    let channel = Channel::new(socket);
+    let lost = |error: crate::broker::ChannelError| ContextError::Supervisor(error.to_string());
+    let hello = ToSupervisor::Hello { protocol: PROTOCOL, program: program.to_owned() };
+    channel.send_blocking(&hello, &[]).map_err(lost)?;
+    let (message, given) = channel.receive_blocking().map_err(lost)?;
+    match message {
+        ToComponent::Welcome(welcome) => {
+            let [status, fence] = <[OwnedFd; 2]>::try_from(given)
+                .map_err(|_| ContextError::Supervisor("a greeting without descriptors".into()))?;
+            Ok((channel, *welcome, StatusReader::open(status)?, fence))
+        }
+        ToComponent::Rejected { reason } => Err(ContextError::Rejected(reason)),
+        _ => Err(ContextError::Supervisor("it did not greet".into())),
+    }
+}
+
+impl Context {
+    fn new(channel: Channel, welcome: Welcome, status: StatusReader) -> Context {
+        Context(Rc::new(Inner {
+            channel,
+            status,
+            counters: Rc::new(Counters::default()),
+            stop: Event::default(),
+            endpoints: RefCell::new(HashMap::new()),
+            hosted: RefCell::new(HashMap::new()),
+            used: RefCell::new(HashMap::new()),
+            asked: RefCell::new(HashMap::new()),
+            next_request: Cell::new(1),
+            next_region: Cell::new(0),
+            lender: RefCell::new(None),
+            introductions: Introductions::new(welcome.incarnation, welcome.epoch),
+            ready: Cell::new(false),
+            lost: Event::default(),
+            fence: RefCell::new(None),
+            welcome,
+        }))
+    }
+
+    /// Tells the supervisor something. If it is gone, the keeper ends this component; nothing is to be done about it here.
+    pub(super) fn send(&self, message: &ToSupervisor, given: &[std::os::fd::BorrowedFd<'_>]) {
+        // Blocking is right: the supervisor always reads, and never waits for a component to read.
+        if let Err(error) = self.0.channel.send_blocking(message, given) {
+            tracing::debug!("the supervisor did not get a message: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shortened;
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters() {
+        assert_eq!(shortened("short".into()), "short");
+        assert!(shortened("ü".repeat(5000)).len() <= 4096);
+    }
+}
