@@ -1,0 +1,191 @@
+//! The command line, as clap reads it. What a verb does is in the module of its name.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+
+/// Operating-system services as separate processes: storage and network that can be called, watched and restarted.
+#[derive(Debug, Parser)]
+#[command(name = "atoll", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(after_help = "\
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing is running there.
+
+Begin with `atoll up`, then open the address that it shows.")]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What every verb takes.
+#[derive(Clone, Debug, Args)]
+pub struct Common {
+    /// Directory of the system's state: its disk image, logs and socket
+    #[arg(long, global = true, env = "ATOLL_STATE", value_name = "DIR", default_value = "./atoll-state")]
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub state: PathBuf,
+    /// Print facts as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Start a system; without MANIFEST the built-in one, which serves /www over HTTP
+    Up(Up),
+    /// Stop the system in order; the disk is left clean
+    Down,
+    /// List the components and what they do
+    Ps {
+        /// Add the bytes that each component leased, verified and copied
+        #[arg(long)]
+        io: bool,
+    },
+    /// Print what the components logged
+    Logs {
+        /// Only this component's lines
+        component: Option<String>,
+    },
+    /// Check a manifest without starting anything
+    Check {
+        /// The manifest
+        #[arg(value_hint = ValueHint::FilePath)]
+        manifest: PathBuf,
+        /// Override a configuration value, as for `up`
+        #[arg(long = "set", value_name = "COMPONENT.KEY=VALUE")]
+        sets: Vec<String>,
+    },
+    /// Work with files of the running system
+    #[command(subcommand)]
+    Fs(Fs),
+    /// Measure, each time beside a floor in the same run
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Run a built-in component (started by the keeper)
+    #[command(hide = true)]
+    Serve {
+        /// The component's name
+        name: String,
+    },
+    /// Run the keeper of a node (started by `up`)
+    #[command(hide = true)]
+    Keeper,
+    /// Run the supervisor of a node (started by the keeper)
+    #[command(hide = true)]
+    Supervisor,
+}
+
+#[derive(Debug, Args)]
+pub struct Up {
+    /// The manifest [default: the built-in systems/web.toml]
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub manifest: Option<PathBuf>,
+    /// Override a configuration value, for example httpd.listen=127.0.0.1:0
+    #[arg(long = "set", value_name = "COMPONENT.KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Return when everything is ready, and leave the system running
+    #[arg(long)]
+    pub detach: bool,
+}
+
+/// Paths are those of the volume: `/www/index.html`, or the same without the first slash.
+#[derive(Debug, Subcommand)]
+pub enum Fs {
+    /// List a directory
+    Ls {
+        /// Directory or file
+        #[arg(default_value = "/")]
+        path: String,
+        /// With size and time of last change
+        #[arg(short, long)]
+        long: bool,
+    },
+    /// Print files
+    Cat {
+        #[arg(required = true)]
+        paths: Vec<String>,
+    },
+    /// Copy files from this machine into the volume
+    Put {
+        /// Files, with -r also directories; `DIR/.` means what is in DIR; `-` is standard input
+        #[arg(required = true, value_hint = ValueHint::AnyPath)]
+        sources: Vec<PathBuf>,
+        /// A directory of the volume, or the new name of the one source
+        target: String,
+        /// Copy directories with all that is in them
+        #[arg(short, long)]
+        recursive: bool,
+    },
+    /// Copy files from the volume to this machine
+    Get {
+        /// Files, with -r also directories; `DIR/.` means what is in DIR
+        #[arg(required = true)]
+        sources: Vec<String>,
+        /// A directory here, the new name of the one source, or `-` for standard output
+        #[arg(value_hint = ValueHint::AnyPath)]
+        target: PathBuf,
+        /// Copy directories with all that is in them
+        #[arg(short, long)]
+        recursive: bool,
+    },
+    /// Remove files
+    Rm {
+        #[arg(required = true)]
+        paths: Vec<String>,
+        /// Remove directories with all that is in them
+        #[arg(short, long)]
+        recursive: bool,
+    },
+    /// Make directories
+    Mkdir {
+        #[arg(required = true)]
+        paths: Vec<String>,
+        /// Also the directories above; no error if it is there already
+        #[arg(short, long)]
+        parents: bool,
+    },
+    /// Rename or move; a file that has the new name is replaced
+    Mv { from: String, to: String },
+    /// Show what is known about a file or directory
+    Stat {
+        #[arg(default_value = "/")]
+        path: String,
+    },
+    /// Show the room on the volume
+    Df,
+    /// Make everything written so far durable
+    Sync,
+    /// Verify every structure and checksum of the volume
+    Check {
+        /// Read this image file instead of asking the running system
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        image: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Calls: client stub, capability check and dispatcher beside a raw ping-pong
+    Ipc(BenchOptions),
+    /// Blocks through the driver beside the same reads made directly
+    Block(BenchOptions),
+    /// Requests a second over HTTP beside a server that only answers from memory
+    Http(BenchOptions),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct BenchOptions {
+    /// Seconds for each measurement
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub seconds: u64,
+    /// Keep the raw figures under bench/runs, with machine and date
+    #[arg(long)]
+    pub save: bool,
+}
