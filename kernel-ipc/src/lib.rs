@@ -21,13 +21,4 @@ pub use error::{CallError, Cause, Executed, Failure};
 pub use id::{Epoch, Incarnation, LenderId, RegionId, SessionId};
 pub use rights::Rights;
 pub use wire::{Handle, LeaseName};
-
-use std::future::Future;
-
-/// Runs `future` on this thread's own runtime (made at the first call): the blocking facade.
-///
-/// # Panics
-/// Inside a runtime, and when the kernel has no io_uring.
-pub fn blocking<F: Future>(future: F) -> F::Output {
-    todo!()
-}
+pub use runtime::block_on_current as blocking;

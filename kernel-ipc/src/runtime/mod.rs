@@ -1,16 +1,40 @@
 //! One thread, one io_uring, one executor: futures for I/O, timers and doorbells.
+//!
+//! - A turn of the loop: ready tasks, then sources (session ends), then completions, then timers. Tasks that
+//!   became ready during a turn run in the next, so that none starves the others.
+//! - Nothing to do: the waiting ladder (`waiting`) decides between spinning, yielding and sleeping. A sleeping
+//!   runtime wakes for its sources, its I/O, its timers and wakers, and for nothing else.
+//! - When only sources are waited for, it sleeps in `futex_waitv`; with I/O in flight, in one
+//!   `io_uring_enter` that waits for both.
+//! - Futures are not `Send`; wakers are.
 
 pub mod io;
+mod park;
+mod ready;
+mod source;
+mod tasks;
+mod timers;
+mod waiting;
 
+use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::os::fd::{OwnedFd, RawFd};
-use std::pin::Pin;
-use std::rc::Rc;
+use std::os::fd::OwnedFd;
+use std::pin::{Pin, pin};
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+pub use self::source::{Sleep, Source, SourceGuard, register};
+pub use self::tasks::{Cancelled, JoinHandle};
 pub use crate::sys::futex::WordAddress;
 pub use crate::sys::memory::{IoMemory, IoMemoryMut};
+pub use crate::sys::ring::Features;
+
+use self::source::Sources;
+use self::tasks::{MAIN, Tasks};
+use self::timers::{TimerKey, Timers};
+use self::waiting::{Ladder, Step};
+use crate::sys::ring::{Released, Ring, SharedRing};
 
 /// How a thread waits when it has nothing to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
@@ -35,10 +59,66 @@ pub struct Options {
     /// The write end of the fence pipe: registered as a file of the ring and then closed, so that the keeper
     /// reads end-of-file only when the kernel has let go of every page this ring was given.
     pub fence: Option<OwnedFd>,
+    /// Behave as on Linux before 6.7, where a ring cannot wait for futex words.
+    pub without_ring_futex: bool,
 }
 
 /// The executor of one thread.
-pub struct Runtime {}
+pub struct Runtime {
+    core: Rc<Core>,
+}
+
+/// What futures reach through the thread's current runtime.
+struct Core {
+    tasks: Tasks,
+    timers: RefCell<Timers>,
+    sources: Sources,
+    ring: SharedRing,
+    ladder: RefCell<Ladder>,
+    park: park::Park,
+    /// Since when nothing was found; `None` while there is work.
+    idle_since: Cell<Option<Instant>>,
+}
+
+thread_local! {
+    /// The runtime whose `block_on` is on this thread's stack.
+    static CURRENT: RefCell<Option<Rc<Core>>> = const { RefCell::new(None) };
+}
+
+/// Calls `f` with this thread's running core, if there is one.
+fn with_current<R>(f: impl FnOnce(&Rc<Core>) -> R) -> Option<R> {
+    CURRENT.try_with(|current| current.borrow().as_ref().map(f)).ok().flatten()
+}
+
+fn current() -> Rc<Core> {
+    with_current(Rc::clone).expect("called outside of Runtime::block_on")
+}
+
+/// Makes a core the thread's current one until dropped.
+struct Entered;
+
+impl Entered {
+    fn new(core: &Rc<Core>) -> Entered {
+        // At the end of a thread the cell may be gone already: then there is nobody left to look into it.
+        let _ = CURRENT.try_with(|current| {
+            let before = current.borrow_mut().replace(Rc::clone(core));
+            assert!(before.is_none(), "block_on inside of block_on: the outer runtime could never go on");
+        });
+        Entered
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let left = CURRENT.try_with(|current| current.borrow_mut().take());
+        drop(left);
+    }
+}
+
+/// Turns that are spun through between two looks at the clock.
+const PAUSES: u32 = 8;
+/// Busy turns after which timers are looked at, though nothing is idle.
+const BUSY_TURNS: u32 = 32;
 
 impl Runtime {
     /// Makes the ring. Allocates; does not block.
@@ -46,62 +126,143 @@ impl Runtime {
     /// # Errors
     /// The kernel's refusal of `io_uring_setup`.
     pub fn new(options: Options) -> std::io::Result<Runtime> {
-        todo!()
+        let entries = if options.entries == 0 { 256 } else { options.entries };
+        let mut ring = Ring::new(entries, options.fence)?;
+        if options.without_ring_futex {
+            ring.forget_futex();
+        }
+        let core = Core {
+            tasks: Tasks::new(),
+            timers: RefCell::default(),
+            sources: Sources::default(),
+            ring: Rc::new(RefCell::new(ring)),
+            ladder: RefCell::new(Ladder::new(options.waiting)),
+            park: park::Park::default(),
+            idle_since: Cell::new(None),
+        };
+        Ok(Runtime { core: Rc::new(core) })
     }
 
     /// Runs `future` to its end on this thread, and spawned tasks beside it. Tasks that are left keep their
     /// state until the next call, or until the runtime is dropped.
     ///
     /// # Panics
-    /// Inside another `block_on` of this thread.
+    /// Inside another `block_on` of this thread. A panic of a task unwinds through it.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
-        todo!()
+        let core = &self.core;
+        let _entered = Entered::new(core);
+        let mut future = pin!(future);
+        let waker = core.tasks.main_waker();
+        let mut cx = Context::from_waker(&waker);
+        core.tasks.make_ready(MAIN);
+        let mut turns = 0u32;
+        loop {
+            core.tasks.drain_remote();
+            // Only those that are ready now: what they wake runs in the next turn, after sources and I/O.
+            let ready = core.tasks.ready_count();
+            for _ in 0..ready {
+                match core.tasks.next_ready() {
+                    Some(MAIN) => {
+                        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+                            // What was queued goes out even if nobody calls `block_on` again.
+                            core.turn_ring();
+                            return output;
+                        }
+                    }
+                    Some(index) => core.tasks.run(index),
+                    None => break,
+                }
+            }
+            turns = turns.wrapping_add(1);
+            let found = core.sources.poll_all() | core.turn_ring();
+            if turns.is_multiple_of(BUSY_TURNS) {
+                core.expire_timers();
+            }
+            if ready > 0 || found || core.tasks.ready_count() > 0 {
+                core.end_of_idleness();
+            } else {
+                core.idle(turns);
+            }
+        }
+    }
+
+    /// What the running kernel's io_uring offers.
+    pub fn features(&self) -> Features {
+        self.core.ring.borrow().features()
     }
 }
 
-/// A session end: something that other processes write and the executor polls.
-pub trait Source {
-    /// Looks once, without a system call, and wakes whoever waits. True when something was found.
-    fn poll(&self) -> bool;
-    /// Announces to the peer that this side is about to sleep, then looks again (Dekker).
-    fn prepare_sleep(&self) -> Sleep;
-    /// Takes the announcement back. Called after every `prepare_sleep` that did not return [`Sleep::Work`],
-    /// and also after one that did.
-    fn cancel_sleep(&self);
-    /// The peer's death word, if there is one, and its current value: waited for together with the doorbell.
-    fn second_word(&self) -> Option<(WordAddress, u32)> {
-        None
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        // Tasks own guards and operations that look for their runtime when they are dropped.
+        let entered = with_current(|_| ()).is_none().then(|| Entered::new(&self.core));
+        self.core.tasks.clear();
+        drop(entered);
     }
 }
 
-/// What to wait for on behalf of a [`Source`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sleep {
-    /// There is work already: do not sleep.
-    Work,
-    /// Sleep while the word has the expected value.
-    Futex {
-        /// The word.
-        word: WordAddress,
-        /// Its value when there was no work.
-        expected: u32,
-    },
-    /// Sleep until the descriptor is readable. The source reads it empty when it is polled.
-    EventFd(RawFd),
-    /// This source wakes nobody.
-    Nothing,
-}
+impl Core {
+    /// Submits and collects completions. True when there were any.
+    fn turn_ring(&self) -> bool {
+        let mut released = Released::default();
+        let found = self.ring.borrow_mut().turn(&mut released);
+        released.finish();
+        found
+    }
 
-/// Keeps a [`Source`] registered until it is dropped.
-#[must_use = "dropping the guard unregisters the source"]
-pub struct SourceGuard {}
+    fn expire_timers(&self) {
+        if self.timers.borrow().next().is_none() {
+            return;
+        }
+        let now = Instant::now();
+        loop {
+            let due = self.timers.borrow_mut().expire(now);
+            match due {
+                Some(waker) => waker.wake(),
+                None => return,
+            }
+        }
+    }
 
-/// Registers a source with the runtime of this thread.
-///
-/// # Panics
-/// Outside a runtime.
-pub fn register(source: Rc<dyn Source>) -> SourceGuard {
-    todo!()
+    /// Nothing was found in this turn: what the ladder says.
+    fn idle(&self, turns: u32) {
+        let since = match self.idle_since.get() {
+            // Most turns of a spin do not even look at the clock.
+            Some(_) if !turns.is_multiple_of(PAUSES) => {
+                std::hint::spin_loop();
+                return;
+            }
+            Some(since) => since,
+            None => {
+                let now = Instant::now();
+                self.idle_since.set(Some(now));
+                now
+            }
+        };
+        self.expire_timers();
+        if self.tasks.ready_count() > 0 {
+            return;
+        }
+        let step = self.ladder.borrow().step(since.elapsed());
+        match step {
+            Step::Pause => std::hint::spin_loop(),
+            Step::Yield => {
+                let before = Instant::now();
+                std::thread::yield_now();
+                self.ladder.borrow_mut().yielded(before.elapsed());
+            }
+            Step::Park => {
+                park::park(self);
+                self.expire_timers();
+            }
+        }
+    }
+
+    fn end_of_idleness(&self) {
+        if let Some(since) = self.idle_since.take() {
+            self.ladder.borrow_mut().found(since.elapsed());
+        }
+    }
 }
 
 /// Runs `future` as a task of this thread's runtime. Allocates once.
@@ -109,59 +270,85 @@ pub fn register(source: Rc<dyn Source>) -> SourceGuard {
 /// # Panics
 /// Outside a runtime.
 pub fn spawn<F: Future<Output = T> + 'static, T: 'static>(future: F) -> JoinHandle<T> {
-    todo!()
-}
-
-/// A task that was cancelled before its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cancelled;
-
-/// Waits for a task's result. Dropping it lets the task go on by itself.
-pub struct JoinHandle<T> {
-    _result: Rc<T>,
-}
-
-impl<T> JoinHandle<T> {
-    /// Drops the task's future now (before this returns, unless the task is the caller). Does nothing to a task that has ended.
-    pub fn cancel(&self) {
-        todo!()
-    }
-
-    /// Whether the task has ended or was cancelled.
-    pub fn is_finished(&self) -> bool {
-        todo!()
-    }
-}
-
-impl<T> Future for JoinHandle<T> {
-    type Output = Result<T, Cancelled>;
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        todo!()
-    }
+    tasks::spawn_on(&current(), future)
 }
 
 /// Lets every other ready task run once.
 pub async fn yield_now() {
-    todo!()
+    let mut yielded = false;
+    std::future::poll_fn(|cx| {
+        if yielded {
+            return Poll::Ready(());
+        }
+        yielded = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Waits for `duration`.
+///
+/// # Panics
+/// When polled outside a runtime.
 pub fn sleep(duration: Duration) -> SleepUntil {
-    todo!()
+    // Thirty years are for ever, and an `Instant` can hold them.
+    const FOR_EVER: Duration = Duration::from_secs(1_000_000_000);
+    sleep_until(Instant::now() + duration.min(FOR_EVER))
 }
 
 /// Waits until `deadline`.
+///
+/// # Panics
+/// When polled outside a runtime.
 pub fn sleep_until(deadline: Instant) -> SleepUntil {
-    todo!()
+    SleepUntil { deadline, armed: None }
 }
 
 /// The future of [`sleep`] and [`sleep_until`]. Dropping it removes the timer.
-pub struct SleepUntil {}
+#[must_use = "futures do nothing unless they are awaited"]
+pub struct SleepUntil {
+    deadline: Instant,
+    armed: Option<(Weak<Core>, TimerKey)>,
+}
+
+impl SleepUntil {
+    /// When it ends.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+}
 
 impl Future for SleepUntil {
     type Output = ();
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        todo!()
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match &self.armed {
+            Some((core, key)) => match core.upgrade() {
+                Some(core) if core.timers.borrow_mut().renew(*key, cx.waker()) => Poll::Pending,
+                _ => {
+                    self.armed = None;
+                    Poll::Ready(())
+                }
+            },
+            None if self.deadline <= Instant::now() => Poll::Ready(()),
+            None => {
+                let core = current();
+                let key = core.timers.borrow_mut().insert(self.deadline, cx.waker().clone());
+                self.armed = Some((Rc::downgrade(&core), key));
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for SleepUntil {
+    fn drop(&mut self) {
+        if let Some((core, key)) = self.armed.take()
+            && let Some(core) = core.upgrade()
+        {
+            core.timers.borrow_mut().remove(key);
+        }
     }
 }
 
@@ -174,5 +361,32 @@ pub struct Elapsed;
 /// # Errors
 /// [`Elapsed`] when the time was up first.
 pub async fn timeout<F: Future>(duration: Duration, future: F) -> Result<F::Output, Elapsed> {
-    todo!()
+    let mut future = pin!(future);
+    let mut sleep = pin!(sleep(duration));
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Ok(output));
+        }
+        sleep.as_mut().poll(cx).map(|()| Err(Elapsed))
+    })
+    .await
+}
+
+thread_local! {
+    /// The runtime of the blocking facade.
+    static OWN: RefCell<Option<Rc<Runtime>>> = const { RefCell::new(None) };
+}
+
+/// Runs `future` on this thread's own runtime (made at the first call): the blocking facade. Tasks that it
+/// leaves behind go on during the thread's next call.
+///
+/// # Panics
+/// Inside a runtime, and when the kernel has no io_uring.
+pub fn block_on_current<F: Future>(future: F) -> F::Output {
+    let runtime = OWN.with(|own| {
+        Rc::clone(own.borrow_mut().get_or_insert_with(|| {
+            Rc::new(Runtime::new(Options::default()).expect("this kernel has no io_uring (it needs Linux 6.1)"))
+        }))
+    });
+    runtime.block_on(future)
 }

@@ -16,8 +16,8 @@ pub unsafe trait IoMemory: 'static {
 /// Memory that the kernel may also write: reads from files and sockets land here.
 ///
 /// # Safety
-/// As [`IoMemory`]; and the bytes are writable, initialised, and referred to by nothing else in this process
-/// for as long as the value exists.
+/// As [`IoMemory`]; and the bytes are writable and initialised, and no Rust reference to them is used by
+/// anything else for as long as the value exists.
 pub unsafe trait IoMemoryMut: IoMemory {
     /// The first byte, for writing. The same address as [`IoMemory::io_ptr`].
     fn io_mut_ptr(&mut self) -> *mut u8;

@@ -6,4 +6,7 @@ pub mod doorbell;
 pub mod futex;
 mod leased;
 pub mod memory;
+pub mod operation;
+pub mod ring;
 pub mod segment;
+pub mod watcher;
