@@ -1,9 +1,13 @@
-//! The brain of a node: the manifest and its checks.
+//! Keeper and supervisor: what starts, connects, watches and ends the components of a node.
 #![deny(unsafe_code)]
 
+pub mod keeper;
 pub mod manifest;
+mod node;
 pub mod policy;
 pub mod report;
+mod sys;
+pub mod up;
 
 mod check;
 mod parse;

@@ -167,10 +167,17 @@ pub enum ToComponent {
         /// The region.
         region: RegionId,
     },
-    /// The lender is dead: no new pin; unmap its table and regions when nothing of them is pinned any more.
+    /// The lender is dead: no new pin; unmap its table and its own regions when nothing of them is pinned any more.
     LenderGone {
         /// The lender.
         lender: LenderId,
+        /// The regions that it owned.
+        regions: Vec<RegionId>,
+    },
+    /// Answers `Region`: everybody who may map it has.
+    RegionPublished {
+        /// The region.
+        region: RegionId,
     },
     /// You lend to components which this mapper serves. Attach its pins before you answer `PinsAttached`.
     /// Descriptor: the pin segment.
@@ -374,6 +381,7 @@ impl Message for ToComponent {
             | ToComponent::ClientGone { .. }
             | ToComponent::HostGone { .. }
             | ToComponent::LenderGone { .. }
+            | ToComponent::RegionPublished { .. }
             | ToComponent::MapperFenced { .. }
             | ToComponent::AskCounters { .. }
             | ToComponent::Stop => 0..=0,

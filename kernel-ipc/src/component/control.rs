@@ -22,6 +22,7 @@ pub(super) async fn listen(cx: Context) {
                 }
                 cx.0.lost.happen();
                 cx.0.asked.borrow_mut().clear();
+                cx.0.publishing.borrow_mut().clear();
                 return;
             }
         }
@@ -78,7 +79,12 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
             let error = cx.0.introductions.meet_region(lender, region, descriptor()).err();
             met(cx, lender, Some(region), error);
         }
-        ToComponent::LenderGone { lender } => cx.0.introductions.lender_gone(lender),
+        ToComponent::LenderGone { lender, regions } => cx.0.introductions.lender_gone(lender, &regions),
+        ToComponent::RegionPublished { region } => {
+            if let Some(answer) = cx.0.publishing.borrow_mut().remove(&region) {
+                let _ = answer.give(());
+            }
+        }
         ToComponent::AttachPins { mapper, epoch, status_entry } => {
             let status = cx.0.status.endpoint(status_entry);
             match super::introductions::attach_pins(&cx.lender(), mapper, epoch, descriptor(), status) {

@@ -82,14 +82,18 @@ impl Introductions {
         Ok(())
     }
 
-    /// Forgets a dead lender. What is pinned of it stays mapped until it is unpinned.
-    pub(super) fn lender_gone(&self, lender: LenderId) {
+    /// Forgets a dead lender and the regions that it owned. What is pinned of them stays mapped until it is unpinned.
+    pub(super) fn lender_gone(&self, lender: LenderId, gone: &[RegionId]) {
         self.pins.borrow_mut().remove(&lender);
         self.mapper.borrow_mut().retire(lender);
         self.holder.borrow_mut().retire(lender);
-        self.regions.borrow_mut().retain(|_, (_, lenders)| {
+        for &region in gone {
+            self.mapper.borrow_mut().remove_region(region);
+            self.holder.borrow_mut().remove_region(region);
+        }
+        self.regions.borrow_mut().retain(|region, (_, lenders)| {
             lenders.retain(|&known| known != lender);
-            !lenders.is_empty()
+            !lenders.is_empty() && !gone.contains(region)
         });
     }
 }

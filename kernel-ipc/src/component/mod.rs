@@ -174,6 +174,8 @@ struct Inner {
     used: RefCell<HashMap<SessionId, ClientSession>>,
     /// Sessions that it has asked for, by request.
     asked: RefCell<HashMap<u64, opening::Asked>>,
+    /// Regions whose introduction is awaited.
+    publishing: RefCell<HashMap<RegionId, waits::Answer<()>>>,
     next_request: Cell<u64>,
     next_region: Cell<u64>,
     lender: RefCell<Option<Rc<RefCell<Lender>>>>,
@@ -274,11 +276,19 @@ impl Context {
         RegionId(self.0.welcome.first_region.get() + number)
     }
 
-    /// Says that leases of this run may name `region`: whoever the manifest lets map it gets it. Before it is lent from.
-    pub fn publish_region(&self, region: &Region) {
+    /// Says that leases of this run may name `region`. Waits until everybody whom the manifest lets map it has mapped it:
+    /// from then on it may be lent from.
+    ///
+    /// # Errors
+    /// [`ContextError::Supervisor`] if the supervisor is gone.
+    pub async fn publish_region(&self, region: &Region) -> Result<(), ContextError> {
         // The supervisor introduces regions to those who have met the lender.
         self.lender();
+        let (published, answer) = waits::question();
+        self.0.publishing.borrow_mut().insert(region.id(), answer);
         self.send(&ToSupervisor::Region { region: region.id() }, &[region.fd()]);
+        let lost = || ContextError::Supervisor("it is gone".into());
+        if self.0.lost.has_happened() { Err(lost()) } else { published.await.ok_or_else(lost) }
     }
 
     /// This run's lender. The first call makes its table and publishes it.

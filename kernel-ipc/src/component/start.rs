@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -126,6 +126,7 @@ impl Context {
             hosted: RefCell::new(HashMap::new()),
             used: RefCell::new(HashMap::new()),
             asked: RefCell::new(HashMap::new()),
+            publishing: RefCell::new(HashMap::new()),
             next_request: Cell::new(1),
             next_region: Cell::new(0),
             lender: RefCell::new(None),

@@ -50,6 +50,13 @@ impl Holder {
         self.find(lender).map(|view| view.add_region(region)).is_some()
     }
 
+    /// Forgets a region, for every lender.
+    pub fn remove_region(&mut self, region: RegionId) {
+        for view in &self.lenders {
+            view.remove_region(region);
+        }
+    }
+
     /// Forgets a lender, which is gone for good.
     pub fn retire(&mut self, lender: LenderId) {
         self.lenders.retain(|view| view.lender != lender);

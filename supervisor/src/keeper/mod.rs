@@ -1,0 +1,365 @@
+//! The keeper: the parent of every process of a node. Holds what must outlive them, and has no policy.
+//!
+//! - It starts the supervisor, and whatever the supervisor asks for by fixed-size [`wire`] records: nothing is parsed.
+//! - It notices deaths (before anybody else acts on one, the status page says it), holds the read end of each process's
+//!   fence, and tells the supervisor of both.
+//! - It holds pin segments until their mapper is fenced, and the lock of the state directory as long as the node lives.
+//! - If it dies, the kernel kills every process of the node. If the supervisor dies, it ends the node in order: last
+//!   started, first stopped.
+//! - Its memory is allocated at the start; its loop allocates nothing but what receiving descriptors takes.
+
+mod end;
+mod slots;
+pub mod wire;
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::ExitCode;
+
+use kernel_ipc::Epoch;
+use kernel_ipc::lease::StatusPage;
+use kernel_ipc::sys::descriptors;
+use kernel_ipc::sys::{doorbell, segment};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::sys::process::{self, Program};
+use slots::Slots;
+use wire::{ARGUMENTS, Ask, Notice, Request, SLOTS, SUPERVISOR_SLOT, Tell};
+
+/// How the keeper was started.
+#[derive(Debug)]
+pub struct Options {
+    /// The arguments of the supervisor, passed on as they are; without the program's name.
+    pub supervisor_arguments: Vec<String>,
+    /// End the node in order when the process that started the keeper dies.
+    pub end_with_parent: bool,
+}
+
+struct Keeper {
+    supervisor: OwnedFd,
+    signals: SignalFd,
+    null: OwnedFd,
+    status: StatusPage,
+    slots: Slots,
+    environment: Vec<CString>,
+    held: Vec<OwnedFd>,
+}
+
+/// Most descriptors that a supervisor may ask to hold.
+const MAX_HELD: usize = 8;
+
+/// Runs the keeper until the node has ended. Working directory: the state directory. Descriptor 3, if open, goes to the
+/// supervisor (it is where the supervisor reports how the start went).
+///
+/// Blocks. Needs a single-threaded process.
+pub fn run(options: Options) -> ExitCode {
+    let report = process::inherited(process::FIRST_INHERITED);
+    match Keeper::start(options, report) {
+        Ok(keeper) => keeper.serve(),
+        Err(error) => {
+            eprintln!("keeper: cannot start: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Keeper {
+    fn start(options: Options, report: Option<OwnedFd>) -> io::Result<Keeper> {
+        let mut mask = SigSet::empty();
+        for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+            mask.add(signal);
+        }
+        mask.thread_block()?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        process::adopt_orphans()?;
+        if options.end_with_parent {
+            nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
+        }
+        let _ = nix::sys::prctl::set_name(c"atoll-keeper");
+
+        let null: OwnedFd = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into();
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let mut keeper = Keeper {
+            supervisor: ours,
+            signals,
+            null,
+            status: StatusPage::create(SLOTS)?,
+            slots: Slots::new(),
+            environment: environment(),
+            held: Vec::with_capacity(MAX_HELD),
+        };
+        keeper.start_supervisor(&options.supervisor_arguments, theirs, report)?;
+        Ok(keeper)
+    }
+
+    fn start_supervisor(&mut self, arguments: &[String], socket: OwnedFd, report: Option<OwnedFd>) -> io::Result<()> {
+        let executable = nix::fcntl::open(
+            "/proc/self/exe",
+            nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
+            nix::sys::stat::Mode::empty(),
+        )?;
+        let strings: Vec<CString> = ["atoll", "supervisor"]
+            .into_iter()
+            .chain(arguments.iter().map(String::as_str))
+            .map(CString::new)
+            .collect::<Result<_, _>>()?;
+        let arguments: Vec<&CStr> = strings.iter().map(CString::as_c_str).collect();
+        let environment: Vec<&CStr> = self.environment.iter().map(CString::as_c_str).collect();
+        let (stdout, stderr) = (io::stdout(), io::stderr());
+        let mut given = vec![self.null.as_fd(), stdout.as_fd(), stderr.as_fd(), socket.as_fd()];
+        given.extend(report.as_ref().map(AsFd::as_fd));
+        let child = process::spawn(&Program {
+            executable: executable.as_fd(),
+            arguments: &arguments,
+            environment: &environment,
+            descriptors: &given,
+        })?;
+        self.slots.started(SUPERVISOR_SLOT, 1, child, None);
+        self.lives(SUPERVISOR_SLOT, 1);
+        Ok(())
+    }
+
+    fn serve(mut self) -> ExitCode {
+        loop {
+            let ready = match self.wait(PollTimeout::NONE) {
+                Ok(ready) => ready,
+                Err(error) => {
+                    eprintln!("keeper: poll: {error}");
+                    return self.end_in_order(1);
+                }
+            };
+            if ready.signals && self.signals_came() {
+                return self.end_in_order(1);
+            }
+            if ready.fences {
+                self.fences_ended();
+            }
+            if ready.supervisor {
+                match self.receive() {
+                    Ok(Some((Ask::End, request, _))) => return self.end_now(request.a as u8),
+                    Ok(Some((ask, request, descriptors))) => self.answer(ask, &request, descriptors),
+                    Ok(None) => {}
+                    Err(error) => {
+                        eprintln!("keeper: the supervisor is gone: {error}");
+                        self.reap();
+                        return self.end_in_order(1);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sleeps until something happens or the time is up.
+    fn wait(&self, timeout: PollTimeout) -> io::Result<Ready> {
+        // A fixed array: two descriptors and a fence per slot.
+        let mut set: [PollFd<'_>; SLOTS as usize + 2] =
+            std::array::from_fn(|_| PollFd::new(self.signals.as_fd(), PollFlags::empty()));
+        set[0] = PollFd::new(self.supervisor.as_fd(), PollFlags::POLLIN);
+        set[1] = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
+        let mut used = 2;
+        for fence in self.slots.fences() {
+            // A pipe's read end reports end of file as POLLHUP, whatever is asked for.
+            set[used] = PollFd::new(fence, PollFlags::POLLIN);
+            used += 1;
+        }
+        match poll(&mut set[..used], timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let happened = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+        Ok(Ready {
+            supervisor: happened(&set[0]),
+            signals: happened(&set[1]),
+            fences: set[2..used].iter().any(happened),
+        })
+    }
+
+    /// Reads the signals that came and reaps whoever died. True when the supervisor did.
+    fn signals_came(&mut self) -> bool {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            if signal.ssi_signo != libc::SIGCHLD as u32 {
+                self.tell(Notice::new(Tell::Terminate, 0, signal.ssi_signo.into(), 0), &[]);
+            }
+        }
+        self.reap()
+    }
+
+    /// Reaps whoever died: first the status page says it, then the supervisor hears it.
+    fn reap(&mut self) -> bool {
+        let mut supervisor_died = false;
+        while let Some((pid, wait_status)) = process::reap() {
+            let Some((slot, epoch)) = self.slots.exited(pid) else {
+                continue; // An orphan that we adopted.
+            };
+            self.died(slot);
+            if slot == SUPERVISOR_SLOT {
+                eprintln!("keeper: the supervisor died (wait status {wait_status:#x}); ending the node");
+                supervisor_died = true;
+            }
+            self.tell(Notice::new(Tell::Exited, slot, epoch, wait_status as u32 as u64), &[]);
+        }
+        supervisor_died
+    }
+
+    /// Looks which fences ended: the kernel has let go of everything which those processes gave it.
+    fn fences_ended(&mut self) {
+        for slot in 0..SLOTS {
+            if let Some(epoch) = self.slots.take_ended_fence(slot) {
+                self.status.fenced(slot, Epoch(epoch));
+                self.tell(Notice::new(Tell::Fenced, slot, epoch, 0), &[]);
+            }
+        }
+    }
+
+    fn receive(&self) -> io::Result<Option<(Ask, Request, Vec<OwnedFd>)>> {
+        let mut bytes = [0; size_of::<Request>()];
+        let packet = match descriptors::receive(self.supervisor.as_fd(), &mut bytes, false) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            packet => packet?,
+        };
+        let request =
+            Request::read_from_bytes(&bytes).ok().filter(|_| packet.length == bytes.len() && !packet.truncated);
+        let (ask, request) = request
+            .and_then(|request| Some((request.ask()?, request)))
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "end of file or no request"))?;
+        Ok(Some((ask, request, packet.descriptors)))
+    }
+
+    /// Does what was asked, and replies exactly once.
+    fn answer(&mut self, ask: Ask, request: &Request, descriptors: Vec<OwnedFd>) {
+        let slot = request.slot;
+        let outcome = if slot >= SLOTS { Err(Errno::EINVAL.into()) } else { self.carry_out(ask, request, descriptors) };
+        match outcome {
+            Ok((a, descriptor)) => {
+                let given = descriptor.as_ref().map(AsFd::as_fd);
+                self.tell(Notice::new(Tell::Done, slot, a, 0), given.as_slice());
+            }
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
+                self.tell(Notice::new(Tell::Failed, slot, errno as u64, 0), &[]);
+            }
+        }
+    }
+
+    fn carry_out(
+        &mut self,
+        ask: Ask,
+        request: &Request,
+        descriptors: Vec<OwnedFd>,
+    ) -> io::Result<(u64, Option<OwnedFd>)> {
+        let Request { slot, a, .. } = *request;
+        match ask {
+            Ask::Spawn => {
+                if !self.slots.is_free(slot) {
+                    return Err(Errno::EBUSY.into());
+                }
+                let (fence, end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+                let child = self.spawn(request, &descriptors)?;
+                let pid = child.pid as u64;
+                self.slots.started(slot, a, child, Some(fence));
+                Ok((pid, Some(end)))
+            }
+            Ask::Guest => {
+                if !self.slots.is_free(slot) {
+                    return Err(Errno::EBUSY.into());
+                }
+                let (fence, end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+                self.slots.guest(slot, a, fence);
+                self.lives(slot, a);
+                Ok((0, Some(end)))
+            }
+            Ask::GuestGone => {
+                self.slots.guest_gone(slot);
+                self.died(slot);
+                Ok((0, None))
+            }
+            Ask::Lives => {
+                // Not for one that died while the request was on its way.
+                if self.slots.lives(slot, a) {
+                    self.lives(slot, a);
+                }
+                Ok((0, None))
+            }
+            Ask::Signal => {
+                let signal = i32::try_from(a).map_err(|_| Errno::EINVAL)?;
+                process::signal(self.slots.pidfd(slot).ok_or(Errno::ESRCH)?, signal)?;
+                Ok((0, None))
+            }
+            Ask::Memory => {
+                let memory = segment::memfd("pins")?;
+                segment::set_len(&memory, usize::try_from(a).map_err(|_| Errno::EINVAL)?)?;
+                self.slots.keep(slot, memory.try_clone()?)?;
+                Ok((0, Some(memory)))
+            }
+            Ask::Hold => {
+                if self.held.len() + descriptors.len() > MAX_HELD {
+                    return Err(Errno::EMFILE.into());
+                }
+                self.held.extend(descriptors);
+                Ok((0, None))
+            }
+            Ask::Status => Ok((0, Some(self.status.fd().try_clone_to_owned()?))),
+            Ask::End => Err(Errno::EINVAL.into()), // Handled in the loop.
+        }
+    }
+
+    fn spawn(&self, request: &Request, descriptors: &[OwnedFd]) -> io::Result<process::Child> {
+        let [executable, control, stdout, stderr] = descriptors else {
+            return Err(Errno::EINVAL.into());
+        };
+        let mut arguments = [c""; ARGUMENTS];
+        let used = (request.arguments as usize).min(ARGUMENTS);
+        for (to, from) in arguments.iter_mut().zip(&request.strings) {
+            *to = CStr::from_bytes_until_nul(from).map_err(|_| Errno::EINVAL)?;
+        }
+        let mut environment = [c""; process::MAX_STRINGS];
+        for (to, from) in environment.iter_mut().zip(&self.environment) {
+            *to = from;
+        }
+        process::spawn(&Program {
+            executable: executable.as_fd(),
+            arguments: &arguments[..used],
+            environment: &environment[..self.environment.len()],
+            descriptors: &[self.null.as_fd(), stdout.as_fd(), stderr.as_fd(), control.as_fd()],
+        })
+    }
+
+    /// Tells the supervisor. If it is gone or does not read, the loop or SIGCHLD finds out.
+    fn tell(&self, notice: Notice, descriptors: &[BorrowedFd<'_>]) {
+        if let Err(error) = descriptors::send(self.supervisor.as_fd(), notice.as_bytes(), descriptors, true) {
+            eprintln!("keeper: cannot tell the supervisor: {error}");
+        }
+    }
+
+    fn lives(&self, slot: u32, epoch: u64) {
+        self.status.lives(slot, Epoch(epoch));
+    }
+
+    /// The status page says that nothing lives in `slot`, and whoever sleeps on its word is woken.
+    fn died(&self, slot: u32) {
+        self.status.died(slot);
+        if let Some(word) = self.status.word(slot) {
+            doorbell::wake(word);
+        }
+    }
+}
+
+struct Ready {
+    supervisor: bool,
+    signals: bool,
+    fences: bool,
+}
+
+/// What components see of this process's environment.
+fn environment() -> Vec<CString> {
+    ["ATOLL_LOG", "RUST_BACKTRACE", "NO_COLOR"]
+        .into_iter()
+        .filter_map(|name| CString::new(format!("{name}={}", std::env::var(name).ok()?)).ok())
+        .collect()
+}

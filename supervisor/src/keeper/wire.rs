@@ -1,0 +1,186 @@
+//! What the supervisor and the keeper say to each other: fixed-size records over a `SOCK_SEQPACKET` pair.
+//!
+//! - A request is [`Request`], 320 bytes, with at most four descriptors; every request gets exactly one reply, in order.
+//! - Replies and events are [`Notice`], 32 bytes. Events come when they come, between replies.
+//! - Native byte order: both ends are the same binary on the same machine. Nothing in it is parsed: every field is a
+//!   number or a NUL-padded string at a fixed place.
+//!
+//! ```text
+//! Request  0 kind u32 | 4 slot u32 | 8 a u64 | 16 arguments u32 | 20 zero u32 | 24 zero u64 | 32 four strings of 72 bytes
+//! Notice   0 kind u32 | 4 slot u32 | 8 a u64 | 16 b u64         | 24 zero u64
+//! ```
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Slots of a node: processes and guests that live at the same time. Also the lines of the status page.
+pub const SLOTS: u32 = 192;
+
+/// The supervisor's own slot.
+pub const SUPERVISOR_SLOT: u32 = 0;
+
+/// Components have slots `1..FIRST_GUEST_SLOT`.
+pub const FIRST_GUEST_SLOT: u32 = 64;
+
+/// Bytes of one argument of a program, its NUL included.
+pub const ARGUMENT: usize = 72;
+
+/// Most arguments of a program, its own name included.
+pub const ARGUMENTS: usize = 4;
+
+/// What the supervisor wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Ask {
+    /// Start a program in `slot` as epoch `a`. Descriptors: program, control socket, standard output, standard error.
+    /// Reply: `a` = pid; descriptor: the fence's write end.
+    Spawn = 1,
+    /// Reserve `slot` for a guest as epoch `a`. Reply: descriptor: the fence's write end.
+    Guest = 2,
+    /// The guest in `slot` is gone: no epoch of it lives.
+    GuestGone = 3,
+    /// Epoch `a` of `slot` lives: its tables are published.
+    Lives = 4,
+    /// Send signal `a` to the process in `slot`.
+    Signal = 5,
+    /// Make memory of `a` bytes for a segment that the process in `slot` writes, and keep it until that process is
+    /// fenced. Reply: descriptor: the memory.
+    Memory = 6,
+    /// Keep the descriptor open as long as the node lives.
+    Hold = 7,
+    /// Reply: descriptor: the status page.
+    Status = 8,
+    /// End the node: whatever still runs is killed; the keeper exits with code `a`. No reply.
+    End = 9,
+}
+
+/// What the keeper tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Tell {
+    /// Reply: done; `a` as the request says.
+    Done = 1,
+    /// Reply: not done; `a` is the errno.
+    Failed = 2,
+    /// Event: the process in `slot` died. `a` = epoch, `b` = wait status.
+    Exited = 3,
+    /// Event: the kernel has let go of all that epoch `a` of `slot` gave it.
+    Fenced = 4,
+    /// Event: someone asked the keeper by a signal to end the node in order.
+    Terminate = 5,
+}
+
+/// A request. See the module's drawing.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Request {
+    /// An [`Ask`].
+    pub kind: u32,
+    /// Which slot.
+    pub slot: u32,
+    /// Depends on the kind.
+    pub a: u64,
+    /// How many of `strings` are used.
+    pub arguments: u32,
+    /// Zero.
+    pub reserved: [u32; 3],
+    /// A program's arguments, each ended by a NUL.
+    pub strings: [[u8; ARGUMENT]; ARGUMENTS],
+}
+
+/// A reply or an event. See the module's drawing.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Notice {
+    /// A [`Tell`].
+    pub kind: u32,
+    /// Which slot.
+    pub slot: u32,
+    /// Depends on the kind.
+    pub a: u64,
+    /// Depends on the kind.
+    pub b: u64,
+    /// Zero.
+    pub reserved: u64,
+}
+
+const _: () = assert!(size_of::<Request>() == 320);
+const _: () = assert!(size_of::<Notice>() == 32);
+
+impl Request {
+    /// A request without arguments.
+    pub fn new(ask: Ask, slot: u32, a: u64) -> Request {
+        Request { kind: ask as u32, slot, a, arguments: 0, reserved: [0; 3], strings: [[0; ARGUMENT]; ARGUMENTS] }
+    }
+
+    /// With a program's arguments. `None` if there are too many, or one is too long or contains a NUL.
+    pub fn with_arguments(mut self, arguments: &[&str]) -> Option<Request> {
+        if arguments.len() > ARGUMENTS {
+            return None;
+        }
+        for (string, argument) in self.strings.iter_mut().zip(arguments) {
+            let bytes = argument.as_bytes();
+            if bytes.len() >= ARGUMENT || bytes.contains(&0) {
+                return None;
+            }
+            string[..bytes.len()].copy_from_slice(bytes);
+        }
+        self.arguments = arguments.len() as u32;
+        Some(self)
+    }
+
+    /// What it asks, if that exists.
+    pub fn ask(&self) -> Option<Ask> {
+        [Ask::Spawn, Ask::Guest, Ask::GuestGone, Ask::Lives, Ask::Signal, Ask::Memory, Ask::Hold, Ask::Status, Ask::End]
+            .into_iter()
+            .find(|&ask| ask as u32 == self.kind)
+    }
+}
+
+impl Notice {
+    /// A notice.
+    pub fn new(tell: Tell, slot: u32, a: u64, b: u64) -> Notice {
+        Notice { kind: tell as u32, slot, a, b, reserved: 0 }
+    }
+
+    /// What it tells, if that exists.
+    pub fn tell(&self) -> Option<Tell> {
+        [Tell::Done, Tell::Failed, Tell::Exited, Tell::Fenced, Tell::Terminate]
+            .into_iter()
+            .find(|&tell| tell as u32 == self.kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_survives_its_encoding() {
+        for ask in [
+            Ask::Spawn,
+            Ask::Guest,
+            Ask::GuestGone,
+            Ask::Lives,
+            Ask::Signal,
+            Ask::Memory,
+            Ask::Hold,
+            Ask::Status,
+            Ask::End,
+        ] {
+            let request = Request::new(ask, 3, 9);
+            let back = Request::read_from_bytes(request.as_bytes()).unwrap();
+            assert_eq!((back.ask(), back.slot, back.a), (Some(ask), 3, 9));
+        }
+        assert_eq!(Request::read_from_bytes(&[0xff; 320]).unwrap().ask(), None);
+        assert_eq!(Notice::read_from_bytes(&[0xff; 32]).unwrap().tell(), None);
+    }
+
+    #[test]
+    fn arguments_that_do_not_fit_are_refused() {
+        let request = Request::new(Ask::Spawn, 1, 1);
+        assert!(request.with_arguments(&["atoll", "serve", "disk"]).is_some());
+        assert!(request.with_arguments(&["a"; ARGUMENTS + 1]).is_none());
+        assert!(request.with_arguments(&["x".repeat(ARGUMENT).as_str()]).is_none());
+        assert!(request.with_arguments(&["a\0b"]).is_none());
+    }
+}
