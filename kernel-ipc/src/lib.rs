@@ -20,5 +20,5 @@ pub mod wire;
 pub use error::{CallError, Cause, Executed, Failure};
 pub use id::{Epoch, Incarnation, LenderId, RegionId, SessionId};
 pub use rights::Rights;
-pub use wire::{Handle, LeaseName};
 pub use runtime::block_on_current as blocking;
+pub use wire::{Handle, LeaseName};

@@ -239,7 +239,11 @@ impl Source for Doorbell {
         self.sleeps.set(self.sleeps.get() + 1);
         self.wants_wake.store(1, Ordering::Relaxed);
         std::sync::atomic::fence(Ordering::SeqCst);
-        if self.poll() { Sleep::Work } else { Sleep::Futex { word: WordAddress::of(&self.word), expected: self.seen.get() } }
+        if self.poll() {
+            Sleep::Work
+        } else {
+            Sleep::Futex { word: WordAddress::of(&self.word), expected: self.seen.get() }
+        }
     }
 
     fn cancel_sleep(&self) {
@@ -339,7 +343,8 @@ fn more_doorbells_than_one_wait_can_name_are_all_heard() {
         let options = Options { waiting: Waiting::Block, without_ring_futex, ..Options::default() };
         Runtime::new(options).expect("a ring").block_on(async {
             let doorbells: Vec<_> = (0..300).map(|_| Doorbell::new()).collect();
-            let _guards: Vec<_> = doorbells.iter().map(|doorbell| runtime::register(Rc::clone(doorbell) as Rc<dyn Source>)).collect();
+            let _guards: Vec<_> =
+                doorbells.iter().map(|doorbell| runtime::register(Rc::clone(doorbell) as Rc<dyn Source>)).collect();
             for doorbell in [&doorbells[0], &doorbells[150], &doorbells[299]] {
                 let answers = Arc::new(AtomicU32::new(0));
                 let producer = doorbell.producer(20, &answers);

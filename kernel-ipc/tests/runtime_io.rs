@@ -95,7 +95,11 @@ fn fixed_buffers_are_registered_when_they_are_first_used() {
         // Memory outside of the registered chunk: the kernel checks it.
         let (result, _) = io::read_fixed(&file, vec![0; 16], 0, 1).await;
         assert_eq!(errno(result), Some(libc::EFAULT));
-        assert_eq!(io::Buffers::new(vec![0u8; 16], 16).err().and_then(|error| error.raw_os_error()), Some(libc::EBUSY), "a second table");
+        assert_eq!(
+            io::Buffers::new(vec![0u8; 16], 16).err().and_then(|error| error.raw_os_error()),
+            Some(libc::EBUSY),
+            "a second table"
+        );
     });
 }
 
@@ -250,7 +254,11 @@ fn a_dropped_receive_keeps_memory_and_socket_until_the_kernel_is_done_with_them(
         assert!(!dropped.get(), "the kernel may still write there");
         runtime::sleep(Duration::from_millis(5)).await;
         assert!(dropped.get(), "the receive was never cancelled");
-        assert_eq!(server.write(b"x").map_err(|error| error.kind()), Err(std::io::ErrorKind::BrokenPipe), "the socket was never closed");
+        assert_eq!(
+            server.write(b"x").map_err(|error| error.kind()),
+            Err(std::io::ErrorKind::BrokenPipe),
+            "the socket was never closed"
+        );
     });
 }
 

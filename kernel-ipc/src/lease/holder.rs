@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use super::pins::BadSegment;
 use super::protocol;
-use super::region::{OutOfRange, ReaderSlice, RegionReader, inside};
+use super::region::{OutOfRange, ReaderSlice, Region, RegionReader, inside};
 use super::status::StatusWord;
 use super::view::{StaleLease, View};
 use crate::id::{Epoch, Incarnation, LenderId, RegionId};
@@ -141,6 +141,30 @@ impl Held {
         let start = self.absolute(range.start, len)?;
         self.region.for_each_chunk(start..start + len, look).map_err(|_| StaleLease::OutOfRange)?;
         self.check()
+    }
+
+    /// The CRC-32C of `range` (counted from the lease's start), continuing from `crc`. Each byte is read once.
+    ///
+    /// # Errors
+    /// See [`StaleLease`].
+    pub fn crc32c(&self, crc: u32, range: Range<usize>) -> Result<u32, StaleLease> {
+        let len = range.end.checked_sub(range.start).ok_or(StaleLease::OutOfRange)?;
+        let start = self.absolute(range.start, len)?;
+        let crc = self.region.crc32c(crc, start..start + len).map_err(|_| StaleLease::OutOfRange)?;
+        self.check().map(|()| crc)
+    }
+
+    /// Copies `range` (counted from the lease's start) to `offset` of one's own region, and returns the CRC-32C of what
+    /// was copied, continuing from `crc`. Only after `Ok` were the bytes the lease's.
+    ///
+    /// # Errors
+    /// See [`StaleLease`]; [`StaleLease::OutOfRange`] also if they do not fit `into`.
+    pub fn copy_and_crc(&self, crc: u32, range: Range<usize>, into: &Region, offset: usize) -> Result<u32, StaleLease> {
+        let len = range.end.checked_sub(range.start).ok_or(StaleLease::OutOfRange)?;
+        let start = self.absolute(range.start, len)?;
+        let copied = into.copy_and_crc(crc, &self.region, start..start + len, offset);
+        let crc = copied.map_err(|_| StaleLease::OutOfRange)?;
+        self.check().map(|()| crc)
     }
 
     /// A part of the lease for the kernel to read, while the call that lent it is outstanding: that call is the pin.

@@ -11,6 +11,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::id::RegionId;
+use crate::sys::crc32c;
 use crate::sys::segment::{OutOfBounds, SegmentReader, SegmentWriter};
 
 /// A range does not lie inside its region or lease.
@@ -92,8 +93,37 @@ impl Region {
         Ok(self.writer.copy_out(offset, bytes)?)
     }
 
-    pub(crate) fn memory(&self) -> &SegmentWriter {
-        &self.writer
+    /// The CRC-32C of `range`, continuing from `crc`, that of what came before (0: nothing).
+    ///
+    /// # Errors
+    /// [`OutOfRange`]
+    pub fn crc32c(&self, crc: u32, range: Range<usize>) -> Result<u32, OutOfRange> {
+        let len = range.end.checked_sub(range.start).ok_or(OutOfRange)?;
+        Ok(crc32c::append_own(crc, &self.writer, range.start, len)?)
+    }
+
+    /// Copies `range` of a peer's region to `offset`, and returns the CRC-32C of what was copied, continuing from `crc`.
+    /// Each byte is read once, so copy and sum agree whatever the peer does. Fastest where both begin alike modulo 8.
+    ///
+    /// # Errors
+    /// [`OutOfRange`], of either; nothing was copied.
+    pub fn copy_and_crc(
+        &self,
+        crc: u32,
+        from: &RegionReader,
+        range: Range<usize>,
+        offset: usize,
+    ) -> Result<u32, OutOfRange> {
+        let len = range.end.checked_sub(range.start).ok_or(OutOfRange)?;
+        Ok(crc32c::copy_segment(crc, &from.reader, range.start, &self.writer, offset, len)?)
+    }
+
+    /// Copies `bytes` to `offset`, and returns their CRC-32C, continuing from `crc`.
+    ///
+    /// # Errors
+    /// [`OutOfRange`]; nothing was copied.
+    pub fn copy_in_and_crc(&self, crc: u32, bytes: &[u8], offset: usize) -> Result<u32, OutOfRange> {
+        Ok(crc32c::copy_bytes(crc, bytes, &self.writer, offset)?)
     }
 }
 
@@ -152,6 +182,15 @@ impl RegionReader {
             at += chunk.len();
         }
         Ok(())
+    }
+
+    /// The CRC-32C of `range`, continuing from `crc`, that of what came before (0: nothing). Each byte is read once.
+    ///
+    /// # Errors
+    /// [`OutOfRange`]
+    pub fn crc32c(&self, crc: u32, range: Range<usize>) -> Result<u32, OutOfRange> {
+        let len = range.end.checked_sub(range.start).ok_or(OutOfRange)?;
+        Ok(crc32c::append_segment(crc, &self.reader, range.start, len)?)
     }
 
     /// A range for the kernel to read, in this process's own read-only mapping. Nothing is pinned: for a call's

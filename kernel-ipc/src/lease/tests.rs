@@ -219,3 +219,26 @@ fn the_status_page_has_the_lines_it_says_and_no_more() {
     assert_eq!(line.fenced_epoch(), Epoch(7));
     assert!(!page.lives(2, Epoch(1)) && page.word(2).is_none() && reader.endpoint(2).is_none());
 }
+
+#[test]
+fn a_lease_is_summed_and_copied_with_its_sum() {
+    let mut world = World::new();
+    let (name, _) = world.lend(ALICE, 1, 4096);
+    let bytes: Vec<u8> = (4096..8192).map(|i| (i % 251) as u8).collect();
+    let expected = crate::sys::crc32c::append(0, &bytes[8..4000]);
+    let held = world.holder(ALICE).hold(&name).expect("live");
+    assert_eq!(held.crc32c(0, 8..4000), Ok(expected));
+    assert_eq!(held.crc32c(0, 0..4097), Err(StaleLease::OutOfRange));
+
+    let own = Region::create("own", RegionId(22), 8192).expect("memory");
+    assert_eq!(held.copy_and_crc(0, 8..4000, &own, 16), Ok(expected));
+    let mut copy = vec![0; 3992];
+    own.copy_out(16, &mut copy).expect("inside");
+    assert_eq!(copy, bytes[8..4000]);
+    assert_eq!(own.crc32c(0, 16..4008), Ok(expected));
+    assert_eq!(held.copy_and_crc(0, 0..4096, &own, 4097), Err(StaleLease::OutOfRange));
+
+    world.lender.release(ALICE, name.index, name.generation).expect("live");
+    assert_eq!(held.crc32c(0, 8..4000), Err(StaleLease::Ended));
+    assert_eq!(held.copy_and_crc(0, 0..1, &own, 0), Err(StaleLease::Ended));
+}

@@ -107,7 +107,12 @@ pub async fn send_zc<M: IoMemory>(to: &File, memory: M, flags: i32) -> (io::Resu
 }
 
 /// As [`send_zc`], from registered buffer number `buffer`.
-pub async fn send_zc_fixed<M: IoMemory>(to: &File, memory: M, flags: i32, buffer: u16) -> (io::Result<usize>, Notification<M>) {
+pub async fn send_zc_fixed<M: IoMemory>(
+    to: &File,
+    memory: M,
+    flags: i32,
+    buffer: u16,
+) -> (io::Result<usize>, Notification<M>) {
     send_zc_from(operation::send_zc(&ring(), file(to), memory, flags, Some(buffer))).await
 }
 

@@ -13,8 +13,8 @@ use std::cell::RefCell;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use super::source::Sleep;
 use super::Core;
+use super::source::Sleep;
 use crate::sys::futex::{self, WAIT_MAX, Wait};
 use crate::sys::ring::Released;
 use crate::sys::watcher::Watcher;

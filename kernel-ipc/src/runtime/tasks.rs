@@ -128,7 +128,14 @@ impl Tasks {
         let index = slots.len() as u32;
         self.remote.ready.reserve(index);
         let waker = Waker::from(Arc::new(TaskWaker { index, remote: Arc::clone(&self.remote) }));
-        slots.push(Slot { future: None, waker: Some(waker), queued: false, generation: 0, cancelled: false, live: false });
+        slots.push(Slot {
+            future: None,
+            waker: Some(waker),
+            queued: false,
+            generation: 0,
+            cancelled: false,
+            live: false,
+        });
         index
     }
 

@@ -115,7 +115,11 @@ impl Timers {
     fn sink(&mut self, mut position: usize) {
         loop {
             let left = 2 * position + 1;
-            let Some(smaller) = [left, left + 1].into_iter().filter(|child| *child < self.heap.len()).min_by_key(|child| self.heap[*child].0) else {
+            let Some(smaller) = [left, left + 1]
+                .into_iter()
+                .filter(|child| *child < self.heap.len())
+                .min_by_key(|child| self.heap[*child].0)
+            else {
                 break;
             };
             if self.heap[position].0 <= self.heap[smaller].0 {

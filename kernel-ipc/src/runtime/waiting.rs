@@ -135,7 +135,11 @@ mod tests {
             (Block, us(0), false, us(0), Park),
         ];
         for (waiting, expected, shared, idle, step) in table {
-            assert_eq!(ladder(waiting, expected, shared).step(idle), step, "{waiting:?}, expecting {expected:?}, shared {shared}, idle {idle:?}");
+            assert_eq!(
+                ladder(waiting, expected, shared).step(idle),
+                step,
+                "{waiting:?}, expecting {expected:?}, shared {shared}, idle {idle:?}"
+            );
         }
     }
 

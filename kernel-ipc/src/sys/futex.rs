@@ -95,7 +95,10 @@ fn monotonic_after(timeout: Duration) -> libc::timespec {
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
     let nanos = now.tv_nsec + i64::from(timeout.subsec_nanos());
     let seconds = i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX / 2);
-    libc::timespec { tv_sec: now.tv_sec.saturating_add(seconds).saturating_add(nanos / 1_000_000_000), tv_nsec: nanos % 1_000_000_000 }
+    libc::timespec {
+        tv_sec: now.tv_sec.saturating_add(seconds).saturating_add(nanos / 1_000_000_000),
+        tv_nsec: nanos % 1_000_000_000,
+    }
 }
 
 #[cfg(test)]
@@ -130,6 +133,7 @@ mod tests {
     #[test]
     fn a_wait_for_nothing_ends_with_its_timeout() {
         let word = AtomicU32::new(0);
-        wait_any(&[Wait { word: WordAddress::of(&word), expected: 0 }], Some(Duration::from_millis(1))).expect("a timeout is no error");
+        wait_any(&[Wait { word: WordAddress::of(&word), expected: 0 }], Some(Duration::from_millis(1)))
+            .expect("a timeout is no error");
     }
 }

@@ -95,7 +95,13 @@ fn fd(file: &SharedFile) -> types::Fd {
 }
 
 /// Reads at `offset` into all of `memory`; through registered buffer `buffer` if there is one.
-pub fn read<M: IoMemoryMut>(ring: &SharedRing, file: SharedFile, mut memory: M, offset: u64, buffer: Option<u16>) -> Operation<(SharedFile, M)> {
+pub fn read<M: IoMemoryMut>(
+    ring: &SharedRing,
+    file: SharedFile,
+    mut memory: M,
+    offset: u64,
+    buffer: Option<u16>,
+) -> Operation<(SharedFile, M)> {
     let (start, length) = (memory.io_mut_ptr(), length(&memory));
     let entry = match buffer {
         Some(buffer) => opcode::ReadFixed::new(fd(&file), start, length, buffer).offset(offset).build(),
@@ -106,7 +112,13 @@ pub fn read<M: IoMemoryMut>(ring: &SharedRing, file: SharedFile, mut memory: M, 
 }
 
 /// Writes all of `memory` at `offset`; from registered buffer `buffer` if there is one.
-pub fn write<M: IoMemory>(ring: &SharedRing, file: SharedFile, memory: M, offset: u64, buffer: Option<u16>) -> Operation<(SharedFile, M)> {
+pub fn write<M: IoMemory>(
+    ring: &SharedRing,
+    file: SharedFile,
+    memory: M,
+    offset: u64,
+    buffer: Option<u16>,
+) -> Operation<(SharedFile, M)> {
     let (start, length) = (memory.io_ptr(), length(&memory));
     let entry = match buffer {
         Some(buffer) => opcode::WriteFixed::new(fd(&file), start, length, buffer).offset(offset).build(),
@@ -132,7 +144,12 @@ pub fn fallocate(ring: &SharedRing, file: SharedFile, mode: i32, offset: u64, le
 }
 
 /// `recv(2)` into `memory`.
-pub fn recv<M: IoMemoryMut>(ring: &SharedRing, socket: SharedFile, mut memory: M, flags: i32) -> Operation<(SharedFile, M)> {
+pub fn recv<M: IoMemoryMut>(
+    ring: &SharedRing,
+    socket: SharedFile,
+    mut memory: M,
+    flags: i32,
+) -> Operation<(SharedFile, M)> {
     let (start, length) = (memory.io_mut_ptr(), length(&memory));
     let entry = opcode::Recv::new(fd(&socket), start, length).flags(flags).build();
     // SAFETY: file and memory are owned; `IoMemoryMut` promises a stable, writable address.
@@ -141,7 +158,8 @@ pub fn recv<M: IoMemoryMut>(ring: &SharedRing, socket: SharedFile, mut memory: M
 
 /// `send(2)` from `memory`.
 pub fn send<M: IoMemory>(ring: &SharedRing, socket: SharedFile, memory: M, flags: i32) -> Operation<(SharedFile, M)> {
-    let entry = opcode::Send::new(fd(&socket), memory.io_ptr(), length(&memory)).flags(flags | libc::MSG_NOSIGNAL).build();
+    let entry =
+        opcode::Send::new(fd(&socket), memory.io_ptr(), length(&memory)).flags(flags | libc::MSG_NOSIGNAL).build();
     // SAFETY: file and memory are owned; `IoMemory` promises a stable, readable address.
     unsafe { Operation::start(ring, entry, (socket, memory), true) }
 }
@@ -176,7 +194,13 @@ const REPORT_USAGE: u16 = 8;
 const ZC_COPIED: u32 = 1 << 31;
 
 /// Sends `memory` without copying where the path allows it.
-pub fn send_zc<M: IoMemory>(ring: &SharedRing, socket: SharedFile, memory: M, flags: i32, buffer: Option<u16>) -> ZeroCopy<M> {
+pub fn send_zc<M: IoMemory>(
+    ring: &SharedRing,
+    socket: SharedFile,
+    memory: M,
+    flags: i32,
+    buffer: Option<u16>,
+) -> ZeroCopy<M> {
     let entry = opcode::SendZc::new(fd(&socket), memory.io_ptr(), length(&memory))
         .flags(flags | libc::MSG_NOSIGNAL)
         .zc_flags(REPORT_USAGE)
@@ -232,7 +256,9 @@ impl Accepting {
         let index = *self.index.get_or_insert_with(|| start_accept(&mut ring, &self.listener));
         match ring.next_accepted(index, cx) {
             // SAFETY: the completion gave this descriptor to us, and nothing else has it.
-            Some(result) => Poll::Ready(to_result(result).map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor as i32) })),
+            Some(result) => {
+                Poll::Ready(to_result(result).map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor as i32) }))
+            }
             None => Poll::Pending,
         }
     }

@@ -177,7 +177,11 @@ impl Ring {
 
     /// Nothing is in flight, neither operations nor sleeping waits: the thread may sleep outside the ring.
     pub fn is_idle(&self) -> bool {
-        self.in_flight == 0 && self.armed.is_empty() && self.retired.is_empty() && self.polled.is_empty() && self.backlog.is_empty()
+        self.in_flight == 0
+            && self.armed.is_empty()
+            && self.retired.is_empty()
+            && self.polled.is_empty()
+            && self.backlog.is_empty()
     }
 
     /// Operations in flight.
@@ -279,7 +283,12 @@ impl Ring {
     }
 
     /// What is known of an operation; if `done` does not accept it, `cx` is woken when more is known.
-    pub(super) fn progress<T>(&mut self, index: u32, cx: &mut Context<'_>, done: impl FnOnce(&Progress) -> Option<T>) -> Option<T> {
+    pub(super) fn progress<T>(
+        &mut self,
+        index: u32,
+        cx: &mut Context<'_>,
+        done: impl FnOnce(&Progress) -> Option<T>,
+    ) -> Option<T> {
         let slot = &mut self.slots[index as usize];
         let result = done(&slot.progress);
         if result.is_none() {
@@ -342,7 +351,10 @@ impl Ring {
         debug_assert!(waits.is_empty() || self.features.futex);
         let wanted: Vec<&[Wait]> = waits.chunks(WAIT_MAX).collect();
         let same = |armed: &Armed, chunk: &[Wait]| armed.words.iter().copied().eq(chunk.iter().map(|wait| wait.word));
-        self.cancel_waits(|armed| !wanted.iter().any(|chunk| same(armed, chunk)), |polled| !events.contains(&polled.event));
+        self.cancel_waits(
+            |armed| !wanted.iter().any(|chunk| same(armed, chunk)),
+            |polled| !events.contains(&polled.event),
+        );
         for chunk in wanted {
             if self.armed.iter().any(|armed| same(armed, chunk)) {
                 continue;

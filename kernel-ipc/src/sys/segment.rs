@@ -330,7 +330,7 @@ unsafe fn copy_from_shared(from: *const u8, to: &mut [u8]) {
 ///
 /// # Safety
 /// `to .. to + from.len()` is mapped and writable, and does not overlap `from`.
-unsafe fn copy_to_shared(to: *mut u8, from: &[u8]) {
+pub(super) unsafe fn copy_to_shared(to: *mut u8, from: &[u8]) {
     #[cfg(target_arch = "x86_64")]
     if from.len() >= STRING_COPY_BYTES {
         // SAFETY: as in `copy_from_shared`, with the roles exchanged.
