@@ -185,6 +185,24 @@ impl<C: Chunk> Connection<C> {
         self.phase == Phase::Over
     }
 
+    /// Whether it is neither ending nor over.
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// Whether nothing will be received any more.
+    pub fn is_deaf(&self) -> bool {
+        self.input_ended || matches!(self.phase, Phase::Ending(_) | Phase::Closing(_) | Phase::Over)
+    }
+
+    /// Whether [`Self::next_end`] or [`Self::is_over`] has news.
+    pub fn has_end(&self) -> bool {
+        self.shutdown == Step::Due
+            || self.abort == Step::Due
+            || self.is_over()
+            || (matches!(self.phase, Phase::Ending(_)) && !self.sending && !self.receiving)
+    }
+
     /// Whether [`Self::tick`] has something to watch.
     pub fn needs_ticks(&self) -> bool {
         match self.phase {

@@ -1,0 +1,42 @@
+//! Unsafe code of the network server: memory for the kernel, and one question to a socket.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use kernel_ipc::runtime::IoMemory;
+
+use crate::core::connection::Chunk;
+use crate::host::chunk::Bytes;
+
+// SAFETY: duty 1: a header's bytes live on the heap, unmoved, as long as the `Rc` that the value holds; a pinned range is
+// mapped as long as the `Rc<Pinned>` that it holds (its own implementation of this trait). `start` is at most the length, so
+// the pointer stays inside or one past the end, and `length` is what is left. Duty 2: nobody changes a header after it was
+// put into its `Rc`; of leased pages there are no references at all.
+unsafe impl IoMemory for Bytes {
+    fn io_ptr(&self) -> *const u8 {
+        match self {
+            Bytes::Header { bytes, start } => bytes.as_ptr().wrapping_add((*start).min(bytes.len())),
+            Bytes::Pages { pinned, start } => pinned.io_ptr().wrapping_add((*start).min(pinned.len())),
+        }
+    }
+
+    fn io_len(&self) -> usize {
+        self.length()
+    }
+}
+
+/// Bytes that a TCP socket has taken and its peer has not acknowledged (`SIOCOUTQ`); a FIN counts as one.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn undelivered(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ (the same number as SIOCOUTQ) writes one int to the address given, which is `bytes`; the
+    // descriptor is open for the length of the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(u64::try_from(bytes).unwrap_or(0))
+}
