@@ -1,71 +1,76 @@
-#!/usr/bin/env bash
-# Requests a second at 1 KiB, 64 KiB and 1 MiB with 64 keep-alive connections: Atoll beside nginx, the same loader
-# (wrk, one thread), the same machine, one after the other, several rounds.
+#!/bin/sh
+# Requests per second of Atoll's httpd and of nginx with sendfile (one worker), 64 connections, same files, same processors,
+# in turns in one run. Needs nginx and wrk. Writes a table; keep it with `| tee bench/runs/http-$(date +%F).txt`.
 #
-#   bench/peers/http.sh [SECONDS] [ROUNDS]
+#   bench/peers/http.sh [SECONDS per measurement, default 5] [ROUNDS, default 3]
 #
-# Needs nginx and wrk, and target/release/atoll (`cargo build --release`). Prints one line per run and the median ratio
-# per size; raw lines go to bench/runs/ when SAVE=1.
-set -euo pipefail
+# ATOLL=path of the binary (default target/release/atoll). PIN=1 puts the servers on processor 0 and wrk on processor 1;
+# without it the kernel places everything on all processors.
+set -eu
+seconds=${1:-5}
+rounds=${2:-3}
 cd "$(dirname "$0")/../.."
-seconds=${1:-5} rounds=${2:-3}
 atoll=${ATOLL:-target/release/atoll}
-for tool in nginx wrk "$atoll"; do
-    command -v "$tool" >/dev/null || { echo "http.sh: $tool is missing" >&2; exit 1; }
+[ -x "$atoll" ] || { echo "build first: cargo build --release" >&2; exit 1; }
+for tool in nginx wrk curl; do
+    command -v "$tool" >/dev/null || PATH=$PATH:/usr/sbin
+    command -v "$tool" >/dev/null || { echo "skipped: $tool is not installed" >&2; exit 1; }
 done
-
-run=$(mktemp -d)
+dir=$(mktemp -d)
 nginx_pid=
-finish() {
+cleanup() {
     [ -z "$nginx_pid" ] || kill "$nginx_pid" 2>/dev/null || true
-    "$atoll" --state "$run/state" down >/dev/null 2>&1 || true
-    wait 2>/dev/null || true
-    rm -rf "$run"
+    "$atoll" down --state "$dir/state" >/dev/null 2>&1 || true
+    rm -rf "$dir"
 }
-trap finish EXIT
+trap cleanup EXIT INT TERM
 
-mkdir "$run/www"
-declare -A bytes=([1k]=1024 [64k]=65536 [1m]=1048576)
-for size in 1k 64k 1m; do head -c "${bytes[$size]}" /dev/urandom >"$run/www/$size"; done
-chmod -R a+rX "$run"
+servers= client= mask=11
+if [ -n "${PIN:-}" ]; then
+    servers="taskset -c 0" client="taskset -c 1" mask=01
+fi
 
-port=18081
-sed -e "s|@ROOT@|$run/www|; s|@RUN@|$run|; s|@PORT@|$port|" bench/peers/nginx.conf >"$run/nginx.conf"
-nginx -e "$run/error.log" -c "$run/nginx.conf" &
+mkdir "$dir/www"
+head -c 1024 /dev/urandom >"$dir/www/1k.bin"
+head -c 65536 /dev/urandom >"$dir/www/64k.bin"
+head -c 1048576 /dev/urandom >"$dir/www/1m.bin"
+chmod -R a+rX "$dir"
+
+port=${NGINX_PORT:-18081}
+sed -e "s|@DIR@|$dir|g" -e "s|@PORT@|$port|g" -e "s|@CPUMASK@|$mask|g" bench/peers/nginx.conf >"$dir/nginx.conf"
+$servers nginx -c "$dir/nginx.conf" &
 nginx_pid=$!
 
-"$atoll" --state "$run/state" up --detach --set httpd.listen=127.0.0.1:0 >/dev/null
-"$atoll" --state "$run/state" fs put "$run/www/1k" "$run/www/64k" "$run/www/1m" /www >/dev/null
-listen=$("$atoll" --state "$run/state" ps --json |
-    sed -n 's/.*"listen": *"\([0-9.]*:[0-9]*\)".*/\1/p' | head -n 1)
+$servers "$atoll" up --state "$dir/state" --set httpd.listen=127.0.0.1:0 --detach >/dev/null
+for file in 1k.bin 64k.bin 1m.bin; do
+    "$atoll" fs --state "$dir/state" put "$dir/www/$file" "/www/$file" >/dev/null
+done
+listen=$("$atoll" ps --state "$dir/state" --json | tr ',' '\n' | sed -n 's/.*"listen": *"\([^"]*\)".*/\1/p' | head -1)
 
-rate() { # rate URL -> requests a second
-    wrk -t1 -c64 -d"${seconds}s" --latency "$1" >"$run/wrk.txt"
-    if grep -q 'Non-2xx\|Socket errors' "$run/wrk.txt"; then cat "$run/wrk.txt" >&2; exit 1; fi
-    awk '/Requests\/sec/ {print $2}' "$run/wrk.txt"
-}
-
-lines="$run/lines"
-{
-    echo "# $(date -u +%FT%TZ) $(uname -r) $(nproc) cores, $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)"
-    echo "# load $(cut -d' ' -f1-3 /proc/loadavg), $(nginx -v 2>&1), ${seconds}s a run"
-    printf '%-6s %12s %12s %8s\n' size nginx/s atoll/s ratio
-} | tee "$lines"
-for size in 1k 64k 1m; do
-    curl -sf "http://127.0.0.1:$port/$size" | cmp - "$run/www/$size"
-    curl -sf "http://$listen/$size" | cmp - "$run/www/$size"
-    for _ in $(seq "$rounds"); do
-        peer=$(rate "http://127.0.0.1:$port/$size")
-        ours=$(rate "http://$listen/$size")
-        awk -v s="$size" -v n="$peer" -v a="$ours" 'BEGIN {printf "%-6s %12.0f %12.0f %8.3f\n", s, n, a, a / n}'
+for file in 1k.bin 64k.bin 1m.bin; do
+    for base in "http://127.0.0.1:$port" "http://$listen"; do
+        curl -sf "$base/$file" | cmp - "$dir/www/$file" || { echo "$base/$file differs" >&2; exit 1; }
     done
-done | tee -a "$lines"
-echo
-for size in 1k 64k 1m; do
-    awk -v s="$size" '$1 == s {print $4}' "$lines" | sort -n |
-        awk -v s="$size" '{r[NR] = $1} END {printf "%-6s median ratio %.3f\n", s, r[int((NR + 1) / 2)]}'
-done | tee -a "$lines"
-if [ "${SAVE:-0}" = 1 ]; then
-    mkdir -p bench/runs
-    cp "$lines" "bench/runs/$(date -u +%Y%m%d-%H%M%S)-http-nginx.txt"
-fi
+done
+
+echo "# $(date -u +%FT%TZ) $(uname -r) $(nproc) processors, load $(cut -d' ' -f1-3 /proc/loadavg)"
+echo "# $(nginx -v 2>&1); wrk, 1 thread, 64 connections, $seconds s, $rounds rounds in turns${PIN:+, servers pinned to 0, wrk to 1}"
+measure() { $client wrk -t1 -c64 -d"$seconds"s --latency "$1"; }
+column() { sed -n "s/^ *$1:* *\([0-9.]*[a-zA-Z]*\).*/\1/p" | head -1; }
+printf '%-8s %-6s %12s %12s %10s %10s\n' file round server requests/s p50 p99
+for file in 1k.bin 64k.bin 1m.bin; do
+    for round in $(seq "$rounds"); do
+        for server in nginx atoll; do
+            case $server in nginx) url="http://127.0.0.1:$port/$file" ;; *) url="http://$listen/$file" ;; esac
+            measure "$url" >"$dir/out"
+            printf '%-8s %-6s %12s %12s %10s %10s\n' "$file" "$round" "$server" "$(column Requests/sec <"$dir/out")" \
+                "$(column 50% <"$dir/out")" "$(column 99% <"$dir/out")"
+            grep -E 'Socket errors|Non-2xx' "$dir/out" || true
+            eval "best=\${best_${server}_${file%.bin}:-0}"
+            now=$(column Requests/sec <"$dir/out")
+            eval "best_${server}_${file%.bin}=$(printf '%s\n%s\n' "$best" "$now" | sort -g | tail -1)"
+        done
+    done
+    eval "n=\$best_nginx_${file%.bin} a=\$best_atoll_${file%.bin}"
+    echo "$file: best atoll / best nginx = $(echo "$a $n" | awk '{ printf "%.2f", $1 / $2 }')"
+done
