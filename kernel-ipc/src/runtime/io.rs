@@ -99,6 +99,11 @@ pub async fn send<M: IoMemory>(to: &File, memory: M, flags: i32) -> (io::Result<
     with_memory(operation::send(&ring(), file(to), memory, flags).await)
 }
 
+/// Sends several pieces of memory as one, at most nine of them; may be short, and is if there are more.
+pub async fn send_vectored<M: IoMemory>(to: &File, memory: Vec<M>, flags: i32) -> (io::Result<usize>, Vec<M>) {
+    with_memory(operation::send_vectored(&ring(), file(to), memory, flags).await)
+}
+
 /// Sends without copying where the path allows it. Ends twice: this future with what was sent, and then the
 /// [`Notification`], when the kernel has let go of the memory, which it gives back. Dropping either leaves the
 /// memory with the kernel until then; a send that has begun is never cancelled.

@@ -164,6 +164,47 @@ pub fn send<M: IoMemory>(ring: &SharedRing, socket: SharedFile, memory: M, flags
     unsafe { Operation::start(ring, entry, (socket, memory), true) }
 }
 
+/// Most pieces of memory that one [`send_vectored`] takes: a header and the leases of one message.
+const MAX_PARTS: usize = 1 + crate::wire::MAX_LEASES;
+
+/// What `sendmsg(2)` reads, at one address until the operation has ended.
+struct Message {
+    header: libc::msghdr,
+    parts: [libc::iovec; MAX_PARTS],
+}
+
+/// A vectored send: gives back the memory.
+pub struct SendVectored<M: IoMemory>(Operation<(SharedFile, Vec<M>, Box<Message>)>);
+
+/// `sendmsg(2)` from the first [`MAX_PARTS`] of `memory`, in order.
+pub fn send_vectored<M: IoMemory>(ring: &SharedRing, socket: SharedFile, memory: Vec<M>, flags: i32) -> SendVectored<M> {
+    // SAFETY: a message header of zeros is valid: no name, no parts, no control data.
+    let header: libc::msghdr = unsafe { std::mem::zeroed() };
+    let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+    let mut message = Box::new(Message { header, parts: [nothing; MAX_PARTS] });
+    let mut count = 0;
+    for (part, memory) in message.parts.iter_mut().zip(&memory) {
+        // sendmsg only reads through the pointer, whatever its type says.
+        *part = libc::iovec { iov_base: memory.io_ptr().cast_mut().cast(), iov_len: memory.io_len() };
+        count += 1;
+    }
+    message.header.msg_iov = message.parts.as_mut_ptr();
+    message.header.msg_iovlen = count;
+    let entry = opcode::SendMsg::new(fd(&socket), &raw const message.header)
+        .flags((flags | libc::MSG_NOSIGNAL) as u32)
+        .build();
+    // SAFETY: file, memory and message are owned; the message lives in its box, the memory where `IoMemory` promises.
+    SendVectored(unsafe { Operation::start(ring, entry, (socket, memory, message), true) })
+}
+
+impl<M: IoMemory> Future for SendVectored<M> {
+    type Output = (io::Result<u32>, (SharedFile, Vec<M>));
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map(|(result, (socket, memory, _message))| (result, (socket, memory)))
+    }
+}
+
 /// `shutdown(2)`.
 pub fn shutdown(ring: &SharedRing, socket: SharedFile, how: i32) -> Operation<SharedFile> {
     let entry = opcode::Shutdown::new(fd(&socket), how).build();

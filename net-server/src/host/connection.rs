@@ -11,7 +11,7 @@ use super::chunk::Bytes;
 use super::session::Session;
 use super::signal::Signal;
 use super::socket;
-use crate::core::connection::{self as core, Chunk, End, Piece, Usage};
+use crate::core::connection::{self as core, End, Piece, Usage};
 use crate::core::events::Occurrence;
 use crate::sys;
 
@@ -225,7 +225,7 @@ impl Connection {
         let usage = match usage {
             io::Usage::ZeroCopy => Usage::ZeroCopy,
             io::Usage::Copied => Usage::Copied,
-            io::Usage::Unknown => Usage::Unknown,
+            io::Usage::Unused => Usage::Unknown,
         };
         self.session.with_events(|events| self.core.borrow_mut().notified(send, usage, events));
         self.outgoing.raise();
