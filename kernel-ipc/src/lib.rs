@@ -4,8 +4,12 @@
 //! [`sys`]; everything else is plain or `async` code over it.
 #![deny(unsafe_code)]
 
+// What `#[interface]` writes names this crate by its path, in its own tests too.
+extern crate self as kernel_ipc;
+
 pub mod broker;
 pub mod capability;
+pub mod codec;
 pub mod component;
 pub mod error;
 pub mod id;

@@ -1,16 +1,40 @@
 //! `atoll.control/1`: what an operator asks the supervisor of a node.
 //!
-//! Planned client methods (the trait follows as soon as the macro is in):
-//! ```text
-//! rights: OBSERVE = bit 8, OPERATE = 9                              object: System
-//! 1 ps(system, cursor: u32) -> ComponentPage | PsError                      OBSERVE idempotent
-//! 2 logs(system, component: &str ("" = all), cursor: u64, max: u32) -> LogPage | LogsError  OBSERVE idempotent
-//! 3 down(system) -> () | DownError                                          OPERATE cached
-//! 4 restart(system, component: &str) -> () | RestartError                   OPERATE cached
-//! ```
+//! Served by the supervisor on the endpoint `control`. Everything that is listed is a copy as of one moment.
+
+use kernel_ipc::interface::{OperationError, Wire, interface};
+
+/// What an operator asks the supervisor of a node.
+#[interface("atoll.control/1")]
+pub trait Control {
+    /// The node's system of components.
+    type System;
+
+    /// Look at what runs.
+    const OBSERVE: Rights = 8;
+    /// Stop and restart it.
+    const OPERATE: Rights = 9;
+
+    /// Lists components in the manifest's order, from `cursor` on (0: the first).
+    #[op(1, requires = OBSERVE, retry = idempotent, deadline = "5s")]
+    fn ps(system: System, cursor: u32) -> Result<ComponentPage, PsError>;
+
+    /// Gives whole lines of a component's log (empty name: of all) from `cursor` on (0: the oldest kept), at most `max`
+    /// bytes.
+    #[op(2, requires = OBSERVE, retry = idempotent, deadline = "5s")]
+    fn logs(system: System, component: &str, cursor: u64, max: u32) -> Result<LogPage, LogsError>;
+
+    /// Stops every component in order, then the node. Answered when that has begun; the session ends when it is done.
+    #[op(3, requires = OPERATE, retry = cached, deadline = "5s")]
+    fn down(system: System) -> Result<(), DownError>;
+
+    /// Stops a component, if it runs, and starts it again; ends its quarantine. Answered when the new run has begun.
+    #[op(4, requires = OPERATE, retry = cached, deadline = "30s")]
+    fn restart(system: System, component: &str) -> Result<(), RestartError>;
+}
 
 /// State of a component.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
 #[repr(u8)]
 pub enum State {
     /// Waits for what it uses.
@@ -30,7 +54,7 @@ pub enum State {
 }
 
 /// One component as `atoll ps` shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Wire)]
 pub struct ComponentStatus {
     /// Its name in the manifest.
     pub name: String,
@@ -57,7 +81,7 @@ pub struct ComponentStatus {
 }
 
 /// Some components, in the manifest's order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Wire)]
 pub struct ComponentPage {
     /// Cursor of the next page; `None` after the last.
     pub next: Option<u32>,
@@ -66,7 +90,7 @@ pub struct ComponentPage {
 }
 
 /// Some lines of a log.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Wire)]
 pub struct LogPage {
     /// Cursor that continues here.
     pub next: u64,
@@ -77,35 +101,39 @@ pub struct LogPage {
 }
 
 /// Why there is no list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum PsError {
-    /// 1: No page ended with this cursor.
-    BadCursor,
+    /// No page ended with this cursor.
+    BadCursor = 1,
 }
 
 /// Why there is no log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum LogsError {
-    /// 1: The log does not reach this cursor.
-    BadCursor,
-    /// 2: No component of this name.
-    NoSuchComponent,
-    /// 3: The log file cannot be read.
-    Io,
+    /// The log does not reach this cursor.
+    BadCursor = 1,
+    /// No component of this name.
+    NoSuchComponent = 2,
+    /// The log file cannot be read.
+    Io = 3,
 }
 
 /// Why the system does not go down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum DownError {
-    /// 4: It is going down already.
-    Stopping,
+    /// It is going down already.
+    Stopping = 4,
 }
 
 /// Why a component was not restarted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum RestartError {
-    /// 2: No component of this name.
-    NoSuchComponent,
-    /// 4: The system is going down.
-    Stopping,
+    /// No component of this name.
+    NoSuchComponent = 2,
+    /// The system is going down.
+    Stopping = 4,
 }

@@ -1,31 +1,117 @@
 //! `atoll.fs/1`: files and directories.
 //!
-//! Planned client methods (the trait follows as soon as the macro is in). `node`/`dir` are
-//! `&Cap<Node>`; a handler gets `Granted<Self::Node>` there, returns `NewCap<Self::Node>` for
-//! `Cap<Node>` and `Lend` for `Lease`, and `CallError<E>` for `E` (`E.into()`, `Failure.into()`).
-//! ```text
-//! rights: READ, WRITE, MAP, LOOKUP = bit 8, CREATE = 9, REMOVE = 10, ADMIN = 11
-//!  1 open(dir, path: Path, want: Rights) -> (Cap<Node>, Stat) | LookupError   LOOKUP  cached
-//!  2 create(dir, name: Name, want: Rights) -> (Cap<Node>, Stat) | CreateError CREATE  cached
-//!  3 mkdir(dir, name: Name) -> Stat | CreateError                             CREATE  cached
-//!  4 unlink(dir, name: Name) -> () | RemoveError                              REMOVE  cached
-//!  5 rmdir(dir, name: Name) -> () | RemoveError                               REMOVE  cached
-//!  6 rename(dir, from: Name, to_dir [CREATE], to: Name, replace: bool) -> () | RenameError  REMOVE cached
-//!  7 stat(node) -> Stat | StatError                                           -       idempotent
-//!  8 lookup(dir, path: Path) -> Stat | LookupError                            LOOKUP  idempotent
-//!  9 read(node, offset: u64, len: u32) -> Option<Lease> | ReadError           READ    idempotent
-//!      at most one extent (1 MiB); may be short: the lease's length says; None at end of file
-//! 10 write(node, offset: u64, data: &[u8]) -> () | WriteError                 WRITE   cached
-//! 11 write_lease(node, offset: u64, data: LeasePart) -> () | WriteError       WRITE   cached
-//! 12 append(node, data: &[u8]) -> u64 (where it begins) | WriteError          WRITE   cached
-//! 13 truncate(node, size: u64) -> () | WriteError                             WRITE   cached
-//! 14 readdir(dir, cursor: u64, max: u32) -> DirectoryPage | ReaddirError      READ    idempotent
-//! 15 statfs(node) -> Statfs | StatError                                       -       idempotent
-//! 16 sync(node) -> () | SyncError                                             WRITE   idempotent
-//! 17 check(node, cursor: u64) -> CheckPage | SyncError                        ADMIN   idempotent
-//! ```
+//! Files hold bytes, directories hold names. Nothing here names a place outside of the capability that a call is made
+//! on: a [`Path`] only goes down. Data leaves by lease; it comes in by lease, or by copy when it is small.
 
-/// Longest [`Path`], bytes (fits the default window beside the other arguments).
+use kernel_ipc::Rights;
+use kernel_ipc::codec::{self, Decode, Decoder, Encode, Encoder, Layout, Malformed};
+use kernel_ipc::interface::{Cap, Lease, LeasePart, OperationError, Wire, interface};
+
+/// Files and directories.
+#[interface("atoll.fs/1")]
+pub trait Fs {
+    /// A file or directory.
+    type Node;
+
+    /// Read a file, list a directory.
+    const READ: Rights;
+    /// Change a file, sync.
+    const WRITE: Rights;
+    /// Map the regions that the file system lends from.
+    const MAP: Rights;
+    /// Find names below a directory.
+    const LOOKUP: Rights = 8;
+    /// Make names in a directory.
+    const CREATE: Rights = 9;
+    /// Remove names from a directory.
+    const REMOVE: Rights = 10;
+    /// Check the whole volume.
+    const ADMIN: Rights = 11;
+
+    /// Gives a capability of the node at `path` with the rights `want`.
+    ///
+    /// Rights that `dir` does not have are refused with `RightsMissing`.
+    #[op(1, requires = LOOKUP, retry = cached, deadline = "30s")]
+    fn open(dir: Node, path: Path<'_>, want: Rights) -> Result<(Cap<Node>, Stat), LookupError>;
+
+    /// Makes an empty file and gives a capability of it with the rights `want`, as [`open`](Client::open) does.
+    #[op(2, requires = CREATE, retry = cached, deadline = "30s")]
+    fn create(dir: Node, name: Name<'_>, want: Rights) -> Result<(Cap<Node>, Stat), CreateError>;
+
+    /// Makes an empty directory.
+    #[op(3, requires = CREATE, retry = cached, deadline = "30s")]
+    fn mkdir(dir: Node, name: Name<'_>) -> Result<Stat, CreateError>;
+
+    /// Removes a file's name. The file goes with its last name; until then no open capability of it is disturbed, and
+    /// leases of its data stay good.
+    #[op(4, requires = REMOVE, retry = cached, deadline = "30s")]
+    fn unlink(dir: Node, name: Name<'_>) -> Result<(), RemoveError>;
+
+    /// Removes an empty directory.
+    #[op(5, requires = REMOVE, retry = cached, deadline = "30s")]
+    fn rmdir(dir: Node, name: Name<'_>) -> Result<(), RemoveError>;
+
+    /// Gives the node `from` in `dir` the name `to` in `to_dir` instead, at once for every observer. With `replace`,
+    /// what had that name is removed (a file by a file, an empty directory by a directory).
+    #[op(6, requires = REMOVE, retry = cached, deadline = "30s")]
+    fn rename(
+        dir: Node,
+        from: Name<'_>,
+        #[requires(CREATE)] to_dir: Node,
+        to: Name<'_>,
+        replace: bool,
+    ) -> Result<(), RenameError>;
+
+    /// What is known of a node. Whoever has a capability of it may ask.
+    #[op(7, retry = idempotent, deadline = "30s")]
+    fn stat(node: Node) -> Result<Stat, StatError>;
+
+    /// What is known of the node at `path`, without opening it.
+    #[op(8, requires = LOOKUP, retry = idempotent, deadline = "30s")]
+    fn lookup(dir: Node, path: Path<'_>) -> Result<Stat, LookupError>;
+
+    /// Lends bytes of a file from `offset` on: at most `len`, at most [`EXTENT_MAX`], and perhaps fewer. How many the
+    /// lease says. `None` at the end of the file.
+    #[op(9, requires = READ, retry = idempotent, deadline = "30s")]
+    fn read(node: Node, offset: u64, len: u32) -> Result<Option<Lease>, ReadError>;
+
+    /// Writes all of `data` at `offset`, or nothing. What lies between the old end and `offset` reads as zeros.
+    #[op(10, requires = WRITE, retry = cached, deadline = "30s")]
+    fn write(node: Node, offset: u64, data: &[u8]) -> Result<(), WriteError>;
+
+    /// As [`write`](Client::write), with bytes that the caller lent to the file system. They are copied before the
+    /// answer.
+    #[op(11, requires = WRITE, retry = cached, deadline = "30s")]
+    fn write_lease(node: Node, offset: u64, data: LeasePart) -> Result<(), WriteError>;
+
+    /// Writes `data` at the end of the file and says where that was.
+    #[op(12, requires = WRITE, retry = cached, deadline = "30s")]
+    fn append(node: Node, data: &[u8]) -> Result<u64, WriteError>;
+
+    /// Makes the file `size` bytes long: cuts it, or adds zeros.
+    #[op(13, requires = WRITE, retry = cached, deadline = "60s")]
+    fn truncate(node: Node, size: u64) -> Result<(), WriteError>;
+
+    /// Lists a directory from `cursor` on (0: its beginning), at most `max` entries. Entries made or removed meanwhile
+    /// may be missing or listed; every other entry is listed exactly once.
+    #[op(14, requires = READ, retry = idempotent, deadline = "30s")]
+    fn readdir(dir: Node, cursor: u64, max: u32) -> Result<DirectoryPage, ReaddirError>;
+
+    /// Room on the volume.
+    #[op(15, retry = idempotent, deadline = "30s")]
+    fn statfs(node: Node) -> Result<Statfs, StatError>;
+
+    /// Makes durable whatever of the volume was answered before this was asked.
+    #[op(16, requires = WRITE, retry = idempotent, deadline = "120s")]
+    fn sync(node: Node) -> Result<(), SyncError>;
+
+    /// Verifies the volume, a step per call: every structure, every checksum, what is reachable and what leaks. Begins
+    /// with cursor 0.
+    #[op(17, requires = ADMIN, retry = idempotent, deadline = "120s")]
+    fn check(node: Node, cursor: u64) -> Result<CheckPage, CheckError>;
+}
+
+/// Longest [`Path`], bytes: with the other arguments it fits the smallest window.
 pub const PATH_MAX: usize = 3840;
 /// Longest [`Name`], bytes.
 pub const NAME_MAX: usize = 255;
@@ -68,7 +154,10 @@ impl<'a> Name<'a> {
     /// # Errors
     /// See [`BadPath`].
     pub fn new(bytes: &'a (impl AsRef<[u8]> + ?Sized)) -> Result<Self, BadPath> {
-        let bytes = bytes.as_ref();
+        Name::checked(bytes.as_ref())
+    }
+
+    fn checked(bytes: &'a [u8]) -> Result<Self, BadPath> {
         match bytes {
             b"" => Err(BadPath::Empty),
             b"." | b".." => Err(BadPath::Dots),
@@ -101,7 +190,10 @@ impl<'a> Path<'a> {
     /// # Errors
     /// See [`BadPath`].
     pub fn new(bytes: &'a (impl AsRef<[u8]> + ?Sized)) -> Result<Self, BadPath> {
-        let bytes = bytes.as_ref();
+        Path::checked(bytes.as_ref())
+    }
+
+    fn checked(bytes: &'a [u8]) -> Result<Self, BadPath> {
         if bytes.len() > PATH_MAX {
             return Err(BadPath::TooLong);
         }
@@ -131,8 +223,30 @@ impl std::fmt::Debug for Path<'_> {
     }
 }
 
+macro_rules! checked_bytes {
+    ($($name:ident)*) => {$(
+        impl Layout for $name<'_> {
+            const FIXED_BYTES: usize = <[u8]>::FIXED_BYTES;
+        }
+
+        impl Encode for $name<'_> {
+            fn encode(&self, to: &mut Encoder) {
+                self.0.encode(to);
+            }
+        }
+
+        impl<'a> Decode<'a> for $name<'a> {
+            fn decode(from: &mut Decoder<'a>) -> Result<Self, Malformed> {
+                $name::checked(<&[u8]>::decode(from)?).map_err(|_| Malformed)
+            }
+        }
+    )*};
+}
+
+checked_bytes! { Name Path }
+
 /// What a node is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
 #[repr(u8)]
 pub enum Kind {
     /// A regular file.
@@ -142,7 +256,7 @@ pub enum Kind {
 }
 
 /// What is known of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
 pub struct Stat {
     /// The node's number; never used for another node of this volume.
     pub inode: u64,
@@ -161,7 +275,7 @@ pub struct Stat {
 }
 
 /// One entry of a directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
 pub struct DirectoryEntry<'a> {
     /// The node's number.
     pub inode: u64,
@@ -171,9 +285,8 @@ pub struct DirectoryEntry<'a> {
     pub name: Name<'a>,
 }
 
-/// Some entries of a directory, packed; read them with `entries()`, make it with
-/// `DirectoryPage::push`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Some entries of a directory, packed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Wire)]
 pub struct DirectoryPage {
     /// Cursor for the next page; `None` after the last.
     pub next: Option<u64>,
@@ -181,8 +294,24 @@ pub struct DirectoryPage {
     pub bytes: Vec<u8>,
 }
 
+impl DirectoryPage {
+    /// Adds an entry, unless the page would then be longer than `limit` bytes. Says whether it was added.
+    pub fn push(&mut self, entry: &DirectoryEntry<'_>, limit: usize) -> bool {
+        let fits = self.bytes.len() + codec::element_bytes(entry) <= limit;
+        if fits {
+            codec::push_element(&mut self.bytes, entry);
+        }
+        fits
+    }
+
+    /// The entries, each checked. Ends after the first that is malformed.
+    pub fn entries(&self) -> impl Iterator<Item = Result<DirectoryEntry<'_>, Malformed>> {
+        codec::elements(&self.bytes)
+    }
+}
+
 /// Room on the volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
 pub struct Statfs {
     /// 4-KiB blocks of the volume.
     pub blocks: u64,
@@ -195,7 +324,7 @@ pub struct Statfs {
 }
 
 /// One step of a check of the whole volume.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Wire)]
 pub struct CheckPage {
     /// Cursor of the next step; `None` when all is checked.
     pub next: Option<u64>,
@@ -208,169 +337,186 @@ pub struct CheckPage {
 }
 
 /// Why an open or look-up found nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum LookupError {
-    /// 1: No such name.
-    NotFound,
-    /// 2: A name before the last is not a directory.
-    NotADirectory,
-    /// 7: A structure on the way fails its checksum.
+    /// No such name.
+    NotFound = 1,
+    /// A name before the last is not a directory.
+    NotADirectory = 2,
+    /// A structure on the way fails its checksum.
     Corrupt {
         /// Its block.
         block: u64,
-    },
-    /// 8: The device failed.
-    Io,
+    } = 7,
+    /// The device failed.
+    Io = 8,
 }
 
 /// Why nothing was created.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum CreateError {
-    /// 2: The target is not a directory.
-    NotADirectory,
-    /// 4: The name is taken.
-    Exists,
-    /// 6: The volume is full.
-    NoSpace,
-    /// 7: A structure fails its checksum.
+    /// The target is not a directory.
+    NotADirectory = 2,
+    /// The name is taken.
+    Exists = 4,
+    /// The volume is full.
+    NoSpace = 6,
+    /// A structure fails its checksum.
     Corrupt {
         /// Its block.
         block: u64,
-    },
-    /// 8: The device failed.
-    Io,
-    /// 1: The directory itself was removed.
-    NotFound,
+    } = 7,
+    /// The device failed.
+    Io = 8,
+    /// The directory itself was removed.
+    NotFound = 1,
 }
 
 /// Why nothing was removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum RemoveError {
-    /// 1: No such name.
-    NotFound,
-    /// 2: `rmdir` of a file, or the target is not a directory.
-    NotADirectory,
-    /// 3: `unlink` of a directory.
-    IsADirectory,
-    /// 5: The directory has entries.
-    NotEmpty,
-    /// 6: The volume is too full even to note the removal.
-    NoSpace,
-    /// 7: A structure fails its checksum.
+    /// No such name.
+    NotFound = 1,
+    /// `rmdir` of a file, or the target is not a directory.
+    NotADirectory = 2,
+    /// `unlink` of a directory.
+    IsADirectory = 3,
+    /// The directory has entries.
+    NotEmpty = 5,
+    /// The volume is too full even to note the removal.
+    NoSpace = 6,
+    /// A structure fails its checksum.
     Corrupt {
         /// Its block.
         block: u64,
-    },
-    /// 8: The device failed.
-    Io,
+    } = 7,
+    /// The device failed.
+    Io = 8,
 }
 
 /// Why nothing was renamed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum RenameError {
-    /// 1: No such name.
-    NotFound,
-    /// 2: A directory would replace a file, or a target is not a directory.
-    NotADirectory,
-    /// 3: A file would replace a directory.
-    IsADirectory,
-    /// 4: The new name is taken and `replace` was not asked.
-    Exists,
-    /// 5: The directory to be replaced has entries.
-    NotEmpty,
-    /// 6: The volume is full.
-    NoSpace,
-    /// 7: A structure fails its checksum.
+    /// No such name.
+    NotFound = 1,
+    /// A directory would replace a file, or a target is not a directory.
+    NotADirectory = 2,
+    /// A file would replace a directory.
+    IsADirectory = 3,
+    /// The new name is taken and `replace` was not asked.
+    Exists = 4,
+    /// The directory to be replaced has entries.
+    NotEmpty = 5,
+    /// The volume is full.
+    NoSpace = 6,
+    /// A structure fails its checksum.
     Corrupt {
         /// Its block.
         block: u64,
-    },
-    /// 8: The device failed.
-    Io,
-    /// 9: The directory would become its own ancestor.
-    IntoItself,
+    } = 7,
+    /// The device failed.
+    Io = 8,
+    /// The directory would become its own ancestor.
+    IntoItself = 9,
 }
 
 /// Why a node could not be described.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum StatError {
-    /// 1: The node was removed.
-    NotFound,
-    /// 7: A structure fails its checksum.
+    /// The node was removed.
+    NotFound = 1,
+    /// A structure fails its checksum.
     Corrupt {
         /// Its block.
         block: u64,
-    },
-    /// 8: The device failed.
-    Io,
+    } = 7,
+    /// The device failed.
+    Io = 8,
 }
 
 /// Why no data came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum ReadError {
-    /// 1: The node was removed.
-    NotFound,
-    /// 3: The node is a directory.
-    IsADirectory,
-    /// 7: The data or a structure on the way fails its checksum. Wrong bytes are never lent.
+    /// The node was removed.
+    NotFound = 1,
+    /// The node is a directory.
+    IsADirectory = 3,
+    /// The data or a structure on the way fails its checksum. Wrong bytes are never lent.
     Corrupt {
         /// Its block.
         block: u64,
-    },
-    /// 8: The device failed.
-    Io,
+    } = 7,
+    /// The device failed.
+    Io = 8,
 }
 
 /// Why a write, append or truncate did nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum WriteError {
-    /// 1: The node was removed.
-    NotFound,
-    /// 3: The node is a directory.
-    IsADirectory,
-    /// 6: The volume, or the file under it, is full.
-    NoSpace,
-    /// 7: A structure fails its checksum.
+    /// The node was removed.
+    NotFound = 1,
+    /// The node is a directory.
+    IsADirectory = 3,
+    /// The volume, or the file under it, is full.
+    NoSpace = 6,
+    /// A structure fails its checksum.
     Corrupt {
         /// Its block.
         block: u64,
-    },
-    /// 8: The device failed.
-    Io,
-    /// 10: The file would grow beyond 1 TiB.
-    TooLarge,
+    } = 7,
+    /// The device failed.
+    Io = 8,
+    /// The file would grow beyond 1 TiB.
+    TooLarge = 10,
 }
 
 /// Why a directory could not be listed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum ReaddirError {
-    /// 1: The directory was removed.
-    NotFound,
-    /// 2: The node is a file.
-    NotADirectory,
-    /// 7: A structure fails its checksum.
+    /// The directory was removed.
+    NotFound = 1,
+    /// The node is a file.
+    NotADirectory = 2,
+    /// A structure fails its checksum.
     Corrupt {
         /// Its block.
         block: u64,
-    },
-    /// 8: The device failed.
-    Io,
-    /// 11: No page ended with this cursor.
-    BadCursor,
+    } = 7,
+    /// The device failed.
+    Io = 8,
+    /// No page ended with this cursor.
+    BadCursor = 11,
 }
 
-/// Why a sync or check did not end well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why a sync did not end well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum SyncError {
-    /// 6: The file under the volume is full; what was acknowledged since the last sync is not durable.
-    NoSpace,
-    /// 7: A structure fails its checksum.
+    /// The file under the volume is full; what was acknowledged since the last sync is not durable.
+    NoSpace = 6,
+    /// A structure fails its checksum.
     Corrupt {
         /// Its block.
         block: u64,
-    },
-    /// 8: The device failed; what was acknowledged since the last sync may be lost.
-    Io,
-    /// 11: No step ended with this cursor.
-    BadCursor,
+    } = 7,
+    /// The device failed; what was acknowledged since the last sync may be lost.
+    Io = 8,
+}
+
+/// Why a step of a check did not end. What is wrong with the volume is no such error: it is in the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
+pub enum CheckError {
+    /// The device failed.
+    Io = 8,
+    /// No step ended with this cursor.
+    BadCursor = 11,
 }

@@ -1,22 +1,60 @@
 //! `atoll.net/1`: listeners and connections of a network stack, whatever carries them.
 //!
-//! Planned client methods (the trait follows as soon as the macro is in):
-//! ```text
-//! rights: LISTEN = bit 8, READ, WRITE          objects: Net (root), Listener, Connection
-//! 1 listen(net, address: &str "host:port") -> (Cap<Listener>, String bound) | ListenError   LISTEN cached
-//! 2 next_events(net, cursor: u64, max: u32) -> (EventBatch, Vec<Cap<Connection>>) | EventsError  LISTEN cached, no deadline
-//! 3 send(connection, send: u64, flags: SendFlags, header: &[u8], pages: &[LeasePart]) -> () | SendError  WRITE never
-//! 4 close(connection) -> () | CloseError                                                    WRITE cached
-//! ```
-//! `next_events` is the standing call: it ends when there is at least one event. Its cursor says
-//! that every event before it is consumed (which also opens the receive window of 16 KiB per
-//! connection again); the first cursor is 0, the next is `EventBatch::next`.
+//! A client listens, keeps one [`next_events`](Client::next_events) call open, and sends. What happens comes as events
+//! in batches. A send ends twice: [`Event::Sent`] when the stack has all its bytes, [`Event::Released`] when nobody
+//! reads its leases any more.
+
+use kernel_ipc::codec::{self, Decoder, Layout, Malformed};
+use kernel_ipc::interface::{Cap, LeasePart, OperationError, Wire, interface};
+
+/// Listeners and connections.
+#[interface("atoll.net/1")]
+pub trait Net {
+    /// A network stack, as far as a client may use it.
+    type Stack;
+    /// A place where connections arrive.
+    type Listener;
+    /// A connection.
+    type Connection;
+
+    /// Listen where the manifest allows it.
+    const LISTEN: Rights = 8;
+
+    /// Listens at `address`, "host:port" (port 0: any that is free), and says where that is. Connections arrive as
+    /// events until the listener is dropped.
+    #[op(1, requires = LISTEN, retry = cached, deadline = "5s")]
+    fn listen(stack: Stack, address: &str) -> Result<(Cap<Listener>, String), ListenError>;
+
+    /// Waits until something has happened to this session's listeners and connections, and gives up to `max` events,
+    /// with the capabilities of newly accepted connections beside them.
+    ///
+    /// `cursor` is 0 at first and then [`EventBatch::next`]: it says that everything before it is consumed, which makes
+    /// room for more to be received. A session has one such call open; it is meant never to end without an event.
+    #[op(2, requires = LISTEN, retry = cached, deadline = none)]
+    fn next_events(stack: Stack, cursor: u64, max: u32) -> Result<(EventBatch, Vec<Cap<Connection>>), EventsError>;
+
+    /// Sends `header`, then the bytes of `pages`, in the order of the calls. `send` is the client's number for it, in
+    /// the events [`Sent`](Event::Sent) and [`Released`](Event::Released). Accepted at once; nothing waits here.
+    #[op(3, retry = never, deadline = "5s")]
+    fn send(
+        connection: Connection,
+        send: u64,
+        flags: SendFlags,
+        header: &[u8],
+        pages: &[LeasePart],
+    ) -> Result<(), SendError>;
+
+    /// Ends a connection at once: what was not sent yet is dropped, the peer sees a reset. For an orderly end send with
+    /// [`SendFlags::CLOSE`]. [`Event::Closed`] follows.
+    #[op(4, retry = cached, deadline = "5s")]
+    fn close(connection: Connection) -> Result<(), CloseError>;
+}
 
 /// Bytes of one connection that may wait unconsumed before the stack stops receiving on it.
 pub const RECEIVE_WINDOW: usize = 16 << 10;
 
 /// How a send is to be treated; a set of bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Wire)]
 pub struct SendFlags(pub u8);
 
 impl SendFlags {
@@ -26,10 +64,23 @@ impl SendFlags {
     pub const FIN: SendFlags = SendFlags(2);
     /// After these bytes, close in order and drop the connection.
     pub const CLOSE: SendFlags = SendFlags(4);
+
+    /// Whether all of `flags` are set.
+    pub fn contains(self, flags: SendFlags) -> bool {
+        self.0 & flags.0 == flags.0
+    }
+}
+
+impl std::ops::BitOr for SendFlags {
+    type Output = SendFlags;
+
+    fn bitor(self, other: SendFlags) -> SendFlags {
+        SendFlags(self.0 | other.0)
+    }
 }
 
 /// How the pages of a send were given back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
 #[repr(u8)]
 pub enum Released {
     /// Nothing of the send had pages, or the kernel copied them.
@@ -41,7 +92,7 @@ pub enum Released {
 }
 
 /// Why a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
 #[repr(u8)]
 pub enum Reason {
     /// This side closed it, all was sent.
@@ -59,7 +110,7 @@ pub enum Reason {
 /// Something that happened, as read from an [`EventBatch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// 1: A listener took a connection.
+    /// A listener took a connection.
     Accepted {
         /// Names the connection in later events; never used again in this session.
         connection: u64,
@@ -68,19 +119,19 @@ pub enum Event<'a> {
         /// The peer, as "address:port".
         peer: &'a str,
     },
-    /// 2: Bytes came in.
+    /// Bytes came in.
     Received {
         /// On which connection.
         connection: u64,
         /// The bytes.
         bytes: &'a [u8],
     },
-    /// 3: The peer will send no more; sending goes on.
+    /// The peer will send no more; sending goes on.
     Finished {
         /// On which connection.
         connection: u64,
     },
-    /// 4: All bytes of a send are in the stack's hands.
+    /// All bytes of a send are in the stack's hands.
     Sent {
         /// On which connection.
         connection: u64,
@@ -89,7 +140,7 @@ pub enum Event<'a> {
         /// Bytes sent: header and pages.
         bytes: u64,
     },
-    /// 5: The pages of a send are no longer read by anybody; their leases may be released.
+    /// The pages of a send are no longer read by anybody; their leases may be released.
     Released {
         /// On which connection.
         connection: u64,
@@ -98,7 +149,7 @@ pub enum Event<'a> {
         /// How.
         how: Released,
     },
-    /// 6: The connection is over. All its sends were released before. Nothing of it follows.
+    /// The connection is over. All its sends were released before. Nothing of it follows.
     Closed {
         /// Which connection.
         connection: u64,
@@ -107,8 +158,8 @@ pub enum Event<'a> {
     },
 }
 
-/// Events, packed; read them with `events()`, make it with `EventBatch::push`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Events, packed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Wire)]
 pub struct EventBatch {
     /// The cursor that consumes them all.
     pub next: u64,
@@ -116,45 +167,130 @@ pub struct EventBatch {
     pub bytes: Vec<u8>,
 }
 
+impl EventBatch {
+    /// Adds an event, unless the batch would then be longer than `limit` bytes. Says whether it was added.
+    pub fn push(&mut self, event: &Event<'_>, limit: usize) -> bool {
+        let fits = self.bytes.len() + event.packed_bytes() <= limit;
+        if fits {
+            codec::push_element(&mut self.bytes, &PackedEvent::from(*event));
+        }
+        fits
+    }
+
+    /// The events, each checked. Ends after the first that is malformed.
+    pub fn events(&self) -> impl Iterator<Item = Result<Event<'_>, Malformed>> {
+        codec::elements::<PackedEvent<'_>>(&self.bytes).map(|packed| packed.and_then(PackedEvent::check))
+    }
+}
+
+impl Event<'_> {
+    /// Bytes that it takes in a batch.
+    pub fn packed_bytes(&self) -> usize {
+        PackedEvent::FIXED_BYTES + PackedEvent::from(*self).bytes.len()
+    }
+}
+
+/// An event as it stands in a batch. What a kind has no use for is zero or empty.
+///
+/// ```text
+///  0  1  kind: 1 accepted, 2 received, 3 finished, 4 sent, 5 released, 6 closed
+///  1  8  connection
+///  9  8  send (sent, released)
+/// 17  8  bytes (sent), how (released), reason (closed), capability (accepted)
+/// 25  4  length of what follows
+/// 29  …  bytes (received) or peer (accepted)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
+struct PackedEvent<'a> {
+    kind: u8,
+    connection: u64,
+    send: u64,
+    number: u64,
+    bytes: &'a [u8],
+}
+
+impl<'a> From<Event<'a>> for PackedEvent<'a> {
+    fn from(event: Event<'a>) -> Self {
+        let packed = |kind, connection| PackedEvent { kind, connection, send: 0, number: 0, bytes: &[] };
+        match event {
+            Event::Accepted { connection, capability, peer } => {
+                PackedEvent { number: capability.into(), bytes: peer.as_bytes(), ..packed(1, connection) }
+            }
+            Event::Received { connection, bytes } => PackedEvent { bytes, ..packed(2, connection) },
+            Event::Finished { connection } => packed(3, connection),
+            Event::Sent { connection, send, bytes } => PackedEvent { send, number: bytes, ..packed(4, connection) },
+            Event::Released { connection, send, how } => {
+                PackedEvent { send, number: how as u64, ..packed(5, connection) }
+            }
+            Event::Closed { connection, reason } => PackedEvent { number: reason as u64, ..packed(6, connection) },
+        }
+    }
+}
+
+impl<'a> PackedEvent<'a> {
+    fn check(self) -> Result<Event<'a>, Malformed> {
+        let PackedEvent { kind, connection, send, number, bytes } = self;
+        let byte = || u8::try_from(number).map_err(|_| Malformed);
+        let event = match kind {
+            1 => {
+                let peer = str::from_utf8(bytes).map_err(|_| Malformed)?;
+                Event::Accepted { connection, capability: byte()?, peer }
+            }
+            2 => Event::Received { connection, bytes },
+            3 => Event::Finished { connection },
+            4 => Event::Sent { connection, send, bytes: number },
+            5 => Event::Released { connection, send, how: Decoder::whole(&[byte()?])? },
+            6 => Event::Closed { connection, reason: Decoder::whole(&[byte()?])? },
+            _ => return Err(Malformed),
+        };
+        // There is only one way to write an event.
+        if PackedEvent::from(event) == self { Ok(event) } else { Err(Malformed) }
+    }
+}
+
 /// Why nothing listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum ListenError {
-    /// 1: The address is not "host:port".
-    BadAddress,
-    /// 2: The capability does not allow this address.
-    NotAllowed,
-    /// 3: Somebody else listens there.
-    InUse,
-    /// 4: The system refused.
+    /// The address is not "host:port".
+    BadAddress = 1,
+    /// The capability does not allow this address.
+    NotAllowed = 2,
+    /// Somebody else listens there.
+    InUse = 3,
+    /// The system refused.
     System {
         /// Linux error number.
         errno: u32,
-    },
+    } = 4,
 }
 
 /// Why the standing call failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum EventsError {
-    /// 1: The cursor is neither the last one answered nor the one before.
-    BadCursor,
-    /// 2: Another `next_events` of this session is open.
-    AlreadyOpen,
+    /// The cursor is neither the last one answered nor the one before.
+    BadCursor = 1,
+    /// Another `next_events` of this session is open.
+    AlreadyOpen = 2,
 }
 
 /// Why a send was not accepted. Nothing of it was or will be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum SendError {
-    /// 1: The connection is closed or was told to close.
-    Closed,
-    /// 2: Too much of this connection waits to be sent. Wait for a `Sent`.
-    Full,
-    /// 3: A lease is not this client's, was taken back, or the part lies outside it.
-    StaleLease,
+    /// The connection is closed or was told to close.
+    Closed = 1,
+    /// Too much of this connection waits to be sent. Wait for a `Sent`.
+    Full = 2,
+    /// A lease is not this client's, was taken back, or the part lies outside it.
+    StaleLease = 3,
 }
 
 /// Why a close did nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
 pub enum CloseError {
-    /// 1: The connection was closed before.
-    Closed,
+    /// The connection was closed before.
+    Closed = 1,
 }

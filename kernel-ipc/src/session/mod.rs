@@ -134,7 +134,7 @@ pub struct SessionInfo {
 }
 
 /// What a host answers.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Response {
     /// Number of the operation's own error, if it ended with one.
     pub operation_error: Option<u16>,
@@ -142,6 +142,8 @@ pub struct Response {
     pub payload: Payload,
     /// Capabilities for the client.
     pub grants: Vec<Grant>,
+    /// Ranges to lend to the client.
+    pub lends: Vec<crate::lease::Lend>,
     /// A failure of the call itself instead of an answer; everything else is ignored then.
     pub failure: Option<Failure>,
 }
@@ -198,6 +200,11 @@ impl Call {
     /// The `i`-th lease argument, as the client named it: not checked by anybody yet.
     pub fn lease(&self, i: usize) -> Option<LeaseName> {
         self.leases.get(i).copied()
+    }
+
+    /// All lease arguments, as the client named them.
+    pub fn leases(&self) -> &[LeaseName] {
+        &self.leases
     }
 
     /// The session that it came on.

@@ -1,0 +1,609 @@
+//! How arguments and results become bytes.
+//!
+//! * A payload is a **fixed part**, whose size is a constant of the operation, and a **tail**. Scalars stand in the
+//!   fixed part; a string, byte string or list has its count (`u32`) there and its content in the tail. Everything is
+//!   little-endian and unaligned; there is no padding and only one way to write a value.
+//! * An element of a list stands in the tail as its own fixed part followed by its own tail.
+//! * Leases and capabilities travel beside the payload, in the order in which they occur.
+//! * Decoding never trusts a length: it allocates no more than there are bytes, and whatever is cut off, left over or
+//!   impossible is [`Malformed`].
+//! * Encoding allocates nothing in the long run: buffers return to a pool of their thread.
+//!
+//! ```text
+//! open(dir, path: Path, want: Rights)      rename(dir, from: Name, to_dir, to: Name, replace: bool)
+//!  0  4  bytes in path                      0  4  bytes in from
+//!  4  4  want                               4  4  bytes in to
+//!  8  …  path                               8  1  replace
+//!                                           9  …  from, then to
+//! ```
+
+use std::cell::RefCell;
+
+use crate::capability::Grant;
+use crate::lease::Lend;
+use crate::rights::Rights;
+use crate::session::ClientSession;
+use crate::wire::{Handle, LeaseName};
+
+/// Bytes that are no value of the type they should be. Nothing of them was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Malformed;
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the bytes are not a value of the expected type")
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// How much of a value stands in the fixed part.
+pub trait Layout {
+    /// Bytes in the fixed part.
+    const FIXED_BYTES: usize;
+}
+
+/// A value that can be sent.
+pub trait Encode: Layout {
+    /// Writes exactly `FIXED_BYTES` to the fixed part, and whatever it needs to the tail.
+    fn encode(&self, to: &mut Encoder);
+
+    /// Writes a list's elements to the tail. Only byte strings have a faster way.
+    fn encode_elements(elements: &[Self], to: &mut Encoder)
+    where
+        Self: Sized,
+    {
+        for element in elements {
+            to.nested(Self::FIXED_BYTES, |to| element.encode(to));
+        }
+    }
+}
+
+/// A value that can be received. It may borrow from the bytes.
+pub trait Decode<'a>: Layout + Sized {
+    /// Reads exactly `FIXED_BYTES` from the fixed part, and what they announce from the tail.
+    ///
+    /// # Errors
+    /// [`Malformed`] when the bytes are no such value.
+    fn decode(from: &mut Decoder<'a>) -> Result<Self, Malformed>;
+
+    /// Reads a list's elements from the tail. Only byte strings have a faster way.
+    ///
+    /// # Errors
+    /// [`Malformed`] when the tail does not hold `count` such values.
+    fn decode_elements(count: usize, from: &mut Decoder<'a>) -> Result<Vec<Self>, Malformed> {
+        // A lying count cannot make us allocate: each element costs at least one byte of what was really received.
+        const { assert!(Self::FIXED_BYTES > 0, "a list's elements need a fixed part") };
+        if count > from.tail.len() / Self::FIXED_BYTES {
+            return Err(Malformed);
+        }
+        let mut elements = Vec::with_capacity(count);
+        for _ in 0..count {
+            elements.push(from.nested(Self::FIXED_BYTES, Self::decode)?);
+        }
+        Ok(elements)
+    }
+}
+
+/// A message being written: payload, and what travels beside it. Its buffers return to the pool when it is dropped.
+pub struct Encoder {
+    /// Where the fixed part is written next.
+    cursor: usize,
+    buffers: Buffers,
+}
+
+#[derive(Default)]
+struct Buffers {
+    /// Fixed part and tail.
+    payload: Vec<u8>,
+    /// Requests: handle arguments.
+    handles: Vec<Handle>,
+    /// Requests: lease arguments.
+    leases: Vec<LeaseName>,
+    /// Replies: new capabilities.
+    grants: Vec<Grant>,
+    /// Replies: new leases.
+    lends: Vec<Lend>,
+}
+
+impl Encoder {
+    /// An empty message whose fixed part has `fixed_bytes`.
+    pub fn new(fixed_bytes: usize) -> Encoder {
+        let pooled = POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten();
+        let mut buffers = pooled.unwrap_or_default();
+        buffers.payload.resize(fixed_bytes, 0);
+        Encoder { cursor: 0, buffers }
+    }
+
+    /// A message of one value.
+    pub fn of<T: Encode>(value: &T) -> Encoder {
+        let mut encoder = Encoder::new(T::FIXED_BYTES);
+        value.encode(&mut encoder);
+        encoder
+    }
+
+    /// Writes to the fixed part.
+    ///
+    /// # Panics
+    /// When a type writes more than its `FIXED_BYTES`.
+    pub fn fixed(&mut self, bytes: &[u8]) {
+        let end = self.cursor + bytes.len();
+        let place = self.buffers.payload.get_mut(self.cursor..end);
+        place.expect("a type writes no more than its FIXED_BYTES").copy_from_slice(bytes);
+        self.cursor = end;
+    }
+
+    /// Leaves zeros in the fixed part.
+    pub fn skip(&mut self, bytes: usize) {
+        self.cursor += bytes;
+    }
+
+    /// Appends to the tail.
+    pub fn tail(&mut self, bytes: &[u8]) {
+        self.buffers.payload.extend_from_slice(bytes);
+    }
+
+    /// Adds a handle argument.
+    pub fn handle(&mut self, handle: Handle) {
+        self.buffers.handles.push(handle);
+    }
+
+    /// Adds a lease argument.
+    pub fn lease(&mut self, name: LeaseName) {
+        self.buffers.leases.push(name);
+    }
+
+    /// Adds a new capability to a reply.
+    pub fn grant(&mut self, grant: Grant) {
+        self.buffers.grants.push(grant);
+    }
+
+    /// Adds a new lease to a reply.
+    pub fn lend(&mut self, lend: Lend) {
+        self.buffers.lends.push(lend);
+    }
+
+    /// Writes a list's element: a fixed part of its own at the end of the tail.
+    fn nested(&mut self, fixed_bytes: usize, write: impl FnOnce(&mut Encoder)) {
+        let end = self.buffers.payload.len();
+        let outer = std::mem::replace(&mut self.cursor, end);
+        self.buffers.payload.resize(end + fixed_bytes, 0);
+        write(self);
+        self.cursor = outer;
+    }
+
+    fn count(&mut self, count: usize) {
+        let count = u32::try_from(count).expect("a message is far smaller than 4 GiB");
+        self.fixed(&count.to_le_bytes());
+    }
+
+    /// The payload so far.
+    pub fn payload(&self) -> &[u8] {
+        &self.buffers.payload
+    }
+
+    /// The handle arguments so far.
+    pub fn handles(&self) -> &[Handle] {
+        &self.buffers.handles
+    }
+
+    /// The lease arguments so far.
+    pub fn leases(&self) -> &[LeaseName] {
+        &self.buffers.leases
+    }
+
+    /// What a reply gives beside its payload: new capabilities, new leases.
+    pub(crate) fn take_given(&mut self) -> (Vec<Grant>, Vec<Lend>) {
+        (std::mem::take(&mut self.buffers.grants), std::mem::take(&mut self.buffers.lends))
+    }
+}
+
+impl Drop for Encoder {
+    fn drop(&mut self) {
+        let mut buffers = std::mem::take(&mut self.buffers);
+        if buffers.payload.capacity() > MAX_POOLED_BYTES {
+            return;
+        }
+        buffers.payload.clear();
+        buffers.handles.clear();
+        buffers.leases.clear();
+        buffers.grants.clear();
+        // Dropping a lend runs its owner's code, which may encode: the pool is not borrowed yet.
+        buffers.lends.clear();
+        // A thread that is ending has no pool any more.
+        let _ = POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            if pool.len() < MAX_POOLED {
+                pool.push(buffers);
+            }
+        });
+    }
+}
+
+/// Messages whose buffers a thread keeps.
+const MAX_POOLED: usize = 64;
+/// A payload buffer that grew beyond the largest window is not kept.
+const MAX_POOLED_BYTES: usize = crate::wire::MAX_WINDOW_BYTES as usize;
+
+thread_local! {
+    static POOL: RefCell<Vec<Buffers>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Appends one element of a list that is kept as bytes (a page of directory entries, a batch of events).
+pub fn push_element<T: Encode>(list: &mut Vec<u8>, element: &T) {
+    let mut encoder = Encoder::of(element);
+    list.append(&mut encoder.buffers.payload);
+}
+
+/// Bytes that an element adds to a list that is kept as bytes.
+pub fn element_bytes<T: Encode>(element: &T) -> usize {
+    Encoder::of(element).payload().len()
+}
+
+/// The elements of a list that is kept as bytes, checked one by one. Ends after the first that is malformed.
+pub fn elements<'a, T: Decode<'a>>(list: &'a [u8]) -> impl Iterator<Item = Result<T, Malformed>> + use<'a, T> {
+    const { assert!(T::FIXED_BYTES > 0, "a list's elements need a fixed part") };
+    let mut rest = list;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let element = Decoder::new(T::FIXED_BYTES, rest).and_then(|mut decoder| {
+            let element = T::decode(&mut decoder)?;
+            Ok((element, decoder.tail))
+        });
+        rest = element.as_ref().map_or(&[][..], |(_, tail)| tail);
+        Some(element.map(|(element, _)| element))
+    })
+}
+
+/// A message being read.
+#[derive(Clone)]
+pub struct Decoder<'a> {
+    fixed: &'a [u8],
+    tail: &'a [u8],
+    handles: &'a [Handle],
+    leases: &'a [LeaseName],
+    session: Option<&'a ClientSession>,
+}
+
+impl<'a> Decoder<'a> {
+    /// Splits `payload` into fixed part and tail.
+    ///
+    /// # Errors
+    /// [`Malformed`] when it is shorter than its fixed part.
+    pub fn new(fixed_bytes: usize, payload: &'a [u8]) -> Result<Decoder<'a>, Malformed> {
+        let (fixed, tail) = payload.split_at_checked(fixed_bytes).ok_or(Malformed)?;
+        Ok(Decoder { fixed, tail, handles: &[], leases: &[], session: None })
+    }
+
+    /// Adds the leases that came beside the payload.
+    pub fn with_leases(self, leases: &'a [LeaseName]) -> Decoder<'a> {
+        Decoder { leases, ..self }
+    }
+
+    /// Adds what came beside a reply on `session`.
+    pub(crate) fn with_reply(
+        self,
+        session: &'a ClientSession,
+        handles: &'a [Handle],
+        leases: &'a [LeaseName],
+    ) -> Decoder<'a> {
+        Decoder { handles, leases, session: Some(session), ..self }
+    }
+
+    /// One value which is the whole payload.
+    ///
+    /// # Errors
+    /// [`Malformed`], also when bytes, handles or leases are left over.
+    pub fn whole<T: Decode<'a>>(payload: &'a [u8]) -> Result<T, Malformed> {
+        let mut decoder = Decoder::new(T::FIXED_BYTES, payload)?;
+        let value = T::decode(&mut decoder)?;
+        decoder.finish()?;
+        Ok(value)
+    }
+
+    /// Reads from the fixed part.
+    ///
+    /// # Errors
+    /// [`Malformed`] when it has fewer bytes.
+    pub fn fixed<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let (bytes, rest) = self.fixed.split_first_chunk().ok_or(Malformed)?;
+        self.fixed = rest;
+        Ok(*bytes)
+    }
+
+    /// Reads from the tail.
+    ///
+    /// # Errors
+    /// [`Malformed`] when it has fewer bytes.
+    pub fn tail(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
+        let (bytes, rest) = self.tail.split_at_checked(count).ok_or(Malformed)?;
+        self.tail = rest;
+        Ok(bytes)
+    }
+
+    /// Skips bytes of the fixed part that must be zero.
+    fn zeros(&mut self, count: usize) -> Result<(), Malformed> {
+        let (bytes, rest) = self.fixed.split_at_checked(count).ok_or(Malformed)?;
+        self.fixed = rest;
+        if bytes.iter().all(|byte| *byte == 0) { Ok(()) } else { Err(Malformed) }
+    }
+
+    /// Takes the next lease.
+    ///
+    /// # Errors
+    /// [`Malformed`] when there is none left.
+    pub fn lease(&mut self) -> Result<LeaseName, Malformed> {
+        let (name, rest) = self.leases.split_first().ok_or(Malformed)?;
+        self.leases = rest;
+        Ok(*name)
+    }
+
+    /// Takes the next handle.
+    pub(crate) fn handle(&mut self) -> Result<Handle, Malformed> {
+        let (handle, rest) = self.handles.split_first().ok_or(Malformed)?;
+        self.handles = rest;
+        Ok(*handle)
+    }
+
+    /// The session on which handles and leases are to be released. Only replies have one.
+    pub(crate) fn session(&self) -> Result<&'a ClientSession, Malformed> {
+        self.session.ok_or(Malformed)
+    }
+
+    /// Takes `count` things that travel beside the payload.
+    pub(crate) fn beside<T>(
+        &mut self,
+        count: usize,
+        take: impl Fn(&mut Decoder<'a>) -> Result<T, Malformed>,
+    ) -> Result<Vec<T>, Malformed> {
+        if count > self.handles.len() + self.leases.len() {
+            return Err(Malformed);
+        }
+        (0..count).map(|_| take(self)).collect()
+    }
+
+    /// Handles and leases that nobody took.
+    pub(crate) fn untaken(&self) -> (&'a [Handle], &'a [LeaseName]) {
+        (self.handles, self.leases)
+    }
+
+    /// Checks that everything was read.
+    ///
+    /// # Errors
+    /// [`Malformed`] when something is left over.
+    pub fn finish(&self) -> Result<(), Malformed> {
+        let nothing_left =
+            self.fixed.is_empty() && self.tail.is_empty() && self.handles.is_empty() && self.leases.is_empty();
+        if nothing_left { Ok(()) } else { Err(Malformed) }
+    }
+
+    fn nested<T>(
+        &mut self,
+        fixed_bytes: usize,
+        read: impl FnOnce(&mut Decoder<'a>) -> Result<T, Malformed>,
+    ) -> Result<T, Malformed> {
+        let own = self.tail(fixed_bytes)?;
+        let outer = std::mem::replace(&mut self.fixed, own);
+        let value = read(self)?;
+        self.fixed = outer;
+        Ok(value)
+    }
+
+    fn count(&mut self) -> Result<usize, Malformed> {
+        usize::try_from(u32::from_le_bytes(self.fixed()?)).map_err(|_| Malformed)
+    }
+}
+
+macro_rules! integers {
+    ($($integer:ident)*) => {$(
+        impl Layout for $integer {
+            const FIXED_BYTES: usize = size_of::<$integer>();
+        }
+        impl Encode for $integer {
+            fn encode(&self, to: &mut Encoder) {
+                to.fixed(&self.to_le_bytes());
+            }
+        }
+        impl Decode<'_> for $integer {
+            fn decode(from: &mut Decoder<'_>) -> Result<Self, Malformed> {
+                Ok($integer::from_le_bytes(from.fixed()?))
+            }
+        }
+    )*};
+}
+
+integers! { u16 u32 u64 i64 }
+
+impl Layout for u8 {
+    const FIXED_BYTES: usize = 1;
+}
+
+impl Encode for u8 {
+    fn encode(&self, to: &mut Encoder) {
+        to.fixed(&[*self]);
+    }
+
+    fn encode_elements(elements: &[u8], to: &mut Encoder) {
+        to.tail(elements);
+    }
+}
+
+impl Decode<'_> for u8 {
+    fn decode(from: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        let [byte] = from.fixed()?;
+        Ok(byte)
+    }
+
+    fn decode_elements(count: usize, from: &mut Decoder<'_>) -> Result<Vec<u8>, Malformed> {
+        Ok(from.tail(count)?.to_vec())
+    }
+}
+
+impl Layout for bool {
+    const FIXED_BYTES: usize = 1;
+}
+
+impl Encode for bool {
+    fn encode(&self, to: &mut Encoder) {
+        to.fixed(&[u8::from(*self)]);
+    }
+}
+
+impl Decode<'_> for bool {
+    fn decode(from: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        match from.fixed()? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            _ => Err(Malformed),
+        }
+    }
+}
+
+impl Layout for Rights {
+    const FIXED_BYTES: usize = 4;
+}
+
+impl Encode for Rights {
+    fn encode(&self, to: &mut Encoder) {
+        self.bits().encode(to);
+    }
+}
+
+impl Decode<'_> for Rights {
+    fn decode(from: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        Ok(Rights::from_bits_retain(u32::decode(from)?))
+    }
+}
+
+/// Strings and lists: a count in the fixed part.
+const COUNT_BYTES: usize = 4;
+
+impl<T> Layout for [T] {
+    const FIXED_BYTES: usize = COUNT_BYTES;
+}
+
+impl<T: Encode> Encode for [T] {
+    fn encode(&self, to: &mut Encoder) {
+        to.count(self.len());
+        T::encode_elements(self, to);
+    }
+}
+
+impl<T> Layout for Vec<T> {
+    const FIXED_BYTES: usize = COUNT_BYTES;
+}
+
+impl<T: Encode> Encode for Vec<T> {
+    fn encode(&self, to: &mut Encoder) {
+        self.as_slice().encode(to);
+    }
+}
+
+impl<'a, T: Decode<'a>> Decode<'a> for Vec<T> {
+    fn decode(from: &mut Decoder<'a>) -> Result<Self, Malformed> {
+        let count = from.count()?;
+        T::decode_elements(count, from)
+    }
+}
+
+impl<'a> Decode<'a> for &'a [u8] {
+    fn decode(from: &mut Decoder<'a>) -> Result<Self, Malformed> {
+        let count = from.count()?;
+        from.tail(count)
+    }
+}
+
+impl Layout for str {
+    const FIXED_BYTES: usize = COUNT_BYTES;
+}
+
+impl Encode for str {
+    fn encode(&self, to: &mut Encoder) {
+        self.as_bytes().encode(to);
+    }
+}
+
+impl<'a> Decode<'a> for &'a str {
+    fn decode(from: &mut Decoder<'a>) -> Result<Self, Malformed> {
+        str::from_utf8(<&[u8]>::decode(from)?).map_err(|_| Malformed)
+    }
+}
+
+impl Layout for String {
+    const FIXED_BYTES: usize = COUNT_BYTES;
+}
+
+impl Encode for String {
+    fn encode(&self, to: &mut Encoder) {
+        self.as_str().encode(to);
+    }
+}
+
+impl Decode<'_> for String {
+    fn decode(from: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        Ok(<&str>::decode(from)?.to_owned())
+    }
+}
+
+impl<T: Layout + ?Sized> Layout for &T {
+    const FIXED_BYTES: usize = T::FIXED_BYTES;
+}
+
+impl<T: Encode + ?Sized> Encode for &T {
+    fn encode(&self, to: &mut Encoder) {
+        (**self).encode(to);
+    }
+}
+
+/// A flag, then the value's fixed part, which is zero when there is no value.
+impl<T: Layout> Layout for Option<T> {
+    const FIXED_BYTES: usize = 1 + T::FIXED_BYTES;
+}
+
+impl<T: Encode> Encode for Option<T> {
+    fn encode(&self, to: &mut Encoder) {
+        self.is_some().encode(to);
+        match self {
+            Some(value) => value.encode(to),
+            None => to.skip(T::FIXED_BYTES),
+        }
+    }
+}
+
+impl<'a, T: Decode<'a>> Decode<'a> for Option<T> {
+    fn decode(from: &mut Decoder<'a>) -> Result<Self, Malformed> {
+        if bool::decode(from)? {
+            T::decode(from).map(Some)
+        } else {
+            from.zeros(T::FIXED_BYTES)?;
+            Ok(None)
+        }
+    }
+}
+
+macro_rules! tuples {
+    ($(($($name:ident $index:tt),*))*) => {$(
+        impl<$($name: Layout),*> Layout for ($($name,)*) {
+            const FIXED_BYTES: usize = 0 $(+ $name::FIXED_BYTES)*;
+        }
+        impl<$($name: Encode),*> Encode for ($($name,)*) {
+            #[allow(unused_variables, reason = "the empty tuple writes nothing")]
+            fn encode(&self, to: &mut Encoder) {
+                $(self.$index.encode(to);)*
+            }
+        }
+        impl<'a, $($name: Decode<'a>),*> Decode<'a> for ($($name,)*) {
+            #[allow(unused_variables, clippy::unused_unit, reason = "the empty tuple reads nothing")]
+            fn decode(from: &mut Decoder<'a>) -> Result<Self, Malformed> {
+                Ok(($($name::decode(from)?,)*))
+            }
+        }
+    )*};
+}
+
+tuples! { () (A 0, B 1) (A 0, B 1, C 2) (A 0, B 1, C 2, D 3) }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,260 @@
+//! A call, from its arguments to its result.
+
+use std::future::Future;
+use std::time::Duration;
+
+use super::client::Place;
+use super::{Cap, Connection, Kind, Operation, OperationError, Retry};
+use crate::codec::{Decode, Decoder, Encode, Encoder, Malformed};
+use crate::session::{ClientSession, Reply, Request};
+use crate::wire::Handle;
+use crate::{CallError, Cause, Executed, Failure, runtime};
+
+/// A call that has not begun: await it, perhaps after setting its [`deadline`](Pending::deadline).
+#[must_use = "a call begins when it is awaited"]
+pub struct Pending<S> {
+    deadline: Option<Duration>,
+    start: S,
+}
+
+/// What begins a call. Implemented by the closures that generated clients make: this keeps a call's future out of a box.
+pub trait Start {
+    /// What the call gives.
+    type Output;
+    /// The call under way.
+    type Future: Future<Output = Self::Output>;
+
+    /// Begins the call.
+    fn start(self, deadline: Option<Duration>) -> Self::Future;
+}
+
+impl<C: FnOnce(Option<Duration>) -> F, F: Future> Start for C {
+    type Output = F::Output;
+    type Future = F;
+
+    fn start(self, deadline: Option<Duration>) -> F {
+        self(deadline)
+    }
+}
+
+impl<S: Start> Pending<S> {
+    /// Waits no longer than this, instead of the operation's default; the wait for a free slot is included.
+    pub fn deadline(self, deadline: Duration) -> Pending<S> {
+        self.or_deadline(Some(deadline))
+    }
+
+    /// Waits no longer than this, if it is given.
+    pub fn or_deadline(self, deadline: Option<Duration>) -> Pending<S> {
+        Pending { deadline: deadline.or(self.deadline), ..self }
+    }
+
+    /// Waits for ever, whatever the operation's default.
+    pub fn no_deadline(self) -> Pending<S> {
+        Pending { deadline: None, ..self }
+    }
+
+    /// Makes the call and waits for it on this thread, which runs no executor.
+    pub fn wait(self) -> S::Output {
+        crate::blocking(self.into_future())
+    }
+}
+
+impl<S: Start> IntoFuture for Pending<S> {
+    type Output = S::Output;
+    type IntoFuture = S::Future;
+
+    fn into_future(self) -> S::Future {
+        self.start.start(self.deadline)
+    }
+}
+
+/// The arguments of a call, as a generated client collects them.
+pub struct Arguments<'a> {
+    /// Handles stand in `encoder` in their order; a root as [`Handle::NONE`], for it differs from session to session.
+    encoder: Encoder,
+    /// The target, in the same way.
+    target: Handle,
+    /// Where a root among the handles comes from.
+    connection: Option<&'a Connection>,
+    /// Where the others come from.
+    session: Option<&'a ClientSession>,
+    /// What was found wrong before anything was sent.
+    failure: Option<Failure>,
+}
+
+impl<'a> Arguments<'a> {
+    /// Begins the arguments of a call on `target`.
+    pub fn new<K: Kind>(target: &'a Cap<K>, fixed_bytes: usize) -> Arguments<'a> {
+        let encoder = Encoder::new(fixed_bytes);
+        let mut arguments =
+            Arguments { encoder, target: Handle::NONE, connection: None, session: None, failure: None };
+        arguments.target = arguments.resolve(&target.place);
+        arguments
+    }
+
+    /// Adds a value.
+    pub fn value<T: Encode + ?Sized>(&mut self, value: &T) {
+        value.encode(&mut self.encoder);
+    }
+
+    /// Adds a capability.
+    pub fn capability<K: Kind>(&mut self, capability: &'a Cap<K>) {
+        let handle = self.resolve(&capability.place);
+        self.encoder.handle(handle);
+    }
+
+    /// The handle in `place`, once it is clear that it belongs to the same session as the others.
+    fn resolve(&mut self, place: &'a Place) -> Handle {
+        let (handle, belongs) = match place {
+            Place::Root(connection) => {
+                let belongs = self.connection.is_none_or(|other| same(&other.last_session(), &connection.last_session()));
+                self.connection = Some(connection);
+                (Handle::NONE, belongs)
+            }
+            Place::Session(session, handle) => {
+                let belongs = self.session.is_none_or(|other| same(other, session));
+                self.session = Some(session);
+                (*handle, belongs)
+            }
+        };
+        if !belongs {
+            self.failure = Some(Failure::not_executed(Cause::StaleHandle));
+        }
+        handle
+    }
+
+    /// The call of `operation` with these arguments.
+    pub fn call<R, E>(
+        self,
+        operation: &'static Operation,
+    ) -> Pending<impl Start<Output = Result<R, CallError<E>>> + use<'a, R, E>>
+    where
+        R: for<'p> Decode<'p>,
+        E: OperationError,
+    {
+        let start = async move |deadline| {
+            let (session, reply) = self.send(operation, deadline).await?;
+            result(&session, &reply)
+        };
+        Pending { deadline: operation.deadline, start }
+    }
+
+    /// Sends the call, once more if the host dies on it and `operation` may be repeated.
+    ///
+    /// Only a call that names nothing but roots is repeated: its other handles would be stale.
+    async fn send(
+        mut self,
+        operation: &Operation,
+        deadline: Option<Duration>,
+    ) -> Result<(ClientSession, Reply), Failure> {
+        let first = match self.attempt(operation, deadline).await {
+            Err(failure) if failure.cause == Cause::PeerDied && self.session.is_none() => failure,
+            other => return other,
+        };
+        let repeat = match operation.retry {
+            Retry::Idempotent => true,
+            Retry::Cached => first.executed == Executed::No,
+            Retry::Never => false,
+        };
+        if !repeat {
+            return Err(first);
+        }
+        // What failed now without running may have run before.
+        self.attempt(operation, deadline).await.map_err(|second| match (first.executed, second.executed) {
+            (Executed::Unknown, Executed::No) => Failure { executed: Executed::Unknown, ..second },
+            _ => second,
+        })
+    }
+
+    async fn attempt(
+        &mut self,
+        operation: &Operation,
+        deadline: Option<Duration>,
+    ) -> Result<(ClientSession, Reply), Failure> {
+        if let Some(failure) = self.failure {
+            return Err(failure);
+        }
+        let session = self.session(deadline).await?;
+        let root = session.root();
+        let at = |handle: Handle| if handle == Handle::NONE { root } else { handle };
+        let handle = at(self.target);
+        // Rarely more than one, and none allocates nothing.
+        let capabilities: Vec<Handle> = self.encoder.handles().iter().copied().map(at).collect();
+        let request = Request {
+            operation: operation.number,
+            handle,
+            payload: self.encoder.payload(),
+            capabilities: &capabilities,
+            leases: self.encoder.leases(),
+            deadline,
+            retry: operation.retry,
+        };
+        let reply = session.call(request).await?;
+        Ok((session, reply))
+    }
+
+    /// The session of the handles. Waits only for a connection that has to be made anew.
+    async fn session(&self, deadline: Option<Duration>) -> Result<ClientSession, Failure> {
+        let stale = Failure::not_executed(Cause::StaleEpoch);
+        match (self.session, self.connection) {
+            (Some(session), _) if !session.is_open() => Err(stale),
+            (Some(session), Some(connection)) if !same(session, &connection.last_session()) => Err(stale),
+            (Some(session), _) => Ok(session.clone()),
+            (None, Some(connection)) => {
+                let last = connection.last_session();
+                if last.is_open() {
+                    return Ok(last);
+                }
+                match deadline {
+                    Some(deadline) => runtime::timeout(deadline, connection.session())
+                        .await
+                        .unwrap_or(Err(Failure::not_executed(Cause::Deadline))),
+                    None => connection.session().await,
+                }
+            }
+            (None, None) => Err(stale),
+        }
+    }
+}
+
+fn same(one: &ClientSession, other: &ClientSession) -> bool {
+    one.id() == other.id()
+}
+
+/// Decodes a reply. What it brought and nobody took is released.
+fn result<R, E>(session: &ClientSession, reply: &Reply) -> Result<R, CallError<E>>
+where
+    R: for<'p> Decode<'p>,
+    E: OperationError,
+{
+    let decoded = match reply.operation_error {
+        None => decode_result(session, reply).map(Ok),
+        Some(number) => {
+            release(session, &reply.capabilities, &reply.leases);
+            E::decode(number, &reply.payload).map(|error| Err(CallError::Operation(error)))
+        }
+    };
+    decoded.unwrap_or_else(|Malformed| {
+        // The host answered something that its interface does not know: no correct host does.
+        session.close();
+        Err(CallError::Failed { cause: Cause::ProtocolViolation, executed: Executed::Yes })
+    })
+}
+
+fn decode_result<'p, R: Decode<'p>>(session: &'p ClientSession, reply: &'p Reply) -> Result<R, Malformed> {
+    let decoder = Decoder::new(R::FIXED_BYTES, &reply.payload);
+    let Ok(decoder) = decoder else {
+        release(session, &reply.capabilities, &reply.leases);
+        return Err(Malformed);
+    };
+    let mut decoder = decoder.with_reply(session, &reply.capabilities, &reply.leases);
+    let value = R::decode(&mut decoder);
+    let (capabilities, leases) = decoder.untaken();
+    release(session, capabilities, leases);
+    value.and_then(|value| decoder.finish().map(|()| value))
+}
+
+fn release(session: &ClientSession, capabilities: &[Handle], leases: &[crate::wire::LeaseName]) {
+    capabilities.iter().for_each(|handle| session.release_handle(*handle));
+    leases.iter().for_each(|lease| session.release_lease(*lease));
+}
