@@ -20,9 +20,9 @@
 //!     56     8        zero
 //!     64     8   1    tail: messages published (its low half is the doorbell word)
 //!    128     8   2    head: messages of the *other* segment that were read
-//!    192     4   3    wants-wake: odd while this side sleeps or is about to
-//!    196     4        state: 1 open, 2 closed
-//!    200     4        credits: how many slots the peer may use     0                  slots
+//!    192     8   3    wants-wake: odd while this side sleeps or is about to; counts up
+//!    200     4        state: 1 open, 2 closed
+//!    204     4        credits: how many slots the peer may use     0                  slots
 //!    256    64 × entries   ring
 //!    windows at the next multiple of 4096: one of `window bytes` per slot, normal slots first, then control slots
 //! ```
@@ -106,12 +106,12 @@ pub mod header {
     pub const TAIL: usize = 64;
     /// `u64`, on a line of its own: written with every batch read.
     pub const HEAD: usize = 128;
-    /// `u32`, on a line with what rarely changes.
+    /// `u64`, on a line with what rarely changes.
     pub const WANTS_WAKE: usize = 192;
     /// `u32`, see [`state`](super::state).
-    pub const STATE: usize = 196;
+    pub const STATE: usize = 200;
     /// `u32`.
-    pub const CREDITS: usize = 200;
+    pub const CREDITS: usize = 204;
     /// Where the ring begins.
     pub const RING: usize = 256;
 

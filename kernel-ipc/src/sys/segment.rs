@@ -107,6 +107,24 @@ impl SegmentWriter {
         self.u32_at(offset).store(value, order);
     }
 
+    /// Writes one aligned line of eight words, the first one last: a reader that sees the new first word with
+    /// [`SegmentReader::load_line`] sees the whole line.
+    ///
+    /// # Panics
+    /// If the line is not inside the segment or not aligned to 64.
+    #[inline]
+    pub fn store_line(&self, offset: usize, line: &[u64; 8]) {
+        assert!(offset.is_multiple_of(64) && offset < self.map.len() && self.map.len() - offset >= 64);
+        // SAFETY: inside the mapping and aligned (checked above), which is writable and lives as long as `self`; an
+        // array of atomics has the layout of the array of words, and all concurrent accesses to it are atomic.
+        let words = unsafe { &*self.map.as_mut_ptr().add(offset).cast::<[AtomicU64; 8]>() };
+        for (word, value) in words.iter().zip(line).skip(1) {
+            word.store(*value, Ordering::Relaxed);
+        }
+        // Release pairs with the Acquire load in `SegmentReader::load_line`.
+        words[0].store(line[0], Ordering::Release);
+    }
+
     /// Copies bytes into the segment, in no particular order.
     ///
     /// # Errors
@@ -218,6 +236,27 @@ impl SegmentReader {
         assert!(offset.is_multiple_of(4) && offset < self.map.len() && self.map.len() - offset >= 4);
         // SAFETY: as in `load_u64`.
         unsafe { AtomicU32::from_ptr(self.map.as_mut_ptr().add(offset).cast()) }.load(order)
+    }
+
+    /// Reads one aligned line of eight words once, if `wanted` likes its first word.
+    ///
+    /// # Panics
+    /// If the line is not inside the segment or not aligned to 64.
+    #[inline]
+    pub fn load_line(&self, offset: usize, wanted: impl FnOnce(u64) -> bool) -> Option<[u64; 8]> {
+        assert!(offset.is_multiple_of(64) && offset < self.map.len() && self.map.len() - offset >= 64);
+        // SAFETY: inside the mapping and aligned (checked above); it lives as long as `self`; the words are only
+        // loaded, and the writer's accesses to them are atomic.
+        let words = unsafe { &*self.map.as_ptr().add(offset).cast::<[AtomicU64; 8]>() };
+        // Acquire pairs with the Release store in `SegmentWriter::store_line`.
+        let first = words[0].load(Ordering::Acquire);
+        wanted(first).then(|| {
+            let mut line = [first; 8];
+            for (value, word) in line.iter_mut().zip(words).skip(1) {
+                *value = word.load(Ordering::Relaxed);
+            }
+            line
+        })
     }
 
     /// Copies bytes out of the segment. What the writer changes meanwhile may be in the copy, in part.

@@ -1,0 +1,73 @@
+//! What carries a session: one trait, one end of it for the client and one for the host.
+//!
+//! A link moves descriptors, in order, and one window per slot. It knows nothing of slots' states, capabilities or
+//! calls, and it believes nothing that its peer writes: what it returns is raw and to be checked by the session.
+//!
+//! - [`shm`]: two sealed segments between two processes.
+//! - [`in_process`]: two queues inside one thread, for a server that runs inside its client.
+//!
+//! Both pass the same conformance suite (`tests/links.rs`).
+
+pub mod dekker;
+pub mod in_process;
+pub mod shm;
+
+use crate::runtime::Sleep;
+use crate::wire::{Handle, LeaseName, RawDescriptor, Shape, Violation};
+
+/// What goes into a slot's window, in the order of [`wire`](crate::wire). The caller has checked that it fits.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Body<'a> {
+    /// Lease names.
+    pub leases: &'a [LeaseName],
+    /// Capability handles.
+    pub capabilities: &'a [Handle],
+    /// The payload; empty when it is inline in the descriptor.
+    pub payload: &'a [u8],
+}
+
+/// One end of a link. All methods are called from one thread; none blocks.
+pub trait Link {
+    /// The session's measures.
+    fn shape(&self) -> Shape;
+
+    /// How many messages this end has sent: the position of the next one.
+    fn sent(&self) -> u64;
+
+    /// Writes `body` into the window of `slot` and publishes `descriptor` (whose lap is 0). A peer that is awake sees
+    /// it at once; a sleeping one after [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// [`Violation::Overrun`] if the peer has left so many messages unread that there is no room.
+    fn send(&self, descriptor: &RawDescriptor, slot: u16, body: &Body<'_>) -> Result<(), Violation>;
+
+    /// Wakes the peer if it sleeps and something was sent since it went to sleep. At most one system call.
+    fn flush(&self);
+
+    /// Takes the next message, if there is one; its lap is 0 again. Tells the peer that it was read.
+    fn receive(&self) -> Option<RawDescriptor>;
+
+    /// Copies from the peer's window of this slot. A range outside of the window leaves `bytes` as they were.
+    fn read_window(&self, slot: u16, offset: usize, bytes: &mut [u8]);
+
+    /// How many of this end's messages the peer says it has read.
+    fn read_by_peer(&self) -> u64;
+
+    /// Says that this end reads and writes no more, and wakes the peer.
+    fn close(&self);
+
+    /// Whether the peer has said so.
+    fn is_closed_by_peer(&self) -> bool;
+
+    /// Announces that this end is about to sleep, then looks for messages once more.
+    ///
+    /// # Errors
+    /// [`Violation::Overrun`] if the peer's counters contradict its ring.
+    fn prepare_sleep(&self) -> Result<Sleep, Violation>;
+
+    /// Takes the announcement back. Does nothing when there is none.
+    fn cancel_sleep(&self);
+
+    /// System calls that this end has made so far (to wake its peer).
+    fn system_calls(&self) -> u64;
+}

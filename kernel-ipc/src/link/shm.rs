@@ -1,0 +1,363 @@
+//! A link through two sealed segments, one written by each end. The layout is drawn in [`wire`](crate::wire).
+//!
+//! - A reader watches the next descriptor itself (its lap), copies the line once and never looks back.
+//! - The tail is stored by [`flush`](Link::flush), once per batch. It may lag behind the descriptors, never lead.
+//! - Sleeping is the protocol of [`dekker`] between the sleeper's wants-wake word and the producer's tail.
+//! - wants-wake counts: odd while its writer sleeps or is about to. A producer rings once per odd value, however many
+//!   messages it publishes before the sleeper gets up.
+//! - Closing stores the state and then changes the tail by 2^31, so that a peer that is just going to sleep does not.
+
+use std::cell::Cell;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::fence;
+
+use super::dekker::{self, Producer, Sleeper};
+use super::{Body, Link};
+use crate::id::{Epoch, SessionId};
+use crate::runtime::Sleep;
+use crate::session::OpenError;
+use crate::sys::doorbell::{self, EventDoorbell};
+use crate::sys::segment::{SegmentReader, SegmentWriter};
+use crate::wire::{
+    CONTROL_SLOTS, DESCRIPTOR_BYTES, Handle, LeaseName, MAGIC_CLIENT, MAGIC_HOST, RawDescriptor, Shape, VERSION,
+    Violation, header, state,
+};
+
+/// Added to the tail by [`ShmLink::close`].
+const CLOSED_TAIL: u64 = 1 << 31;
+/// The lap's bits in a descriptor's first word.
+const LAP_MASK: u64 = 0xffff;
+
+/// Makes a C-segment of this shape, still without a host.
+///
+/// # Errors
+/// What the kernel says to a new memfd.
+pub fn client_segment(shape: Shape) -> std::io::Result<SegmentWriter> {
+    let segment = SegmentWriter::create("atoll-c", shape.segment_bytes())?;
+    write_header(&segment, shape, MAGIC_CLIENT);
+    Ok(segment)
+}
+
+/// One end of a session over shared memory.
+#[derive(Debug)]
+pub struct ShmLink {
+    mine: SegmentWriter,
+    theirs: SegmentReader,
+    shape: Shape,
+    /// Messages sent; what `mine` says at the last flush is `flushed`.
+    sent: Cell<u64>,
+    flushed: Cell<u64>,
+    /// Messages received.
+    received: Cell<u64>,
+    /// What the peer had read when we last looked.
+    read_by_peer: Cell<u64>,
+    /// Our latest announcement, and the peer's that we have answered.
+    wants: Cell<u64>,
+    rung: Cell<u64>,
+    closed: Cell<bool>,
+    system_calls: Cell<u64>,
+    events: Option<EventDoorbells>,
+}
+
+/// Descriptors instead of futex words.
+#[derive(Debug)]
+struct EventDoorbells {
+    /// Ours: the peer rings it.
+    mine: EventDoorbell,
+    /// The peer's.
+    theirs: EventDoorbell,
+}
+
+impl ShmLink {
+    /// The client's end: `mine` from [`client_segment`], `host_segment` from the host. Gives the session's first handle
+    /// too.
+    ///
+    /// # Errors
+    /// [`Violation::Segment`] if the host's segment is not the counterpart of ours, [`Violation::Epoch`] if it is of
+    /// another session or epoch.
+    pub fn client(
+        mine: SegmentWriter,
+        shape: Shape,
+        host_segment: OwnedFd,
+        session: SessionId,
+        epoch: Epoch,
+    ) -> Result<(ShmLink, Handle), OpenError> {
+        let theirs = open_segment(host_segment)?;
+        if read_shape(&theirs, MAGIC_HOST) != Some(shape)
+            || theirs.load_u32(header::CREDITS, Relaxed) != u32::from(shape.slots)
+        {
+            return Err(Violation::Segment.into());
+        }
+        if theirs.load_u64(header::EPOCH, Relaxed) != epoch.get()
+            || theirs.load_u64(header::SESSION, Relaxed) != session.get()
+        {
+            return Err(Violation::Epoch.into());
+        }
+        let root = Handle::from_word(theirs.load_u64(header::ROOT, Relaxed));
+        Ok((ShmLink::new(mine, theirs, shape), root))
+    }
+
+    /// The host's end: takes the shape from the client's segment and makes its own.
+    ///
+    /// # Errors
+    /// [`Violation::Segment`] if the client's segment is none, [`Violation::Epoch`] if it was made for another epoch;
+    /// else what the kernel says to a new memfd.
+    pub fn host(
+        client_segment: OwnedFd,
+        session: SessionId,
+        epoch: Epoch,
+        root: Handle,
+    ) -> Result<ShmLink, OpenError> {
+        let theirs = open_segment(client_segment)?;
+        let shape = read_shape(&theirs, MAGIC_CLIENT).ok_or(Violation::Segment)?;
+        // A client that does not know the epoch says 0. Resuming is not spoken in this version.
+        let asked = theirs.load_u64(header::EPOCH, Relaxed);
+        if (asked != 0 && asked != epoch.get()) || theirs.load_u32(header::OUTSTANDING, Relaxed) != 0 {
+            return Err(Violation::Epoch.into());
+        }
+        let mine = SegmentWriter::create("atoll-s", shape.segment_bytes())?;
+        mine.store_u64(header::EPOCH, epoch.get(), Relaxed);
+        mine.store_u64(header::SESSION, session.get(), Relaxed);
+        mine.store_u64(header::ROOT, root.to_word(), Relaxed);
+        mine.store_u32(header::CREDITS, u32::from(shape.slots), Relaxed);
+        write_header(&mine, shape, MAGIC_HOST);
+        Ok(ShmLink::new(mine, theirs, shape))
+    }
+
+    /// Rings and waits by descriptors from now on, for event loops that cannot wait for a futex. Both ends must.
+    pub fn use_event_doorbells(&mut self, mine: EventDoorbell, theirs: EventDoorbell) {
+        self.events = Some(EventDoorbells { mine, theirs });
+    }
+
+    /// Our segment, to be sent to the peer.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.mine.fd()
+    }
+
+    fn new(mine: SegmentWriter, theirs: SegmentReader, shape: Shape) -> ShmLink {
+        ShmLink {
+            mine,
+            theirs,
+            shape,
+            sent: Cell::new(0),
+            flushed: Cell::new(0),
+            received: Cell::new(0),
+            read_by_peer: Cell::new(0),
+            wants: Cell::new(0),
+            rung: Cell::new(0),
+            closed: Cell::new(false),
+            system_calls: Cell::new(0),
+            events: None,
+        }
+    }
+
+    /// Whether the next message is there, without taking it.
+    fn has_message(&self) -> bool {
+        let position = self.received.get();
+        let first = self.theirs.load_u64(self.shape.entry_offset(position), Acquire);
+        first & LAP_MASK == u64::from(self.shape.lap(position))
+    }
+
+    fn has_room(&self) -> bool {
+        let entries = u64::from(self.shape.ring_entries());
+        let sent = self.sent.get();
+        if sent - self.read_by_peer.get() < entries {
+            return true;
+        }
+        self.read_by_peer.set(self.read_by_peer());
+        sent - self.read_by_peer.get() < entries
+    }
+}
+
+impl Link for ShmLink {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn sent(&self) -> u64 {
+        self.sent.get()
+    }
+
+    #[inline]
+    fn send(&self, descriptor: &RawDescriptor, slot: u16, body: &Body<'_>) -> Result<(), Violation> {
+        if !self.has_room() {
+            return Err(Violation::Overrun);
+        }
+        if !(body.leases.is_empty() && body.capabilities.is_empty() && body.payload.is_empty()) {
+            write_window(&self.mine, self.shape.window_offset(slot), body);
+        }
+        let position = self.sent.get();
+        let mut line = descriptor.0;
+        line[0] |= u64::from(self.shape.lap(position));
+        // The line's Release makes the window visible before it (paired in `receive`).
+        self.mine.store_line(self.shape.entry_offset(position), &line);
+        self.sent.set(position + 1);
+        Ok(())
+    }
+
+    #[inline]
+    fn flush(&self) {
+        let sent = self.sent.get();
+        if sent != self.flushed.get() && !self.closed.get() {
+            self.flushed.set(sent);
+            self.rung.set(dekker::ring(self, sent, self.rung.get()));
+        }
+    }
+
+    #[inline]
+    fn receive(&self) -> Option<RawDescriptor> {
+        let position = self.received.get();
+        let lap = u64::from(self.shape.lap(position));
+        let mut line = self.theirs.load_line(self.shape.entry_offset(position), |first| first & LAP_MASK == lap)?;
+        line[0] &= !LAP_MASK;
+        self.received.set(position + 1);
+        // Release: the copy above comes before the peer's permission to overwrite. Stored before anything is done
+        // with the message, so that what is not counted here certainly did not run.
+        self.mine.store_u64(header::HEAD, position + 1, Release);
+        Some(RawDescriptor(line))
+    }
+
+    #[inline]
+    fn read_window(&self, slot: u16, offset: usize, bytes: &mut [u8]) {
+        let window = self.shape.window_bytes as usize;
+        if slot < self.shape.all_slots() && offset <= window && bytes.len() <= window - offset {
+            // Inside the segment, whose length was compared with the shape when it was opened.
+            let _ = self.theirs.copy_out(self.shape.window_offset(slot) + offset, bytes);
+        }
+    }
+
+    fn read_by_peer(&self) -> u64 {
+        // Acquire pairs with the Release in `receive`. A peer that claims to have read more than was sent gets the
+        // cautious meaning: all of it.
+        self.theirs.load_u64(header::HEAD, Acquire).min(self.sent.get())
+    }
+
+    fn close(&self) {
+        if !self.closed.replace(true) {
+            self.mine.store_u32(header::STATE, state::CLOSED, Release);
+            self.rung.set(dekker::ring(self, self.sent.get() ^ CLOSED_TAIL, self.rung.get()));
+        }
+    }
+
+    fn is_closed_by_peer(&self) -> bool {
+        self.theirs.load_u32(header::STATE, Acquire) != state::OPEN
+    }
+
+    fn prepare_sleep(&self) -> Result<Sleep, Violation> {
+        let wants = self.wants.get() + 1 + self.wants.get() % 2;
+        self.wants.set(wants);
+        let tail = dekker::announce(self, wants);
+        if self.has_message() || self.is_closed_by_peer() {
+            return Ok(Sleep::Work);
+        }
+        // Everything that the tail counts has been published before it, so a tail beyond what was received, without a
+        // message there, is a lie; believing it would keep this end awake for ever.
+        let received = self.received.get();
+        if received.wrapping_sub(tail) > u64::from(self.shape.ring_entries()) {
+            return Err(Violation::Overrun);
+        }
+        Ok(match &self.events {
+            Some(events) => Sleep::EventFd(events.mine.fd().as_raw_fd()),
+            None => Sleep::Futex { word: self.theirs.word(header::TAIL), expected: tail as u32 },
+        })
+    }
+
+    fn cancel_sleep(&self) {
+        if self.wants.get() % 2 == 1 {
+            self.wants.set(self.wants.get() + 1);
+            self.mine.store_u64(header::WANTS_WAKE, self.wants.get(), Relaxed);
+        }
+        if let Some(events) = &self.events {
+            events.mine.clear();
+            self.system_calls.set(self.system_calls.get() + 1);
+        }
+    }
+
+    fn system_calls(&self) -> u64 {
+        self.system_calls.get()
+    }
+}
+
+impl Producer for ShmLink {
+    fn store_tail(&self, tail: u64) {
+        self.mine.store_u64(header::TAIL, tail, Release);
+    }
+
+    fn load_wants(&self) -> u64 {
+        self.theirs.load_u64(header::WANTS_WAKE, Relaxed)
+    }
+
+    fn fence(&self) {
+        fence(SeqCst);
+    }
+
+    fn wake(&self) {
+        self.system_calls.set(self.system_calls.get() + 1);
+        match &self.events {
+            Some(events) => events.theirs.ring(),
+            None => {
+                doorbell::wake(self.mine.word(header::TAIL));
+            }
+        }
+    }
+}
+
+impl Sleeper for ShmLink {
+    fn store_wants(&self, wants: u64) {
+        self.mine.store_u64(header::WANTS_WAKE, wants, Relaxed);
+    }
+
+    fn load_tail(&self) -> u64 {
+        self.theirs.load_u64(header::TAIL, Acquire)
+    }
+
+    fn fence(&self) {
+        fence(SeqCst);
+    }
+}
+
+fn write_header(segment: &SegmentWriter, shape: Shape, magic: u64) {
+    segment.store_u32(header::VERSION, VERSION, Relaxed);
+    segment.store_u32(header::SLOTS, u32::from(shape.slots) | u32::from(CONTROL_SLOTS) << 16, Relaxed);
+    segment.store_u32(header::RING_ENTRIES, shape.ring_entries(), Relaxed);
+    segment.store_u32(header::WINDOW_BYTES, shape.window_bytes, Relaxed);
+    segment.store_u32(header::STATE, state::OPEN, Relaxed);
+    // The segment travels to its reader in a message; that orders all of this.
+    segment.store_u64(header::MAGIC, magic, Release);
+}
+
+fn open_segment(fd: OwnedFd) -> Result<SegmentReader, OpenError> {
+    SegmentReader::open(fd, header::RING + DESCRIPTOR_BYTES).map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidData => Violation::Segment.into(),
+        _ => error.into(),
+    })
+}
+
+/// The shape that a segment's header claims, if it is a possible one and the segment is as long as it says. Each word
+/// is loaded once: the peer may change it meanwhile.
+fn read_shape(segment: &SegmentReader, magic: u64) -> Option<Shape> {
+    let slots = segment.load_u32(header::SLOTS, Relaxed);
+    let shape = Shape::checked(slots as u16, segment.load_u32(header::WINDOW_BYTES, Relaxed))?;
+    (segment.load_u64(header::MAGIC, Acquire) == magic
+        && segment.load_u32(header::VERSION, Relaxed) == VERSION
+        && (slots >> 16) as u16 == CONTROL_SLOTS
+        && segment.load_u32(header::RING_ENTRIES, Relaxed) == shape.ring_entries()
+        && segment.len() >= shape.segment_bytes())
+    .then_some(shape)
+}
+
+fn write_window(segment: &SegmentWriter, window: usize, body: &Body<'_>) {
+    let mut offset = window;
+    let mut put = |bytes: &[u8]| {
+        segment.copy_in(offset, bytes).expect("the caller has checked that the body fits the window");
+        offset += bytes.len();
+    };
+    for lease in body.leases {
+        put(&LeaseName::to_bytes(*lease));
+    }
+    for handle in body.capabilities {
+        put(&handle.to_word().to_le_bytes());
+    }
+    put(body.payload);
+}

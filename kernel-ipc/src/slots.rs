@@ -1,0 +1,220 @@
+//! The slot machine of both ends: which call is where. No system calls, no memory that anybody shares.
+//!
+//! A slot carries one call at a time; `seq` numbers the calls of a slot and never wraps (R10). A new call is any seq
+//! above the slot's last (R11), and acknowledges the reply before it. Every accepted call ends with exactly one
+//! completion, and until then its slot is not used again, whatever its caller does (R13).
+//!
+//! ```text
+//! client  Free ──begin──> Wanted ──complete──> Answered ──take──> Free
+//!                           │ park
+//!                           v
+//!                         Parked ──complete──> Free          (what the late answer brought is released, R15)
+//! host    Idle(last) ──accept: seq > last──> Busy ──finish──> Idle(seq)
+//! ```
+
+use crate::wire::{Shape, Violation};
+
+/// What the client knows of one slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientState {
+    /// No call.
+    Free,
+    /// A caller waits.
+    Wanted,
+    /// The caller has gone; the answer is still to come.
+    Parked,
+    /// The answer is here; the caller has not taken it yet.
+    Answered,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct ClientSlot {
+    state: ClientState,
+    /// Of the slot's latest call.
+    seq: u64,
+    /// Where in the ring that call stands.
+    position: u64,
+}
+
+/// What a completion means to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A caller waits for it.
+    Deliver,
+    /// Nobody waits: release what it brought.
+    Discard,
+}
+
+/// The client's slots.
+#[derive(Debug)]
+pub struct ClientSlots {
+    slots: Box<[ClientSlot]>,
+    /// Free normal slots; the one that was used last is on top, because its window is warm.
+    free: Vec<u16>,
+    free_control: Vec<u16>,
+    shape: Shape,
+}
+
+impl ClientSlots {
+    /// All slots free.
+    pub fn new(shape: Shape) -> ClientSlots {
+        let slot = ClientSlot { state: ClientState::Free, seq: 0, position: 0 };
+        ClientSlots {
+            slots: vec![slot; usize::from(shape.all_slots())].into(),
+            free: (0..shape.slots).rev().collect(),
+            free_control: (shape.slots..shape.all_slots()).rev().collect(),
+            shape,
+        }
+    }
+
+    /// Begins a call on a free normal slot: its slot and seq. `None`: every one is busy or parked. `position` is where
+    /// the call will stand in the ring.
+    pub fn begin(&mut self, position: u64) -> Option<(u16, u64)> {
+        let slot = self.free.pop()?;
+        Some((slot, self.begin_on(slot, position)))
+    }
+
+    /// As [`begin`](Self::begin), on a control slot.
+    pub fn begin_control(&mut self, position: u64) -> Option<(u16, u64)> {
+        let slot = self.free_control.pop()?;
+        let seq = self.begin_on(slot, position);
+        Some((slot, seq))
+    }
+
+    /// An answer has come.
+    ///
+    /// # Errors
+    /// [`Violation::Unexpected`] unless the call is outstanding: the host lies.
+    pub fn complete(&mut self, slot: u16, seq: u64) -> Result<Ended, Violation> {
+        let entry = self.slots.get_mut(usize::from(slot)).ok_or(Violation::Slot)?;
+        if entry.seq != seq {
+            return Err(Violation::Unexpected);
+        }
+        match entry.state {
+            ClientState::Wanted => {
+                entry.state = ClientState::Answered;
+                Ok(Ended::Deliver)
+            }
+            ClientState::Parked => {
+                self.free(slot);
+                Ok(Ended::Discard)
+            }
+            ClientState::Free | ClientState::Answered => Err(Violation::Unexpected),
+        }
+    }
+
+    /// The caller has taken its answer; the slot is free.
+    pub fn take(&mut self, slot: u16) {
+        debug_assert_eq!(self.state(slot), ClientState::Answered);
+        self.free(slot);
+    }
+
+    /// The caller no longer waits. True when the answer is still to come, so a cancel should go out; false when it
+    /// was there already: then the slot is free, and the caller releases what the answer brought.
+    pub fn park(&mut self, slot: u16) -> bool {
+        match self.state(slot) {
+            ClientState::Wanted => {
+                self.slots[usize::from(slot)].state = ClientState::Parked;
+                true
+            }
+            ClientState::Answered => {
+                self.free(slot);
+                false
+            }
+            ClientState::Free | ClientState::Parked => false,
+        }
+    }
+
+    /// The session has ended: each call that waits is answered by that. Gives the slots and ring positions of those
+    /// with a caller.
+    pub fn end(&mut self) -> Vec<(u16, u64)> {
+        let mut waiting = Vec::new();
+        for slot in 0..self.shape.all_slots() {
+            let entry = &mut self.slots[usize::from(slot)];
+            match entry.state {
+                ClientState::Wanted => {
+                    entry.state = ClientState::Answered;
+                    waiting.push((slot, entry.position));
+                }
+                ClientState::Parked => self.free(slot),
+                ClientState::Free | ClientState::Answered => {}
+            }
+        }
+        waiting
+    }
+
+    /// What the client knows of a slot.
+    pub fn state(&self, slot: u16) -> ClientState {
+        self.slots[usize::from(slot)].state
+    }
+
+    /// Seq of the slot's latest call.
+    pub fn seq(&self, slot: u16) -> u64 {
+        self.slots[usize::from(slot)].seq
+    }
+
+    /// Whether a normal slot is free.
+    pub fn has_free(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    fn begin_on(&mut self, slot: u16, position: u64) -> u64 {
+        let entry = &mut self.slots[usize::from(slot)];
+        debug_assert_eq!(entry.state, ClientState::Free);
+        // 2^64 calls on one slot take longer than any machine lives.
+        *entry = ClientSlot { state: ClientState::Wanted, seq: entry.seq + 1, position };
+        entry.seq
+    }
+
+    fn free(&mut self, slot: u16) {
+        self.slots[usize::from(slot)].state = ClientState::Free;
+        let list = if self.shape.is_control(slot) { &mut self.free_control } else { &mut self.free };
+        list.push(slot);
+    }
+}
+
+/// The host's slots: a row of last seqs, and which are busy.
+#[derive(Debug)]
+pub struct HostSlots {
+    slots: Box<[HostSlot]>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct HostSlot {
+    last: u64,
+    busy: bool,
+}
+
+impl HostSlots {
+    /// All slots idle; nothing was ever called.
+    pub fn new(shape: Shape) -> HostSlots {
+        HostSlots { slots: vec![HostSlot::default(); usize::from(shape.all_slots())].into() }
+    }
+
+    /// A call has arrived. From now on the host owes it one completion.
+    ///
+    /// # Errors
+    /// [`Violation::Slot`] for a slot that does not exist; [`Violation::Seq`] for a busy one, or a seq that is not
+    /// above its last.
+    pub fn accept(&mut self, slot: u16, seq: u64) -> Result<(), Violation> {
+        let entry = self.slots.get_mut(usize::from(slot)).ok_or(Violation::Slot)?;
+        if entry.busy || seq <= entry.last {
+            return Err(Violation::Seq);
+        }
+        *entry = HostSlot { last: seq, busy: true };
+        Ok(())
+    }
+
+    /// The call's completion is about to be published: at once the client may use the slot again.
+    pub fn finish(&mut self, slot: u16) {
+        if let Some(entry) = self.slots.get_mut(usize::from(slot)) {
+            debug_assert!(entry.busy);
+            entry.busy = false;
+        }
+    }
+
+    /// Seq of the call that is in progress on this slot, if one is.
+    pub fn in_progress(&self, slot: u16) -> Option<u64> {
+        self.slots.get(usize::from(slot)).filter(|entry| entry.busy).map(|entry| entry.last)
+    }
+}
