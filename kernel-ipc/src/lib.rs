@@ -15,6 +15,8 @@ pub mod error;
 pub mod id;
 pub mod interface;
 pub mod lease;
+pub mod link;
+pub mod slots;
 pub mod rights;
 pub mod runtime;
 pub mod session;

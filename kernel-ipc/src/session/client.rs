@@ -1,28 +1,55 @@
-//! The client end of a session.
+//! The client end of a session: calls become slots.
+//!
+//! - A call takes a free slot, or waits for one in order of arrival; then it is published once and ends once.
+//! - A caller that stops waiting parks its slot: the slot is used again only after its own completion (R13), and what
+//!   a late reply brings is released (R15). A cancel goes out as a hint.
+//! - Releases and cancels are collected and travel in batches on the control slots.
+//! - When the session ends, every outstanding call ends too, and says whether it ran: `No` only if the host's
+//!   submission head shows that it was never read.
+//! - One session belongs to one thread. Between two polls nothing of the host's is looked at, and what is looked at is
+//!   copied first.
 
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-use super::{OpenError, Reply, Request};
-use crate::error::Failure;
+use super::call::wire_deadline;
+use super::host::extent_of;
+use super::{OpenError, Payload, Reply, Request, now};
+use crate::error::{Cause, Executed, Failure};
 use crate::id::{Epoch, SessionId};
-use crate::wire::{Handle, LeaseName, Shape};
+use crate::link::{Body, Link, shm};
+use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
+use crate::slots::{ClientSlots, Ended};
+use crate::sys::segment::SegmentWriter;
+use crate::wire::{
+    Completion, Extent, Handle, LeaseName, Shape, Status, Submission, Violation, control, inline_bytes, inline_words,
+};
 
 /// A session that a client has asked for: its C-segment exists, the host's S-segment is awaited.
 #[derive(Debug)]
-pub struct Offer {}
+pub struct Offer {
+    segment: SegmentWriter,
+    shape: Shape,
+}
 
 impl Offer {
     /// Makes the C-segment.
     ///
     /// # Errors
     /// What the kernel says to a new memfd.
-    pub fn new(_shape: Shape) -> std::io::Result<Offer> {
-        todo!()
+    pub fn new(shape: Shape) -> std::io::Result<Offer> {
+        Ok(Offer { segment: shm::client_segment(shape)?, shape })
     }
 
     /// The C-segment, to be sent to the host.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        todo!()
+        self.segment.fd()
     }
 
     /// Opens the session with the host's S-segment. `session` and `epoch` are what the broker said: a segment of
@@ -30,62 +57,600 @@ impl Offer {
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub fn open(self, _host_segment: OwnedFd, _session: SessionId, _epoch: Epoch) -> Result<ClientSession, OpenError> {
-        todo!()
+    pub fn open(self, host_segment: OwnedFd, session: SessionId, epoch: Epoch) -> Result<ClientSession, OpenError> {
+        let (link, root) = shm::ShmLink::client(self.segment, self.shape, host_segment, session, epoch)?;
+        Ok(ClientSession::over(link, root, session, epoch))
     }
 }
 
-/// The client end of an open session. Cheap to clone; all clones are one session, of one thread.
-#[derive(Clone, Debug)]
-pub struct ClientSession {}
+/// The client end of an open session. Cheap to clone; all clones are one session, of one thread. The session is closed
+/// when the last clone is dropped.
+#[derive(Clone)]
+pub struct ClientSession(Rc<Registered>);
+
+struct Registered {
+    inner: Rc<Inner>,
+    _source: SourceGuard,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.inner.close();
+    }
+}
 
 impl ClientSession {
+    /// A session over any link.
+    pub fn over(link: impl Link + 'static, root: Handle, id: SessionId, epoch: Epoch) -> ClientSession {
+        let shape = link.shape();
+        let inner = Rc::new_cyclic(|this| Inner {
+            this: this.clone(),
+            link: Box::new(link),
+            shape,
+            root,
+            id,
+            epoch,
+            slots: RefCell::new(ClientSlots::new(shape)),
+            cells: (0..shape.slots).map(|_| SlotCell::default()).collect(),
+            waiters: RefCell::new(VecDeque::new()),
+            next_ticket: Cell::new(0),
+            pending: RefCell::new(Pending::default()),
+            has_pending: Cell::new(false),
+            ended: Cell::new(None),
+            timer: RefCell::new(None),
+            timer_at: Cell::new(u64::MAX),
+        });
+        let source = runtime::register(inner.clone());
+        ClientSession(Rc::new(Registered { inner, _source: source }))
+    }
+
     /// Makes one call. Dropping the future parks its slot and sends a cancel.
     ///
     /// # Errors
-    /// A [`Failure`] that says whether the call ran.
-    pub async fn call(&self, _request: Request<'_>) -> Result<Reply, Failure> {
-        todo!()
+    /// A [`Failure`] that says whether the call ran. The operation's own error is a [`Reply`].
+    pub async fn call(&self, request: Request<'_>) -> Result<Reply, Failure> {
+        let inner = &self.0.inner;
+        let extent = extent_of(request.leases.len(), request.capabilities.len(), request.payload.len());
+        let extent = extent.filter(|extent| extent.check(inner.shape.window_bytes).is_ok());
+        let extent = extent.ok_or(Failure::not_executed(Cause::BadArguments))?;
+        if request.deadline == Some(Duration::ZERO) {
+            return Err(Failure::not_executed(Cause::Deadline));
+        }
+        let deadline = wire_deadline(request.deadline);
+        inner.free_slot(deadline).await?;
+        inner.submit(&request, extent, deadline)?.await
     }
 
     /// Gives a capability back. Does not wait; releases travel in batches.
-    pub fn release_handle(&self, _handle: Handle) {
-        todo!()
+    pub fn release_handle(&self, handle: Handle) {
+        self.0.inner.later(|pending| pending.handles.push(handle));
     }
 
     /// Gives a lease back. Does not wait; releases travel in batches.
-    pub fn release_lease(&self, _lease: LeaseName) {
-        todo!()
+    pub fn release_lease(&self, lease: LeaseName) {
+        self.0.inner.later(|pending| pending.leases.push(lease));
     }
 
     /// The session's first capability.
     pub fn root(&self) -> Handle {
-        todo!()
+        self.0.inner.root
     }
 
     /// The endpoint's epoch.
     pub fn epoch(&self) -> Epoch {
-        todo!()
+        self.0.inner.epoch
     }
 
     /// The session's number.
     pub fn id(&self) -> SessionId {
-        todo!()
+        self.0.inner.id
     }
 
     /// Whether calls can still be made.
     pub fn is_open(&self) -> bool {
-        todo!()
+        self.0.inner.ended.get().is_none()
     }
 
     /// Ends the session in order. Outstanding calls end with `SessionClosed`.
     pub fn close(&self) {
-        todo!()
+        self.0.inner.close();
     }
 
     /// The broker says that the host has died (and was reaped: its segment is final). Takes every answer still in it,
     /// then ends the outstanding calls with `PeerDied`: `No` for those that the host never read, else `Unknown`.
     pub fn host_died(&self) {
-        todo!()
+        let inner = &self.0.inner;
+        if inner.ended.get().is_none() {
+            inner.drain();
+            inner.end(Cause::PeerDied, Cause::StaleEpoch, inner.link.read_by_peer());
+        }
+    }
+
+    /// System calls that this end has made to wake its host.
+    pub fn system_calls(&self) -> u64 {
+        self.0.inner.link.system_calls()
+    }
+}
+
+impl std::fmt::Debug for ClientSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientSession").field("id", &self.id()).field("open", &self.is_open()).finish()
+    }
+}
+
+struct Inner {
+    this: Weak<Inner>,
+    link: Box<dyn Link>,
+    shape: Shape,
+    root: Handle,
+    id: SessionId,
+    epoch: Epoch,
+    slots: RefCell<ClientSlots>,
+    /// By normal slot.
+    cells: Box<[SlotCell]>,
+    /// Callers without a slot, in order of arrival.
+    waiters: RefCell<VecDeque<Waiter>>,
+    next_ticket: Cell<u64>,
+    /// Control calls to be made, and whether there are any.
+    pending: RefCell<Pending>,
+    has_pending: Cell<bool>,
+    /// What a call hears that is made after the end.
+    ended: Cell<Option<Cause>>,
+    /// Wakes callers at their deadlines; armed for `timer_at`, the earliest of them or earlier.
+    timer: RefCell<Option<JoinHandle<()>>>,
+    timer_at: Cell<u64>,
+}
+
+/// Where a caller waits for its answer.
+#[derive(Default)]
+struct SlotCell {
+    answer: RefCell<Option<Result<Reply, Failure>>>,
+    waker: RefCell<Option<Waker>>,
+    /// As on the wire; 0: none.
+    deadline: Cell<u64>,
+}
+
+impl SlotCell {
+    fn wake(&self) {
+        // Taken out before it is woken: waking may run code that comes back here.
+        let waker = self.waker.borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+struct Waiter {
+    ticket: u64,
+    waker: Waker,
+    deadline: u64,
+}
+
+/// What goes out on control slots with the next turn.
+#[derive(Default)]
+struct Pending {
+    cancels: Vec<(u16, u64)>,
+    handles: Vec<Handle>,
+    leases: Vec<LeaseName>,
+}
+
+impl Inner {
+    /// Ready when a slot is free and it is this caller's turn.
+    fn free_slot(&self, deadline: u64) -> FreeSlot<'_> {
+        FreeSlot { session: self, deadline, ticket: None }
+    }
+
+    /// Publishes a call on a free slot.
+    fn submit(&self, request: &Request<'_>, extent: Extent, deadline: u64) -> Result<Answer<'_>, Failure> {
+        let begun = self.slots.borrow_mut().begin(self.link.sent());
+        let (slot, seq) = begun.ok_or(Failure::not_executed(Cause::Busy))?;
+        let submission = Submission {
+            slot,
+            operation: request.operation,
+            seq,
+            extent,
+            handle: request.handle,
+            deadline,
+            trace: 0,
+            inline: inline_words(request.payload),
+        };
+        let payload = if extent.is_inline() { &[] } else { request.payload };
+        let body = Body { leases: request.leases, capabilities: request.capabilities, payload };
+        let cell = &self.cells[usize::from(slot)];
+        cell.deadline.set(deadline);
+        if self.link.send(&submission.to_raw(), slot, &body).is_err() {
+            self.slots.borrow_mut().park(slot);
+            self.broken();
+            return Err(Failure::not_executed(Cause::ProtocolViolation));
+        }
+        if deadline < self.timer_at.get() && deadline != 0 {
+            self.arm(deadline);
+        }
+        Ok(Answer { session: self, slot, seq, taken: false })
+    }
+
+    /// One completion: checked, copied out, delivered or released.
+    fn complete(&self, completion: &Completion) -> Result<(), Violation> {
+        let ended = self.slots.borrow_mut().complete(completion.slot, completion.seq)?;
+        if self.shape.is_control(completion.slot) {
+            self.slots.borrow_mut().take(completion.slot);
+            return Ok(());
+        }
+        let reply = self.read(completion);
+        match (ended, reply) {
+            (Ended::Deliver, reply) => {
+                let cell = &self.cells[usize::from(completion.slot)];
+                cell.answer.replace(Some(reply));
+                cell.wake();
+            }
+            (Ended::Discard, Ok(reply)) => {
+                self.release(&reply);
+                self.slot_is_free();
+            }
+            (Ended::Discard, Err(_)) => self.slot_is_free(),
+        }
+        Ok(())
+    }
+
+    /// Copies a reply out of the host's window.
+    fn read(&self, completion: &Completion) -> Result<Reply, Failure> {
+        let operation_error = match completion.status {
+            Status::Done => None,
+            Status::OperationError(number) => Some(number),
+            Status::Failed(failure) => return Err(failure),
+        };
+        let (slot, extent) = (completion.slot, completion.extent);
+        let lease = |i: u8| {
+            let mut name = [0; LeaseName::BYTES];
+            self.link.read_window(slot, usize::from(i) * LeaseName::BYTES, &mut name);
+            LeaseName::from_bytes(name)
+        };
+        let handle = |i: u8| {
+            let mut handle = [0; Handle::BYTES];
+            let offset = extent.capabilities_offset() + usize::from(i) * Handle::BYTES;
+            self.link.read_window(slot, offset, &mut handle);
+            Handle::from_word(u64::from_le_bytes(handle))
+        };
+        let payload = if extent.is_inline() {
+            let bytes = inline_bytes(completion.inline);
+            Payload::from(bytes.get(..extent.length as usize).unwrap_or_default())
+        } else {
+            let mut payload = Payload::zeroed(extent.length as usize);
+            self.link.read_window(slot, extent.payload_offset(), payload.as_mut());
+            payload
+        };
+        Ok(Reply {
+            operation_error,
+            payload,
+            capabilities: (0..extent.capabilities).map(handle).collect(),
+            leases: (0..extent.leases).map(lease).collect(),
+        })
+    }
+
+    fn release(&self, reply: &Reply) {
+        if !(reply.capabilities.is_empty() && reply.leases.is_empty()) {
+            self.later(|pending| {
+                pending.handles.extend(&reply.capabilities);
+                pending.leases.extend(&reply.leases);
+            });
+        }
+    }
+
+    /// Adds to what goes out on control slots with the next turn.
+    fn later(&self, add: impl FnOnce(&mut Pending)) {
+        if self.ended.get().is_none() {
+            add(&mut self.pending.borrow_mut());
+            self.has_pending.set(true);
+        }
+    }
+
+    /// Makes control calls of what is pending, as far as control slots are free.
+    fn send_control(&self) -> Result<(), Violation> {
+        let mut pending = self.pending.borrow_mut();
+        let window = self.shape.window_bytes as usize;
+        let mut payload = Vec::new();
+        while !pending.is_empty() {
+            let Some((slot, seq)) = self.slots.borrow_mut().begin_control(self.link.sent()) else { return Ok(()) };
+            payload.clear();
+            let operation = pending.encode(&mut payload, window);
+            let extent = extent_of(0, 0, payload.len()).ok_or(Violation::Length)?;
+            let inline = inline_words(&payload);
+            let submission = Submission { slot, operation, seq, extent, inline, ..Submission::default() };
+            let payload = if extent.is_inline() { &[] } else { &payload[..] };
+            self.link.send(&submission.to_raw(), slot, &Body { payload, ..Body::default() })?;
+        }
+        self.has_pending.set(false);
+        Ok(())
+    }
+
+    /// Takes every completion that is there. True if there was one.
+    fn drain(&self) -> bool {
+        let mut found = false;
+        // A host can complete what is outstanding and nothing else, so this ends.
+        while self.ended.get().is_none() {
+            let Some(raw) = self.link.receive() else { break };
+            found = true;
+            let completed = Completion::check(&raw, self.shape).and_then(|completion| self.complete(&completion));
+            if completed.is_err() {
+                self.broken();
+            }
+        }
+        found
+    }
+
+    /// The host broke a rule: nothing that it says counts any more, its head included.
+    fn broken(&self) {
+        self.end(Cause::ProtocolViolation, Cause::ProtocolViolation, u64::MAX);
+    }
+
+    /// The host may still read what was published before it sees this.
+    fn close(&self) {
+        self.end(Cause::SessionClosed, Cause::SessionClosed, u64::MAX);
+    }
+
+    /// Ends the session, once: outstanding calls with `cause`, later ones with `refusal`. `read` is how many
+    /// submissions the host can have read.
+    fn end(&self, cause: Cause, refusal: Cause, read: u64) {
+        if self.ended.get().is_some() {
+            return;
+        }
+        self.ended.set(Some(refusal));
+        self.link.close();
+        let waiting = self.slots.borrow_mut().end();
+        for (slot, position) in waiting {
+            let executed = if position < read { Executed::Unknown } else { Executed::No };
+            if let Some(cell) = self.cells.get(usize::from(slot)) {
+                cell.answer.replace(Some(Err(Failure { cause, executed })));
+                cell.wake();
+            }
+        }
+        let waiters = self.waiters.take();
+        for waiter in waiters {
+            waiter.waker.wake();
+        }
+        if let Some(timer) = self.timer.take() {
+            timer.cancel();
+        }
+    }
+
+    /// A slot has become free: it is the turn of whoever waits longest.
+    fn slot_is_free(&self) {
+        let waker = self.waiters.borrow().front().map(|waiter| waiter.waker.clone());
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The caller of this slot no longer waits.
+    fn give_up(&self, slot: u16, seq: u64) {
+        let cell = &self.cells[usize::from(slot)];
+        cell.waker.borrow_mut().take();
+        if self.slots.borrow_mut().park(slot) {
+            self.later(|pending| pending.cancels.push((slot, seq)));
+        } else {
+            let answer = cell.answer.take();
+            if let Some(Ok(reply)) = answer {
+                self.release(&reply);
+            }
+            self.slot_is_free();
+        }
+    }
+
+    /// Sees to it that callers are woken at `deadline`, which is earlier than anything the timer waits for.
+    fn arm(&self, deadline: u64) {
+        self.timer_at.set(deadline);
+        let this = self.this.clone();
+        let timer = runtime::spawn(async move {
+            let mut at = deadline;
+            while at != u64::MAX {
+                runtime::sleep(Duration::from_nanos(at.saturating_sub(now()))).await;
+                let Some(this) = this.upgrade() else { return };
+                at = this.expire();
+            }
+        });
+        if let Some(old) = self.timer.replace(Some(timer)) {
+            old.cancel();
+        }
+    }
+
+    /// Wakes the callers whose deadline has passed. Gives the next deadline.
+    fn expire(&self) -> u64 {
+        let now = now();
+        let mut next = u64::MAX;
+        for cell in &self.cells {
+            let deadline = cell.deadline.get();
+            if deadline == 0 || cell.waker.borrow().is_none() {
+                continue;
+            }
+            if deadline <= now {
+                cell.wake();
+            } else {
+                next = next.min(deadline);
+            }
+        }
+        let mut late = Vec::new();
+        for waiter in self.waiters.borrow().iter().filter(|waiter| waiter.deadline != 0) {
+            if waiter.deadline <= now {
+                late.push(waiter.waker.clone());
+            } else {
+                next = next.min(waiter.deadline);
+            }
+        }
+        self.timer_at.set(next);
+        for waker in late {
+            waker.wake();
+        }
+        next
+    }
+}
+
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.cancels.is_empty() && self.handles.is_empty() && self.leases.is_empty()
+    }
+
+    /// Moves one control call's worth into `payload`; gives its operation.
+    fn encode(&mut self, payload: &mut Vec<u8>, window: usize) -> u16 {
+        if !self.cancels.is_empty() {
+            let count = self.cancels.len().min(window / control::LONG_ENTRY);
+            for (slot, seq) in self.cancels.drain(..count) {
+                payload.extend(u64::from(slot).to_le_bytes());
+                payload.extend(seq.to_le_bytes());
+            }
+            control::CANCEL
+        } else if !self.handles.is_empty() {
+            let count = self.handles.len().min(window / Handle::BYTES);
+            payload.extend(self.handles.drain(..count).flat_map(|handle| handle.to_word().to_le_bytes()));
+            control::RELEASE_HANDLES
+        } else {
+            let count = self.leases.len().min(window / control::LONG_ENTRY);
+            for lease in self.leases.drain(..count) {
+                payload.extend(lease.to_bytes().iter().take(control::LONG_ENTRY));
+            }
+            control::RELEASE_LEASES
+        }
+    }
+}
+
+impl Source for Inner {
+    fn poll(&self) -> bool {
+        if self.ended.get().is_some() {
+            return false;
+        }
+        if self.has_pending.get() && self.send_control().is_err() {
+            self.broken();
+            return true;
+        }
+        self.link.flush();
+        if self.drain() {
+            return true;
+        }
+        if !self.link.is_closed_by_peer() {
+            return false;
+        }
+        // The answers that it published before it closed.
+        self.drain();
+        self.end(Cause::SessionClosed, Cause::SessionClosed, self.link.read_by_peer());
+        true
+    }
+
+    fn prepare_sleep(&self) -> Sleep {
+        if self.ended.get().is_some() {
+            return Sleep::Nothing;
+        }
+        if self.has_pending.get() && self.send_control().is_err() {
+            self.broken();
+            return Sleep::Work;
+        }
+        self.link.flush();
+        self.link.prepare_sleep().unwrap_or_else(|_| {
+            self.broken();
+            Sleep::Work
+        })
+    }
+
+    fn cancel_sleep(&self) {
+        self.link.cancel_sleep();
+    }
+}
+
+/// Waits for a free slot.
+struct FreeSlot<'a> {
+    session: &'a Inner,
+    deadline: u64,
+    ticket: Option<u64>,
+}
+
+impl Future for FreeSlot<'_> {
+    type Output = Result<(), Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let session = self.session;
+        if let Some(refusal) = session.ended.get() {
+            self.ticket = None;
+            return Poll::Ready(Err(Failure::not_executed(refusal)));
+        }
+        let mut waiters = session.waiters.borrow_mut();
+        let first = waiters.front().map(|waiter| waiter.ticket);
+        if first == self.ticket && session.slots.borrow().has_free() {
+            if self.ticket.take().is_some() {
+                waiters.pop_front();
+                drop(waiters);
+                // There may be more free slots than this caller takes.
+                session.slot_is_free();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        if self.deadline != 0 && self.deadline <= now() {
+            return Poll::Ready(Err(Failure::not_executed(Cause::Deadline)));
+        }
+        match self.ticket {
+            Some(ticket) => {
+                if let Some(waiter) = waiters.iter_mut().find(|waiter| waiter.ticket == ticket) {
+                    waiter.waker.clone_from(cx.waker());
+                }
+            }
+            None => {
+                let ticket = session.next_ticket.get();
+                session.next_ticket.set(ticket + 1);
+                waiters.push_back(Waiter { ticket, waker: cx.waker().clone(), deadline: self.deadline });
+                self.ticket = Some(ticket);
+                if self.deadline < session.timer_at.get() && self.deadline != 0 {
+                    session.arm(self.deadline);
+                }
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for FreeSlot<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.session.waiters.borrow_mut().retain(|waiter| waiter.ticket != ticket);
+            if self.session.slots.borrow().has_free() {
+                self.session.slot_is_free();
+            }
+        }
+    }
+}
+
+/// Waits for the answer to a published call.
+struct Answer<'a> {
+    session: &'a Inner,
+    slot: u16,
+    seq: u64,
+    taken: bool,
+}
+
+impl Future for Answer<'_> {
+    type Output = Result<Reply, Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let cell = &self.session.cells[usize::from(self.slot)];
+        let answer = cell.answer.take();
+        if let Some(answer) = answer {
+            self.session.slots.borrow_mut().take(self.slot);
+            self.taken = true;
+            self.session.slot_is_free();
+            return Poll::Ready(answer);
+        }
+        let deadline = cell.deadline.get();
+        // The wake-up may have another reason; the clock is only asked when there was one.
+        if deadline != 0 && cell.waker.borrow().is_none() && deadline <= now() {
+            self.taken = true;
+            self.session.give_up(self.slot, self.seq);
+            return Poll::Ready(Err(Failure::unknown(Cause::Deadline)));
+        }
+        cell.waker.borrow_mut().get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
+        Poll::Pending
+    }
+}
+
+impl Drop for Answer<'_> {
+    fn drop(&mut self) {
+        if !self.taken {
+            self.session.give_up(self.slot, self.seq);
+        }
     }
 }

@@ -1,44 +1,618 @@
-//! The host end of a session.
+//! The host end of a session: receive → check → serve → answer.
+//!
+//! - A descriptor is copied and checked once; slot, operation, capabilities, kinds, rights and deadline are checked
+//!   before any code of the service runs.
+//! - One long-lived task per slot, made when the slot is first used: a call costs no allocation.
+//! - Control calls are answered when they are read, never after a handler (R14).
+//! - What the client breaks ends its session and nothing else.
+//! - A handler always runs to its end. When the session ends, it hears of it by its cancel token; what it then answers
+//!   is dropped.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::task::{Poll, Waker};
+use std::time::Duration;
 
-use super::{Grant, OpenError, Service, SessionInfo};
+use super::call::Cancel;
+use super::client::ClientSession;
+use super::{Call, Grant, OpenError, Response, Service, SessionInfo, now};
+use crate::capability::Table;
+use crate::error::{Cause, Executed, Failure};
+use crate::lease::{Ended, Lend, Lender};
+use crate::link::{Body, Link, in_process, shm};
+use crate::runtime::{self, Sleep, Source, SourceGuard};
+use crate::slots::HostSlots;
+use crate::wire::{
+    Completion, Extent, Handle, LeaseName, MAX_CAPABILITIES, MAX_LEASES, Shape, Status, Submission, Violation, control,
+    inline_bytes, inline_words,
+};
+
+/// Most capabilities that one session may hold.
+const CAPABILITIES: u32 = 1 << 14;
+/// How often leases that a mapper still pins are looked at again.
+const RECLAIM_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The host end of an open session. Dropping it ends the session.
-#[derive(Debug)]
-pub struct HostSession {}
+pub struct HostSession {
+    inner: Rc<dyn Serving>,
+    segment: Option<OwnedFd>,
+    _source: SourceGuard,
+}
 
 impl HostSession {
     /// Opens a session with the client's C-segment and serves it on this thread's runtime: makes the S-segment,
-    /// enters `root` as the session's first capability, and calls `service` for each call.
+    /// enters `root` as the session's first capability, and calls `service` for each call. `lender` is needed to
+    /// answer with leases; the session's leases go back when it ends.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub fn start<S: Service>(
-        _client_segment: OwnedFd,
-        _root: Grant,
-        _service: Rc<S>,
-        _info: SessionInfo,
-        _lender: Rc<RefCell<crate::lease::Lender>>,
+        client_segment: OwnedFd,
+        root: Grant,
+        service: Rc<S>,
+        info: SessionInfo,
+        lender: Option<Rc<RefCell<Lender>>>,
     ) -> Result<HostSession, OpenError> {
-        todo!()
+        let (table, handle) = table_with(root);
+        let link = shm::ShmLink::host(client_segment, info.id, info.epoch, handle)?;
+        let segment = link.fd().try_clone_to_owned()?;
+        Ok(Self::serve(link, Some(segment), table, service, info, lender))
     }
 
-    /// The S-segment, to be sent to the client.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        todo!()
+    /// The S-segment, to be sent to the client. `None` for a session inside one process.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        use std::os::fd::AsFd;
+        self.segment.as_ref().map(|fd| fd.as_fd())
+    }
+
+    /// What is known of the session.
+    pub fn info(&self) -> &SessionInfo {
+        self.inner.info()
     }
 
     /// Whether the session still lives: neither side has closed it and the client broke no rule.
     pub fn is_open(&self) -> bool {
-        todo!()
+        self.inner.end_reason().is_none()
+    }
+
+    /// What the client did to end the session, if it broke a rule.
+    pub fn violation(&self) -> Option<Violation> {
+        self.inner.end_reason().flatten()
     }
 
     /// Ends the session: also what the broker asks for when the client has died. Drops its capabilities, takes back
     /// its leases, cancels its calls.
     pub fn close(&self) {
-        todo!()
+        self.inner.close();
     }
+
+    fn serve<S: Service>(
+        link: impl Link + 'static,
+        segment: Option<OwnedFd>,
+        table: Table,
+        service: Rc<S>,
+        info: SessionInfo,
+        lender: Option<Rc<RefCell<Lender>>>,
+    ) -> HostSession {
+        let shape = link.shape();
+        let info = Rc::new(info);
+        let inner = Rc::new_cyclic(|this| Inner {
+            this: this.clone(),
+            link: Box::new(link),
+            shape,
+            service,
+            slots: RefCell::new(HostSlots::new(shape)),
+            table: RefCell::new(table),
+            cells: (0..shape.slots).map(|_| SlotCell::new(&info)).collect(),
+            info,
+            lender,
+            lent: RefCell::new(HashMap::new()),
+            reclaiming: Cell::new(false),
+            scratch: RefCell::new(Vec::new()),
+            ended: Cell::new(None),
+        });
+        let source = runtime::register(inner.clone());
+        HostSession { inner, segment, _source: source }
+    }
+}
+
+impl Drop for HostSession {
+    fn drop(&mut self) {
+        self.inner.close();
+    }
+}
+
+impl std::fmt::Debug for HostSession {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostSession").field("info", self.inner.info()).field("open", &self.is_open()).finish()
+    }
+}
+
+/// Both ends of a session inside this thread: `service` runs inside its client.
+pub fn in_process<S: Service>(
+    shape: Shape,
+    root: Grant,
+    service: Rc<S>,
+    info: SessionInfo,
+    lender: Option<Rc<RefCell<Lender>>>,
+) -> (ClientSession, HostSession) {
+    let (table, handle) = table_with(root);
+    let (client, host) = in_process::pair(shape);
+    let client = ClientSession::over(client, handle, info.id, info.epoch);
+    (client, HostSession::serve(host, None, table, service, info, lender))
+}
+
+fn table_with(root: Grant) -> (Table, Handle) {
+    let mut table = Table::new(CAPABILITIES);
+    let handle = table.insert(root).expect("an empty table has room");
+    (table, handle)
+}
+
+/// A session whose service's type is forgotten.
+trait Serving: Source {
+    fn info(&self) -> &SessionInfo;
+    /// `None` while it lives; else what the client broke, if anything.
+    fn end_reason(&self) -> Option<Option<Violation>>;
+    fn close(&self);
+}
+
+struct Inner<S> {
+    this: Weak<Inner<S>>,
+    link: Box<dyn Link>,
+    shape: Shape,
+    service: Rc<S>,
+    info: Rc<SessionInfo>,
+    slots: RefCell<HostSlots>,
+    table: RefCell<Table>,
+    /// By normal slot.
+    cells: Box<[SlotCell]>,
+    lender: Option<Rc<RefCell<Lender>>>,
+    /// What this session has been lent and not released: index → generation.
+    lent: RefCell<HashMap<u32, u32>>,
+    reclaiming: Cell<bool>,
+    /// Payloads of control calls.
+    scratch: RefCell<Vec<u8>>,
+    ended: Cell<Option<Option<Violation>>>,
+}
+
+/// What the receiving half and the task of one slot hand each other.
+struct SlotCell {
+    /// The slot's one call object, while no handler has it.
+    call: RefCell<Option<Box<Call>>>,
+    /// The call object holds a call that is to be served.
+    ready: Cell<bool>,
+    /// The slot's task, while it waits for a call.
+    waker: RefCell<Option<Waker>>,
+    has_task: Cell<bool>,
+    cancel: Rc<Cancel>,
+}
+
+impl SlotCell {
+    fn new(info: &Rc<SessionInfo>) -> SlotCell {
+        let cancel = Rc::new(Cancel::default());
+        let call = Call {
+            operation: 0,
+            payload: Vec::new(),
+            target: Grant::default(),
+            capabilities: Vec::new(),
+            leases: Vec::new(),
+            session: info.clone(),
+            deadline: 0,
+            trace: 0,
+            cancel: cancel.clone(),
+        };
+        SlotCell {
+            call: RefCell::new(Some(Box::new(call))),
+            ready: Cell::new(false),
+            waker: RefCell::new(None),
+            has_task: Cell::new(false),
+            cancel,
+        }
+    }
+
+    fn wake(&self) {
+        let waker = self.waker.borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl<S: Service> Inner<S> {
+    /// Receives one descriptor's call: it is refused at once, answered at once (control), or handed to its slot.
+    fn accept(&self, call: &Submission) -> Result<(), Violation> {
+        self.slots.borrow_mut().accept(call.slot, call.seq)?;
+        if self.shape.is_control(call.slot) {
+            self.control(call)?;
+            return self.answer(call, Status::Done, &[], &[], &[]);
+        }
+        match self.check(call) {
+            Ok(()) => {
+                self.start(call.slot);
+                Ok(())
+            }
+            Err(cause) => self.answer(call, Status::Failed(Failure::not_executed(cause)), &[], &[], &[]),
+        }
+    }
+
+    /// Everything that the service need not check, and the copy of the arguments into the slot's call object.
+    fn check(&self, submission: &Submission) -> Result<(), Cause> {
+        let operation = S::INTERFACE.operation(submission.operation).ok_or(Cause::UnknownOperation)?;
+        if submission.deadline != 0 && submission.deadline <= now() {
+            return Err(Cause::Deadline);
+        }
+        let table = self.table.borrow();
+        let target = *table.lookup(submission.handle, operation.target_kind, operation.requires)?;
+        if usize::from(submission.extent.capabilities) != operation.handles.len() {
+            return Err(Cause::BadArguments);
+        }
+
+        let cell = &self.cells[usize::from(submission.slot)];
+        let mut idle = cell.call.borrow_mut();
+        let call = idle.as_mut().expect("a slot that accepts a call has no handler");
+        call.operation = submission.operation;
+        call.target = target;
+        call.deadline = submission.deadline;
+        call.trace = submission.trace;
+        call.capabilities.clear();
+        call.leases.clear();
+        for i in 0..submission.extent.leases {
+            let mut name = [0; LeaseName::BYTES];
+            self.link.read_window(submission.slot, usize::from(i) * LeaseName::BYTES, &mut name);
+            call.leases.push(LeaseName::from_bytes(name));
+        }
+        for (i, argument) in operation.handles.iter().enumerate() {
+            let mut handle = [0; Handle::BYTES];
+            let offset = submission.extent.capabilities_offset() + i * Handle::BYTES;
+            self.link.read_window(submission.slot, offset, &mut handle);
+            let handle = Handle::from_word(u64::from_le_bytes(handle));
+            call.capabilities.push(*table.lookup(handle, argument.kind, argument.requires)?);
+        }
+        self.read_payload(submission, &mut call.payload);
+        Ok(())
+    }
+
+    fn read_payload(&self, submission: &Submission, payload: &mut Vec<u8>) {
+        let length = submission.extent.length as usize;
+        payload.clear();
+        if submission.extent.is_inline() {
+            payload.extend(inline_bytes(submission.inline).iter().take(length));
+        } else {
+            payload.resize(length, 0);
+            self.link.read_window(submission.slot, submission.extent.payload_offset(), payload);
+        }
+    }
+
+    /// Hands the slot's call object to the slot's task.
+    fn start(&self, slot: u16) {
+        let cell = &self.cells[usize::from(slot)];
+        cell.cancel.reset();
+        cell.ready.set(true);
+        if cell.has_task.replace(true) {
+            cell.wake();
+        } else if let Some(this) = self.this.upgrade() {
+            runtime::spawn(this.run_slot(slot));
+        }
+    }
+
+    /// The task of one slot.
+    async fn run_slot(self: Rc<Self>, slot: u16) {
+        while let Some((mut call, seq)) = self.next_call(slot).await {
+            let response = self.service.serve(&mut call).await;
+            self.finish(slot, seq, &mut call, response);
+            *self.cells[usize::from(slot)].call.borrow_mut() = Some(call);
+        }
+    }
+
+    /// The next call of a slot, with its seq; `None` when the session has ended.
+    fn next_call(&self, slot: u16) -> impl Future<Output = Option<(Box<Call>, u64)>> {
+        let cell = &self.cells[usize::from(slot)];
+        std::future::poll_fn(move |cx| {
+            if self.ended.get().is_some() {
+                return Poll::Ready(None);
+            }
+            if cell.ready.replace(false) {
+                let seq = self.slots.borrow().in_progress(slot);
+                let call = cell.call.borrow_mut().take();
+                return Poll::Ready(call.zip(seq));
+            }
+            cell.waker.borrow_mut().get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
+            Poll::Pending
+        })
+    }
+
+    /// Answers with what the service said.
+    fn finish(&self, slot: u16, seq: u64, call: &mut Call, response: Response) {
+        let Response { operation_error, payload, grants, lends, failure } = response;
+        let submission = Submission { slot, seq, operation: call.operation, trace: call.trace, ..Submission::default() };
+        let mut names = Names::default();
+        let outcome = match failure {
+            Some(failure) => Err(failure),
+            None if self.ended.get().is_some() => Err(Failure::unknown(Cause::SessionClosed)),
+            None => self.name(&payload, &grants, lends, &mut names),
+        };
+        let answered = match outcome {
+            Ok(()) => {
+                let status = operation_error.map_or(Status::Done, Status::OperationError);
+                self.answer(&submission, status, names.leases(), names.handles(), &payload)
+            }
+            Err(failure) => {
+                for grant in &grants {
+                    self.service.dropped(&self.info, grant);
+                }
+                self.answer(&submission, Status::Failed(failure), &[], &[], &[])
+            }
+        };
+        if let Err(violation) = answered {
+            self.end(Some(violation));
+        }
+    }
+
+    /// Enters what a reply gives into the session's tables: all of it or nothing.
+    fn name(&self, payload: &[u8], grants: &[Grant], lends: Vec<Lend>, names: &mut Names) -> Result<(), Failure> {
+        let ran = |cause| Failure { cause, executed: Executed::Yes };
+        let extent = extent_of(lends.len(), grants.len(), payload.len());
+        let extent = extent.filter(|extent| extent.check(self.shape.window_bytes).is_ok());
+        if extent.is_none() {
+            return Err(ran(Cause::ReplyTooLarge));
+        }
+        let mut result = Ok(());
+        for grant in grants {
+            match self.table.borrow_mut().insert(*grant) {
+                Ok(handle) => names.push_handle(handle),
+                Err(quota) => result = Err(ran(quota.into())),
+            }
+        }
+        if result.is_ok() && !lends.is_empty() {
+            result = self.lend(lends, names).map_err(ran);
+        }
+        if result.is_err() {
+            let mut table = self.table.borrow_mut();
+            for handle in names.handles() {
+                table.remove(*handle).expect("entered a moment ago");
+            }
+            drop(table);
+            self.take_back(names.leases());
+        }
+        result
+    }
+
+    fn lend(&self, lends: Vec<Lend>, names: &mut Names) -> Result<(), Cause> {
+        let lender = self.lender.as_ref().ok_or(Cause::Refused)?;
+        for lend in lends {
+            let name = lender.borrow_mut().lend(self.info.client, lend)?;
+            self.lent.borrow_mut().insert(name.index, name.generation);
+            names.push_lease(name);
+        }
+        Ok(())
+    }
+
+    /// Publishes a completion; the slot is idle again.
+    fn answer(
+        &self,
+        call: &Submission,
+        status: Status,
+        leases: &[LeaseName],
+        capabilities: &[Handle],
+        payload: &[u8],
+    ) -> Result<(), Violation> {
+        if self.ended.get().is_some() {
+            return Ok(());
+        }
+        self.slots.borrow_mut().finish(call.slot);
+        let extent = extent_of(leases.len(), capabilities.len(), payload.len()).ok_or(Violation::Length)?;
+        let completion = Completion {
+            slot: call.slot,
+            operation: call.operation,
+            seq: call.seq,
+            extent,
+            status,
+            trace: call.trace,
+            inline: inline_words(payload),
+        };
+        let payload = if extent.is_inline() { &[] } else { payload };
+        self.link.send(&completion.to_raw(), call.slot, &Body { leases, capabilities, payload })
+    }
+
+    /// Obeys a control call. What it names may be gone already: control calls are idempotent.
+    fn control(&self, call: &Submission) -> Result<(), Violation> {
+        if call.extent.capabilities != 0 || call.extent.leases != 0 {
+            return Err(Violation::Reserved);
+        }
+        let mut payload = self.scratch.take();
+        self.read_payload(call, &mut payload);
+        match call.operation {
+            control::CANCEL => {
+                for [slot, seq] in long_entries(&payload)? {
+                    let slot = u16::try_from(slot).ok().filter(|slot| !self.shape.is_control(*slot));
+                    if let Some(slot) = slot.filter(|slot| self.slots.borrow().in_progress(*slot) == Some(seq)) {
+                        self.cells[usize::from(slot)].cancel.set();
+                    }
+                }
+            }
+            control::RELEASE_HANDLES => {
+                let (handles, []) = payload.as_chunks::<{ Handle::BYTES }>() else { return Err(Violation::Length) };
+                for handle in handles {
+                    let handle = Handle::from_word(u64::from_le_bytes(*handle));
+                    let removed = self.table.borrow_mut().remove(handle);
+                    if let Ok(grant) = removed {
+                        self.service.dropped(&self.info, &grant);
+                    }
+                }
+            }
+            control::RELEASE_LEASES => {
+                for [lender, name] in long_entries(&payload)? {
+                    let (index, generation) = (name as u32, (name >> 32) as u32);
+                    let name = LeaseName { lender: crate::id::LenderId(lender), index, generation, length: 0 };
+                    self.take_back(&[name]);
+                }
+            }
+            control::PING if payload.is_empty() => {}
+            _ => return Err(Violation::Reserved),
+        }
+        self.scratch.replace(payload);
+        Ok(())
+    }
+
+    /// Takes leases back that this session was lent; names of others do nothing.
+    fn take_back(&self, names: &[LeaseName]) {
+        let Some(lender) = &self.lender else { return };
+        for name in names {
+            let ours = self.lent.borrow().get(&name.index) == Some(&name.generation);
+            if !ours || name.lender != lender.borrow().id() {
+                continue;
+            }
+            self.lent.borrow_mut().remove(&name.index);
+            let ended = lender.borrow_mut().release(self.info.client, name.index, name.generation);
+            if ended == Ok(Ended::Dying) {
+                self.reclaim_later(lender);
+            }
+        }
+    }
+
+    /// Looks again, until no mapper pins what this lender has taken back.
+    fn reclaim_later(&self, lender: &Rc<RefCell<Lender>>) {
+        let Some(this) = self.this.upgrade().filter(|this| !this.reclaiming.replace(true)) else { return };
+        let lender = lender.clone();
+        runtime::spawn(async move {
+            while lender.borrow().dying() > 0 {
+                runtime::sleep(RECLAIM_INTERVAL).await;
+                lender.borrow_mut().reclaim();
+            }
+            this.reclaiming.set(false);
+        });
+    }
+
+    /// Ends the session, once. Callbacks run with nothing borrowed.
+    fn end(&self, violation: Option<Violation>) {
+        if self.ended.get().is_some() {
+            return;
+        }
+        self.ended.set(Some(violation));
+        self.link.close();
+        for cell in &self.cells {
+            cell.cancel.set();
+            cell.wake();
+        }
+        let lent: Vec<LeaseName> = match &self.lender {
+            Some(lender) => {
+                let lender = lender.borrow().id();
+                let name = |(&index, &generation): (&u32, &u32)| LeaseName { lender, index, generation, length: 0 };
+                self.lent.borrow().iter().map(name).collect()
+            }
+            None => Vec::new(),
+        };
+        self.take_back(&lent);
+        let grants = self.table.borrow_mut().drain();
+        for grant in &grants {
+            self.service.dropped(&self.info, grant);
+        }
+        self.service.closed(&self.info);
+    }
+}
+
+impl<S: Service> Serving for Inner<S> {
+    fn info(&self) -> &SessionInfo {
+        &self.info
+    }
+
+    fn end_reason(&self) -> Option<Option<Violation>> {
+        self.ended.get()
+    }
+
+    fn close(&self) {
+        self.end(None);
+    }
+}
+
+impl<S: Service> Source for Inner<S> {
+    fn poll(&self) -> bool {
+        if self.ended.get().is_some() {
+            return false;
+        }
+        self.link.flush();
+        // At most a ring at a time: a client that never stops calling must not keep the thread here.
+        for round in 0..self.shape.ring_entries() {
+            let Some(raw) = self.link.receive() else {
+                if round == 0 && self.link.is_closed_by_peer() {
+                    self.end(None);
+                    return true;
+                }
+                return round > 0;
+            };
+            let accepted = Submission::check(&raw, self.shape).and_then(|call| self.accept(&call));
+            if let Err(violation) = accepted {
+                self.end(Some(violation));
+            }
+            if self.ended.get().is_some() {
+                return true;
+            }
+        }
+        true
+    }
+
+    fn prepare_sleep(&self) -> Sleep {
+        if self.ended.get().is_some() {
+            return Sleep::Nothing;
+        }
+        self.link.flush();
+        self.link.prepare_sleep().unwrap_or_else(|violation| {
+            self.end(Some(violation));
+            Sleep::Work
+        })
+    }
+
+    fn cancel_sleep(&self) {
+        self.link.cancel_sleep();
+    }
+}
+
+/// The names of one reply.
+#[derive(Default)]
+struct Names {
+    leases: [LeaseName; MAX_LEASES],
+    lease_count: usize,
+    handles: [Handle; MAX_CAPABILITIES],
+    handle_count: usize,
+}
+
+impl Names {
+    fn push_lease(&mut self, lease: LeaseName) {
+        self.leases[self.lease_count] = lease;
+        self.lease_count += 1;
+    }
+
+    fn push_handle(&mut self, handle: Handle) {
+        self.handles[self.handle_count] = handle;
+        self.handle_count += 1;
+    }
+
+    fn leases(&self) -> &[LeaseName] {
+        &self.leases[..self.lease_count]
+    }
+
+    fn handles(&self) -> &[Handle] {
+        &self.handles[..self.handle_count]
+    }
+}
+
+/// The extent of a message with so many names and bytes, if it has a number for each and they are few enough.
+pub(super) fn extent_of(leases: usize, capabilities: usize, length: usize) -> Option<Extent> {
+    let extent = Extent {
+        length: u32::try_from(length).ok()?,
+        capabilities: u8::try_from(capabilities).ok()?,
+        leases: u8::try_from(leases).ok()?,
+    };
+    (leases <= MAX_LEASES && capabilities <= MAX_CAPABILITIES).then_some(extent)
+}
+
+/// The entries of a cancel or a release of leases, as two words each.
+fn long_entries(payload: &[u8]) -> Result<impl Iterator<Item = [u64; 2]>, Violation> {
+    let (entries, []) = payload.as_chunks::<{ control::LONG_ENTRY }>() else { return Err(Violation::Length) };
+    Ok(entries.iter().map(|entry| {
+        let both = u128::from_le_bytes(*entry);
+        [both as u64, (both >> 64) as u64]
+    }))
 }

@@ -5,23 +5,26 @@
 //! - Nothing that a peer writes ends more than the session.
 //! - A call ends exactly once for its caller, and a failed one says whether it ran.
 
+mod call;
 mod client;
 mod host;
 
-use std::cell::Cell;
 use std::future::Future;
 use std::ops::Deref;
-use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
 
 use crate::error::Failure;
 use crate::id::{Epoch, Incarnation, SessionId};
 use crate::interface::{Description, Retry};
+use crate::lease::Lend;
 use crate::wire::{Handle, LeaseName, Violation};
 
 pub use crate::capability::Grant;
+pub use call::Call;
 pub use client::{ClientSession, Offer};
-pub use host::HostSession;
+pub use host::{HostSession, in_process};
 
 /// One call, as a client makes it.
 #[derive(Clone, Copy, Debug)]
@@ -140,12 +143,19 @@ pub struct Response {
     pub operation_error: Option<u16>,
     /// Encoded result, or the error's fields.
     pub payload: Payload,
-    /// Capabilities for the client.
+    /// Capabilities for the client; at most [`MAX_CAPABILITIES`](crate::wire::MAX_CAPABILITIES).
     pub grants: Vec<Grant>,
-    /// Ranges to lend to the client.
-    pub lends: Vec<crate::lease::Lend>,
-    /// A failure of the call itself instead of an answer; everything else is ignored then.
+    /// Ranges to lend to the client; at most [`MAX_LEASES`](crate::wire::MAX_LEASES). For hosts with a lender.
+    pub lends: Vec<Lend>,
+    /// A failure of the call itself instead of an answer. Grants are dropped and nothing is lent then.
     pub failure: Option<Failure>,
+}
+
+impl Response {
+    /// The answer to a call that failed outside of its operation's own errors.
+    pub fn failed(failure: Failure) -> Response {
+        Response { failure: Some(failure), ..Response::default() }
+    }
 }
 
 /// What serves an endpoint. One value serves all its sessions.
@@ -153,74 +163,17 @@ pub trait Service: 'static {
     /// The interface: checked before [`serve`](Self::serve) is called.
     const INTERFACE: &'static Description;
 
-    /// Serves one call. Runs on the session's thread; many calls are in progress at once, at most one per slot.
+    /// Serves one call. Runs on the session's thread; many calls are in progress at once, at most one per slot. The
+    /// future always runs to its end, also when the caller is gone; [`Call::until_cancelled`] tells.
     fn serve(&self, call: &mut Call) -> impl Future<Output = Response>;
 
-    /// A capability of this session was released by its holder, or the session ended with it.
+    /// A capability of this session is gone: its holder released it, the session ended with it, or it could not be
+    /// delivered.
     fn dropped(&self, _session: &SessionInfo, _capability: &Grant) {}
 
-    /// The session ended, in order or not. Its capabilities have been dropped.
+    /// The session ended, in order or not. Its capabilities have been dropped; calls may still be in progress, and
+    /// nobody will hear their answers.
     fn closed(&self, _session: &SessionInfo) {}
-}
-
-/// One call, as a host sees it: every handle is resolved and its rights are checked.
-#[derive(Debug)]
-pub struct Call {
-    operation: u16,
-    payload: Payload,
-    target: Grant,
-    capabilities: Vec<Grant>,
-    leases: Vec<LeaseName>,
-    session: Rc<SessionInfo>,
-    deadline: Option<Instant>,
-    cancelled: Rc<Cell<bool>>,
-}
-
-impl Call {
-    /// The operation's number: one that the interface has.
-    pub fn operation(&self) -> u16 {
-        self.operation
-    }
-
-    /// The encoded arguments. Copied once; nobody changes them any more.
-    pub fn payload(&self) -> &[u8] {
-        &self.payload
-    }
-
-    /// What the call is made on.
-    pub fn target(&self) -> &Grant {
-        &self.target
-    }
-
-    /// The `i`-th handle argument.
-    pub fn capability(&self, i: usize) -> Option<&Grant> {
-        self.capabilities.get(i)
-    }
-
-    /// The `i`-th lease argument, as the client named it: not checked by anybody yet.
-    pub fn lease(&self, i: usize) -> Option<LeaseName> {
-        self.leases.get(i).copied()
-    }
-
-    /// All lease arguments, as the client named them.
-    pub fn leases(&self) -> &[LeaseName] {
-        &self.leases
-    }
-
-    /// The session that it came on.
-    pub fn session(&self) -> &Rc<SessionInfo> {
-        &self.session
-    }
-
-    /// When the caller stops waiting.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.deadline
-    }
-
-    /// Whether the caller has stopped waiting, or the session has ended. A hint: finishing is always allowed.
-    pub fn cancelled(&self) -> bool {
-        self.cancelled.get()
-    }
 }
 
 /// Why a session was not opened.
@@ -253,4 +206,19 @@ impl From<Violation> for OpenError {
     fn from(violation: Violation) -> Self {
         OpenError::Violation(violation)
     }
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds, a few milliseconds behind: a third of the cost of the exact time. Deadlines are
+/// compared with it, so one can be late by [`CLOCK_LAG`], never early.
+fn now() -> u64 {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("Linux has had this clock since 2.6.32");
+    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+}
+
+/// How far [`now`] can be behind the time: one tick of the slowest kernel (100 a second).
+const CLOCK_LAG: Duration = Duration::from_millis(10);
+
+/// A duration in nanoseconds; one of more than 584 years is as good as for ever.
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,0 +1,118 @@
+//! One call, as a host sees it.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use super::{Grant, SessionInfo, nanoseconds, now};
+use crate::wire::LeaseName;
+
+/// One call, as a host sees it: every handle is resolved and its rights are checked.
+#[derive(Debug)]
+pub struct Call {
+    pub(super) operation: u16,
+    pub(super) payload: Vec<u8>,
+    pub(super) target: Grant,
+    pub(super) capabilities: Vec<Grant>,
+    pub(super) leases: Vec<LeaseName>,
+    pub(super) session: Rc<SessionInfo>,
+    /// As on the wire.
+    pub(super) deadline: u64,
+    pub(super) trace: u64,
+    pub(super) cancel: Rc<Cancel>,
+}
+
+impl Call {
+    /// The operation's number: one that the interface has.
+    pub fn operation(&self) -> u16 {
+        self.operation
+    }
+
+    /// The encoded arguments. Copied once; nobody changes them any more.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// What the call is made on.
+    pub fn target(&self) -> &Grant {
+        &self.target
+    }
+
+    /// The `i`-th handle argument. The call has as many as its operation says.
+    pub fn capability(&self, i: usize) -> Option<&Grant> {
+        self.capabilities.get(i)
+    }
+
+    /// The `i`-th lease argument, as the client named it: not checked by anybody yet.
+    pub fn lease(&self, i: usize) -> Option<LeaseName> {
+        self.leases.get(i).copied()
+    }
+
+    /// The session that it came on.
+    pub fn session(&self) -> &Rc<SessionInfo> {
+        &self.session
+    }
+
+    /// The caller's trace key.
+    pub fn trace(&self) -> u64 {
+        self.trace
+    }
+
+    /// When the caller stops waiting.
+    pub fn deadline(&self) -> Option<Instant> {
+        let left = || Duration::from_nanos(self.deadline.saturating_sub(now()));
+        (self.deadline != 0).then(|| Instant::now() + left().min(Duration::from_secs(1 << 32)))
+    }
+
+    /// Whether the caller has stopped waiting, or the session has ended. A hint: finishing is always allowed, and what
+    /// has begun to take effect should be finished.
+    pub fn cancelled(&self) -> bool {
+        self.cancel.is_set.get()
+    }
+
+    /// Waits until [`cancelled`](Self::cancelled). A handler that waits for something that may never come (a standing
+    /// call) waits for this too. One waiter per call.
+    pub fn until_cancelled(&self) -> impl Future<Output = ()> + use<> {
+        let cancel = self.cancel.clone();
+        std::future::poll_fn(move |cx| {
+            if cancel.is_set.get() {
+                return Poll::Ready(());
+            }
+            cancel.waker.borrow_mut().get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
+            Poll::Pending
+        })
+    }
+}
+
+/// The cancel token of a slot; reused by its calls one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Cancel {
+    is_set: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Cancel {
+    pub(super) fn set(&self) {
+        self.is_set.set(true);
+        // Taken out before it is woken: waking may run code that comes back here.
+        let waker = self.waker.borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn reset(&self) {
+        self.is_set.set(false);
+        self.waker.borrow_mut().take();
+    }
+}
+
+/// The wire's deadline for a caller that waits `limit` from now: late by the clock's lag, never early.
+pub(super) fn wire_deadline(limit: Option<Duration>) -> u64 {
+    match limit {
+        None => 0,
+        Some(limit) => now().saturating_add(nanoseconds(limit)).saturating_add(nanoseconds(super::CLOCK_LAG)),
+    }
+}
