@@ -38,7 +38,7 @@ where
             };
             let mut root = (self.root)(&info).await?;
             root.rights &= serve.rights;
-            HostSession::start(segment, root, self.service.clone(), info, cx.lender())
+            HostSession::start(segment, root, self.service.clone(), info, Some(cx.lender()))
                 .map_err(|error| error.to_string())
         })
     }
@@ -54,7 +54,7 @@ pub(super) async fn serve(cx: Context, serve: Serve, segment: OwnedFd) {
     };
     match opened {
         Ok(session) => {
-            cx.send(&ToSupervisor::Serving { session: id }, &[session.fd()]);
+            cx.send(&ToSupervisor::Serving { session: id }, session.fd().as_slice());
             cx.0.hosted.borrow_mut().insert(id, session);
         }
         Err(reason) => cx.send(&ToSupervisor::Refused { session: id, reason }, &[]),

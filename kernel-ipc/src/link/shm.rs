@@ -103,12 +103,7 @@ impl ShmLink {
     /// # Errors
     /// [`Violation::Segment`] if the client's segment is none, [`Violation::Epoch`] if it was made for another epoch;
     /// else what the kernel says to a new memfd.
-    pub fn host(
-        client_segment: OwnedFd,
-        session: SessionId,
-        epoch: Epoch,
-        root: Handle,
-    ) -> Result<ShmLink, OpenError> {
+    pub fn host(client_segment: OwnedFd, session: SessionId, epoch: Epoch, root: Handle) -> Result<ShmLink, OpenError> {
         let theirs = open_segment(client_segment)?;
         let shape = read_shape(&theirs, MAGIC_CLIENT).ok_or(Violation::Segment)?;
         // A client that does not know the epoch says 0. Resuming is not spoken in this version.

@@ -326,7 +326,8 @@ impl<S: Service> Inner<S> {
     /// Answers with what the service said.
     fn finish(&self, slot: u16, seq: u64, call: &mut Call, response: Response) {
         let Response { operation_error, payload, grants, lends, failure } = response;
-        let submission = Submission { slot, seq, operation: call.operation, trace: call.trace, ..Submission::default() };
+        let submission =
+            Submission { slot, seq, operation: call.operation, trace: call.trace, ..Submission::default() };
         let mut names = Names::default();
         let outcome = match failure {
             Some(failure) => Err(failure),
