@@ -50,6 +50,11 @@ impl Call {
         self.leases.get(i).copied()
     }
 
+    /// All lease arguments, as the client named them.
+    pub fn leases(&self) -> &[LeaseName] {
+        &self.leases
+    }
+
     /// The session that it came on.
     pub fn session(&self) -> &Rc<SessionInfo> {
         &self.session
