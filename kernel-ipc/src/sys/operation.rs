@@ -177,7 +177,12 @@ struct Message {
 pub struct SendVectored<M: IoMemory>(Operation<(SharedFile, Vec<M>, Box<Message>)>);
 
 /// `sendmsg(2)` from the first [`MAX_PARTS`] of `memory`, in order.
-pub fn send_vectored<M: IoMemory>(ring: &SharedRing, socket: SharedFile, memory: Vec<M>, flags: i32) -> SendVectored<M> {
+pub fn send_vectored<M: IoMemory>(
+    ring: &SharedRing,
+    socket: SharedFile,
+    memory: Vec<M>,
+    flags: i32,
+) -> SendVectored<M> {
     // SAFETY: a message header of zeros is valid: no name, no parts, no control data.
     let header: libc::msghdr = unsafe { std::mem::zeroed() };
     let nothing = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
@@ -190,9 +195,8 @@ pub fn send_vectored<M: IoMemory>(ring: &SharedRing, socket: SharedFile, memory:
     }
     message.header.msg_iov = message.parts.as_mut_ptr();
     message.header.msg_iovlen = count;
-    let entry = opcode::SendMsg::new(fd(&socket), &raw const message.header)
-        .flags((flags | libc::MSG_NOSIGNAL) as u32)
-        .build();
+    let entry =
+        opcode::SendMsg::new(fd(&socket), &raw const message.header).flags((flags | libc::MSG_NOSIGNAL) as u32).build();
     // SAFETY: file, memory and message are owned; the message lives in its box, the memory where `IoMemory` promises.
     SendVectored(unsafe { Operation::start(ring, entry, (socket, memory, message), true) })
 }
