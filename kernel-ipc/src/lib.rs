@@ -16,10 +16,10 @@ pub mod id;
 pub mod interface;
 pub mod lease;
 pub mod link;
-pub mod slots;
 pub mod rights;
 pub mod runtime;
 pub mod session;
+pub mod slots;
 pub mod sys;
 pub mod wire;
 

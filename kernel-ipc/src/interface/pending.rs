@@ -86,8 +86,7 @@ impl<'a> Arguments<'a> {
     /// Begins the arguments of a call on `target`.
     pub fn new<K: Kind>(target: &'a Cap<K>, fixed_bytes: usize) -> Arguments<'a> {
         let encoder = Encoder::new(fixed_bytes);
-        let mut arguments =
-            Arguments { encoder, target: Handle::NONE, connection: None, session: None, failure: None };
+        let mut arguments = Arguments { encoder, target: Handle::NONE, connection: None, session: None, failure: None };
         arguments.target = arguments.resolve(&target.place);
         arguments
     }
@@ -107,7 +106,8 @@ impl<'a> Arguments<'a> {
     fn resolve(&mut self, place: &'a Place) -> Handle {
         let (handle, belongs) = match place {
             Place::Root(connection) => {
-                let belongs = self.connection.is_none_or(|other| same(&other.last_session(), &connection.last_session()));
+                let belongs =
+                    self.connection.is_none_or(|other| same(&other.last_session(), &connection.last_session()));
                 self.connection = Some(connection);
                 (Handle::NONE, belongs)
             }

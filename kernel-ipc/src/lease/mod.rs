@@ -7,6 +7,7 @@
 //!   only it can write, looks again that the lease is still live, and unpins when the kernel is done.
 //! * A [`Holder`] that maps the region copies bytes out and looks again afterwards; it pins nothing.
 //! * A lender that takes a lease back never blocks: the index is *dying* until no unfenced mapper pins it, then free.
+//! * A [`Pool`] is a region with its books: who owns one takes [`Extent`]s from it, fills them and lends them.
 //! * A [`StatusPage`], written by the keeper, says which epoch of each endpoint lives.
 //!
 //! The steps are named as in `docs/leases.md` (L1-L4, B1-B6, N0-N8); [`protocol`] has their loads, stores and fences,
@@ -19,6 +20,7 @@ mod mapper;
 #[cfg(test)]
 mod models;
 mod pins;
+mod pool;
 pub mod protocol;
 mod ranges;
 mod region;
@@ -33,6 +35,7 @@ pub use holder::{Held, Holder};
 pub use lender::{Ended, HolderLimits, Lend, LendError, Lender};
 pub use mapper::{Mapper, Pinned};
 pub use pins::{BadSegment, PinSegment};
+pub use pool::{Extent, Pool};
 pub use ranges::Ranges;
 pub use region::{OutOfRange, ReaderSlice, Region, RegionReader, RegionSlice};
 pub use status::{StatusPage, StatusReader, StatusWord};

@@ -242,3 +242,24 @@ fn a_lease_is_summed_and_copied_with_its_sum() {
     assert_eq!(held.crc32c(0, 8..4000), Err(StaleLease::Ended));
     assert_eq!(held.copy_and_crc(0, 0..1, &own, 0), Err(StaleLease::Ended));
 }
+
+#[test]
+fn an_extent_is_in_use_until_its_last_lease_has_ended() {
+    let region = Region::create("region", REGION, 3 * 4096).expect("memory");
+    let pool = Pool::new(region, 4096);
+    let first = Rc::new(pool.take(5000).expect("two granules"));
+    assert_eq!((first.len(), first.io_len(), pool.free()), (5000, 5000, 4096));
+    assert!(pool.take(4097).is_none());
+    first.copy_in(4990, &[7; 10]).expect("inside");
+    assert_eq!(first.copy_in(4991, &[7; 10]), Err(OutOfRange));
+
+    let mut lender = Lender::new(LENDER, EPOCH, 4).expect("memory");
+    let lend = first.lend(4990..5000).expect("inside");
+    assert_eq!((lend.region, lend.offset, lend.length), (REGION, first.offset() as u64 + 4990, 10));
+    assert!(first.lend(0..5001).is_err());
+    let name = lender.lend(ALICE, lend).expect("there is room");
+    drop(first);
+    assert_eq!(pool.free(), 4096, "the lease keeps it");
+    lender.take_back(name.index, name.generation).expect("live");
+    assert_eq!(pool.free(), 3 * 4096);
+}

@@ -1,7 +1,7 @@
 //! Regions and pinned leases as memory for the kernel.
 
 use super::memory::{IoMemory, IoMemoryMut};
-use crate::lease::{Pinned, ReaderSlice, RegionSlice};
+use crate::lease::{Extent, Pinned, ReaderSlice, RegionSlice};
 
 // SAFETY: the slice was checked to lie inside its segment, whose mapping it keeps alive and whose size is sealed (duty
 // 1); no reference into a segment exists anywhere (duty 2, `sys::segment`).
@@ -19,6 +19,24 @@ unsafe impl IoMemory for RegionSlice {
 unsafe impl IoMemoryMut for RegionSlice {
     fn io_mut_ptr(&mut self) -> *mut u8 {
         self.writer.as_mut_ptr().wrapping_add(self.offset)
+    }
+}
+
+// SAFETY: an extent is inside its region, whose mapping it keeps alive.
+unsafe impl IoMemory for Extent {
+    fn io_ptr(&self) -> *const u8 {
+        self.region().memory().as_mut_ptr().wrapping_add(self.offset())
+    }
+
+    fn io_len(&self) -> usize {
+        self.len()
+    }
+}
+
+// SAFETY: as above; the owner's mapping is writable, and no two extents overlap.
+unsafe impl IoMemoryMut for Extent {
+    fn io_mut_ptr(&mut self) -> *mut u8 {
+        self.region().memory().as_mut_ptr().wrapping_add(self.offset())
     }
 }
 
