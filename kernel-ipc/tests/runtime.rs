@@ -437,11 +437,12 @@ fn at_rest_nothing_wakes() {
 
 #[test]
 fn the_blocking_facade_keeps_its_tasks_between_calls() {
-    let task = kernel_ipc::blocking(async {
-        runtime::spawn(async {
+    let mut task = None;
+    kernel_ipc::blocking(async {
+        task = Some(runtime::spawn(async {
             runtime::sleep(Duration::from_millis(1)).await;
             5
-        })
+        }));
     });
-    assert_eq!(kernel_ipc::blocking(task), Ok(5));
+    assert_eq!(kernel_ipc::blocking(task.expect("it was spawned")), Ok(5));
 }

@@ -66,7 +66,7 @@ pub const WAIT_MAX: usize = 128;
 pub fn wait_any(waits: &[Wait], timeout: Option<Duration>) -> io::Result<()> {
     let waits: Vec<FutexWaitV> = waits.iter().map(|wait| wait.to_kernel()).collect();
     let deadline = timeout.map(monotonic_after);
-    let deadline_ptr = deadline.as_ref().map_or(std::ptr::null(), |deadline| std::ptr::from_ref(deadline));
+    let deadline_ptr = deadline.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: `FutexWaitV` is transparent over the kernel's `struct futex_waitv`; array and time outlive the call.
     let result = unsafe {
         libc::syscall(libc::SYS_futex_waitv, waits.as_ptr(), waits.len(), 0, deadline_ptr, libc::CLOCK_MONOTONIC)
