@@ -125,6 +125,10 @@ impl Region {
     pub fn copy_in_and_crc(&self, crc: u32, bytes: &[u8], offset: usize) -> Result<u32, OutOfRange> {
         Ok(crc32c::copy_bytes(crc, bytes, &self.writer, offset)?)
     }
+
+    pub(crate) fn memory(&self) -> &SegmentWriter {
+        &self.writer
+    }
 }
 
 /// A peer's region, mapped read-only. Clones share the mapping.
