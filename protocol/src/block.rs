@@ -30,9 +30,11 @@ pub trait Block {
     #[op(2, requires = READ, retry = idempotent, deadline = "30s")]
     fn read(device: Device, block: u64, count: u32) -> Result<Lease, ReadError>;
 
-    /// Writes the bytes of `data`, which the caller lent to the driver from a region that the driver maps, to the
-    /// blocks from `block` on. Its length is a multiple of [`BLOCK_SIZE`].
+    /// Writes the bytes of `data` to the blocks from `block` on. Its length is a multiple of [`BLOCK_SIZE`], and
+    /// it begins at a multiple of [`BLOCK_SIZE`] of its region, which the driver maps.
     ///
+    /// The lease's holder must be the *caller*: one that it was lent, or one of its own region that it lends to its
+    /// own incarnation. (A lease lent to the driver would be good in the mouth of any of the driver's clients.)
     /// The bytes must not change until the call ends. Durable only after a later [`flush`](Client::flush).
     #[op(3, requires = WRITE, retry = idempotent, deadline = "30s")]
     fn write(device: Device, block: u64, data: LeasePart) -> Result<(), WriteError>;
