@@ -82,7 +82,8 @@ pub fn explain(wait_status: i32) -> (Cause, String) {
         return (Cause::Own, format!("exited with code {}", libc::WEXITSTATUS(wait_status)));
     }
     let number = libc::WTERMSIG(wait_status);
-    let name = nix::sys::signal::Signal::try_from(number).map_or_else(|_| format!("signal {number}"), |s| s.to_string());
+    let name =
+        nix::sys::signal::Signal::try_from(number).map_or_else(|_| format!("signal {number}"), |s| s.to_string());
     let own = [
         libc::SIGSEGV,
         libc::SIGBUS,

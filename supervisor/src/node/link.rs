@@ -16,6 +16,14 @@ use crate::keeper::wire::{Ask, Notice, Request, Tell};
 pub struct Link {
     socket: File,
     asked: RefCell<VecDeque<Answer<Reply>>>,
+    /// Events that came while a reply was waited for.
+    early: RefCell<VecDeque<Event>>,
+}
+
+/// What the keeper says.
+enum Said {
+    Reply(Reply),
+    Event(Event),
 }
 
 type Reply = io::Result<(u64, Option<OwnedFd>)>;
@@ -46,7 +54,7 @@ pub enum Event {
 impl Link {
     /// Takes over the socket.
     pub fn new(socket: OwnedFd) -> Link {
-        Link { socket: socket.into(), asked: RefCell::default() }
+        Link { socket: socket.into(), asked: RefCell::default(), early: RefCell::default() }
     }
 
     /// Asks for something, and waits for the reply.
@@ -84,33 +92,54 @@ impl Link {
         let _ = descriptors::send(self.socket.as_fd(), request.as_bytes(), &[], true);
     }
 
+    /// Asks for something before anybody listens to events, blocking the thread.
+    ///
+    /// # Errors
+    /// As [`ask`](Link::ask).
+    pub fn ask_blocking(&self, request: Request, given: &[BorrowedFd<'_>]) -> Reply {
+        descriptors::send(self.socket.as_fd(), request.as_bytes(), given, true)?;
+        loop {
+            match self.receive(true)? {
+                Said::Reply(reply) => return reply,
+                Said::Event(event) => self.early.borrow_mut().push_back(event),
+            }
+        }
+    }
+
     /// The keeper's next event; replies that come before it reach whoever asked.
     ///
     /// # Errors
     /// Of the socket, or a record that makes no sense. (The keeper's death kills this process.)
     pub async fn event(&self) -> io::Result<Event> {
-        loop {
-            let mut bytes = [0; size_of::<Notice>()];
-            let packet = match descriptors::receive(self.socket.as_fd(), &mut bytes, false) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    poll_readable(&self.socket).await?;
-                    continue;
-                }
-                packet => packet?,
-            };
-            let notice = Notice::read_from_bytes(&bytes).ok().filter(|_| packet.length == bytes.len() && !packet.truncated);
-            let wrong = || io::Error::new(io::ErrorKind::InvalidData, "no notice from the keeper");
-            let notice = notice.ok_or_else(wrong)?;
-            let Notice { slot, a, b, .. } = notice;
-            let reply = match notice.tell().ok_or_else(wrong)? {
-                Tell::Exited => return Ok(Event::Exited { slot, epoch: a, wait_status: b as u32 as i32 }),
-                Tell::Fenced => return Ok(Event::Fenced { slot, epoch: a }),
-                Tell::Terminate => return Ok(Event::Terminate),
-                Tell::Done => Ok((a, packet.descriptors.into_iter().next())),
-                Tell::Failed => Err(io::Error::from_raw_os_error(a as i32)),
-            };
-            let answer = self.asked.borrow_mut().pop_front().ok_or_else(wrong)?;
-            let _ = answer.give(reply);
+        if let Some(event) = self.early.borrow_mut().pop_front() {
+            return Ok(event);
         }
+        loop {
+            match self.receive(false) {
+                Ok(Said::Event(event)) => return Ok(event),
+                Ok(Said::Reply(reply)) => {
+                    let answer = self.asked.borrow_mut().pop_front();
+                    let _ = answer.ok_or_else(|| io::Error::other("a reply to nothing"))?.give(reply);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => poll_readable(&self.socket).await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn receive(&self, wait: bool) -> io::Result<Said> {
+        let mut bytes = [0; size_of::<Notice>()];
+        let packet = descriptors::receive(self.socket.as_fd(), &mut bytes, wait)?;
+        let notice = Notice::read_from_bytes(&bytes).ok().filter(|_| packet.length == bytes.len() && !packet.truncated);
+        let wrong = || io::Error::new(io::ErrorKind::InvalidData, "no notice from the keeper");
+        let notice = notice.ok_or_else(wrong)?;
+        let Notice { slot, a, b, .. } = notice;
+        Ok(match notice.tell().ok_or_else(wrong)? {
+            Tell::Exited => Said::Event(Event::Exited { slot, epoch: a, wait_status: b as u32 as i32 }),
+            Tell::Fenced => Said::Event(Event::Fenced { slot, epoch: a }),
+            Tell::Terminate => Said::Event(Event::Terminate),
+            Tell::Done => Said::Reply(Ok((a, packet.descriptors.into_iter().next()))),
+            Tell::Failed => Said::Reply(Err(io::Error::from_raw_os_error(a as i32))),
+        })
     }
 }

@@ -1,11 +1,333 @@
-//! The supervisor of a node.
+//! The supervisor of a node: manifest, broker, restarts, logs.
+//!
+//! - It is one thread; its tasks share a [`Node`], and nothing is borrowed across an await.
+//! - It is not on the data path. It wakes when a process dies, a session is opened, a component prints, or somebody asks
+//!   `atoll.control/1`; at rest it sleeps.
+//! - Every process is started by the keeper, which also tells who died; this module decides what to do about it.
 
+mod control;
+mod guests;
+mod introductions;
+mod launch;
+mod lifecycle;
+mod link;
+mod logs;
+mod messages;
+mod peer;
+mod sessions;
+mod shutdown;
+mod state;
+mod waits;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
+use std::rc::Rc;
+
+use kernel_ipc::broker::{ChannelError, ToComponent};
+use kernel_ipc::component::waits::Event;
+use kernel_ipc::lease::Lender;
+use kernel_ipc::runtime::{Options, Runtime, spawn};
+use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId, SessionId};
+use serde_json::Value;
+
+use crate::keeper::wire::{Ask, Request, SUPERVISOR_SLOT};
+use crate::manifest::{self, Checked, Manifest, Origin};
+use crate::sys::process;
+use crate::up::Progress;
+use lifecycle::Restarts;
+use link::Link;
+use logs::Log;
+use peer::{Peer, Who};
+use state::State;
+use waits::{Changes, Turn};
+
+/// What a component is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Not started yet.
+    Waiting,
+    /// Started, not ready.
+    Starting,
+    /// Serves.
+    Ready,
+    /// Dead; will be started again.
+    Restarting,
+    /// Given up.
+    Failed,
+    /// Asked to end.
+    Stopping,
+    /// Ended in order.
+    Stopped,
+}
+
+/// A component of the manifest, over all its runs.
+struct Component {
+    entry: manifest::Component,
+    slot: u32,
+    phase: Cell<Phase>,
+    /// Its living run.
+    peer: RefCell<Option<Rc<Peer>>>,
+    epoch: Cell<u64>,
+    starts: Cell<u32>,
+    restarts: RefCell<Restarts>,
+    /// An operator wants it started again now.
+    wanted: Cell<bool>,
+    /// Phase or run have changed.
+    changes: Changes,
+    log: Rc<Log>,
+    trouble: RefCell<String>,
+    /// What its living run reported.
+    facts: RefCell<BTreeMap<String, Value>>,
+}
+
+impl Component {
+    fn set_phase(&self, phase: Phase) {
+        self.phase.set(phase);
+        self.changes.happen();
+    }
+}
+
+/// An open session.
+struct Session {
+    client: Incarnation,
+    host: Host,
+}
+
+/// Who serves a session.
+enum Host {
+    /// A component's run.
+    Peer(Incarnation),
+    /// The supervisor itself.
+    Supervisor(kernel_ipc::session::HostSession),
+}
+
+/// A slot that is used again when its fence has ended.
+struct Fence {
+    incarnation: Incarnation,
+    ended: Rc<Event>,
+}
+
+/// Everything that the supervisor knows.
+struct Node {
+    system: String,
+    components: Vec<Component>,
+    state: State,
+    keeper: Link,
+    status: OwnedFd,
+    peers: RefCell<BTreeMap<Incarnation, Rc<Peer>>>,
+    sessions: RefCell<HashMap<SessionId, Session>>,
+    /// Which mapper has met which lender, and which regions for it.
+    met: RefCell<HashMap<(Incarnation, LenderId), BTreeSet<RegionId>>>,
+    /// Whose pins are attached at which lenders' runs.
+    attached: RefCell<HashMap<Incarnation, Vec<Incarnation>>>,
+    introducing: Turn,
+    fences: RefCell<HashMap<(u32, u64), Fence>>,
+    guest_slots: RefCell<BTreeMap<u32, u64>>,
+    stopping: Event,
+    lender: Rc<RefCell<Lender>>,
+    progress: RefCell<Option<File>>,
+}
 
 /// Runs the supervisor until the node has ended. Working directory: the state directory. Descriptor 3: the keeper's
 /// socket; 4, if open: where the start is reported.
 pub fn run(manifest: Option<&Path>, sets: &[String]) -> ExitCode {
-    let _ = (manifest, sets);
-    todo!()
+    let Some(socket) = process::inherited(process::FIRST_INHERITED) else {
+        eprintln!("supervisor: was not started by a keeper");
+        return ExitCode::from(2);
+    };
+    let progress = process::inherited(process::FIRST_INHERITED + 1).map(File::from);
+    let _ = nix::sys::prctl::set_name(c"atoll-superv");
+    let runtime = match Runtime::new(Options::default()) {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            report(&mut progress.as_ref(), &Progress::Failed { reason: format!("io_uring: {error}") });
+            return ExitCode::FAILURE;
+        }
+    };
+    let keeper = Link::new(socket);
+    match prepare(manifest, sets) {
+        Ok((checked, state)) => runtime.block_on(supervise(checked, state, keeper, progress)),
+        Err(reason) => {
+            eprintln!("supervisor: {reason}");
+            report(&mut progress.as_ref(), &Progress::Failed { reason });
+            keeper.end(1);
+        }
+    }
+    // The keeper ends this process too, as the last.
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Everything that can go wrong before the first process is started.
+fn prepare(manifest: Option<&Path>, sets: &[String]) -> Result<(Checked, State), String> {
+    let origin = manifest.map_or(Origin::Embedded, Origin::Path);
+    let checked = Manifest::load(origin, sets).map_err(|report| report.to_string())?;
+    let state = State::open(Path::new(".")).map_err(|error| error.to_string())?;
+    Ok((checked, state))
+}
+
+fn report(to: &mut Option<&File>, progress: &Progress) {
+    if let Some(to) = to {
+        let line = serde_json::to_string(progress).expect("strings only");
+        // Whoever started the node may have gone.
+        let _ = writeln!(to, "{line}");
+    }
+}
+
+async fn supervise(checked: Checked, state: State, keeper: Link, progress: Option<File>) {
+    let node = match Node::new(checked, state, keeper, progress) {
+        Ok(node) => Rc::new(node),
+        Err(error) => {
+            eprintln!("supervisor: {error}");
+            return;
+        }
+    };
+    spawn(events(node.clone()));
+    match guests::listen(&node) {
+        Ok(listening) => spawn(listening),
+        Err(error) => return node.fail(format!("{}: {error}", kernel_ipc::broker::GUEST_SOCKET)).await,
+    };
+    match launch::start_all(&node).await {
+        Ok(()) => node.report(&Progress::Up),
+        Err(reason) => return node.fail(reason).await,
+    }
+    node.progress.borrow_mut().take();
+    node.stopping.wait().await;
+    shutdown::stop_all(&node).await;
+    node.keeper.end(0);
+    std::future::pending().await
+}
+
+impl Node {
+    fn new(checked: Checked, state: State, keeper: Link, progress: Option<File>) -> std::io::Result<Node> {
+        let first_slot = SUPERVISOR_SLOT + 1;
+        let components = checked.components.into_iter().zip(first_slot..).map(|(entry, slot)| Component {
+            slot,
+            phase: Cell::new(Phase::Waiting),
+            peer: RefCell::default(),
+            epoch: Cell::new(0),
+            starts: Cell::new(0),
+            restarts: RefCell::default(),
+            wanted: Cell::new(false),
+            changes: Changes::default(),
+            log: Rc::new(Log::new(state.path(), &entry.name)),
+            trouble: RefCell::default(),
+            facts: RefCell::default(),
+            entry,
+        });
+        let components: Vec<Component> = components.collect();
+        keeper.ask_blocking(Request::new(Ask::Hold, 0, 0), &[state.lock().as_fd()])?;
+        let (_, status) = keeper.ask_blocking(Request::new(Ask::Status, 0, 0), &[])?;
+        let status = status.ok_or_else(|| std::io::Error::other("no status page"))?;
+        // The supervisor's own endpoint lends nothing; a session's host end wants a lender all the same.
+        let lender = Lender::new(LenderId(state.deal(1)), Epoch(1), 1)?;
+        Ok(Node {
+            system: checked.system,
+            components,
+            state,
+            keeper,
+            status,
+            peers: RefCell::default(),
+            sessions: RefCell::default(),
+            met: RefCell::default(),
+            attached: RefCell::default(),
+            introducing: Turn::default(),
+            fences: RefCell::default(),
+            guest_slots: RefCell::default(),
+            stopping: Event::default(),
+            lender: Rc::new(RefCell::new(lender)),
+            progress: RefCell::new(progress),
+        })
+    }
+
+    fn report(&self, progress: &Progress) {
+        report(&mut self.progress.borrow().as_ref(), progress);
+    }
+
+    /// The start has failed: says why, and ends the node.
+    async fn fail(self: &Rc<Self>, reason: String) {
+        eprintln!("supervisor: {reason}");
+        // Everything that was started ends first, so that whoever hears of the failure can start again at once.
+        shutdown::stop_all(self).await;
+        self.report(&Progress::Failed { reason });
+        self.keeper.end(1);
+        std::future::pending().await
+    }
+
+    /// The living run with this number.
+    fn peer(&self, incarnation: Incarnation) -> Option<Rc<Peer>> {
+        self.peers.borrow().get(&incarnation).cloned()
+    }
+
+    /// All that live, oldest first.
+    fn living(&self) -> Vec<Rc<Peer>> {
+        self.peers.borrow().values().cloned().collect()
+    }
+
+    /// Sends a message; ends a peer that does not read.
+    fn send(self: &Rc<Self>, peer: &Rc<Peer>, message: &ToComponent, given: &[BorrowedFd<'_>]) {
+        match peer.send(message, given) {
+            Ok(()) | Err(ChannelError::Closed) => {}
+            Err(error) => self.end_for_fault(peer, &error.to_string()),
+        }
+    }
+
+    /// Ends a peer that broke the protocol.
+    fn end_for_fault(self: &Rc<Self>, peer: &Rc<Peer>, what: &str) {
+        eprintln!("supervisor: {}: {what}", peer.name);
+        peer.at_fault.set(true);
+        peer.trouble.borrow_mut().get_or_insert_with(|| what.to_owned());
+        match peer.who {
+            Who::Component(_) => {
+                let (node, slot) = (self.clone(), peer.slot);
+                spawn(async move { node.keeper.tell(Ask::Signal, slot, libc::SIGKILL as u64).await });
+            }
+            Who::Guest => self.gone(peer),
+        }
+    }
+
+    /// A run has ended: everybody who had to do with it hears of it.
+    fn gone(self: &Rc<Self>, peer: &Rc<Peer>) {
+        if self.peers.borrow_mut().remove(&peer.incarnation).is_none() {
+            return;
+        }
+        peer.ended.happen();
+        peer.asked.clear();
+        self.end_sessions_of(peer);
+        self.forget_introductions_of(peer);
+    }
+}
+
+/// Acts on the keeper's events.
+async fn events(node: Rc<Node>) {
+    loop {
+        match node.keeper.event().await {
+            Ok(link::Event::Exited { slot, epoch, wait_status }) => {
+                let living = node.living();
+                if let Some(peer) = living.iter().find(|peer| peer.slot == slot && peer.epoch.get() == epoch) {
+                    peer.wait_status.set(Some(wait_status));
+                    node.gone(peer);
+                }
+            }
+            Ok(link::Event::Fenced { slot, epoch }) => {
+                let fence = node.fences.borrow_mut().remove(&(slot, epoch));
+                if let Some(fence) = fence {
+                    node.mapper_fenced(fence.incarnation);
+                    fence.ended.happen();
+                }
+            }
+            Ok(link::Event::Terminate) => node.stopping.happen(),
+            Err(error) => {
+                // Without the keeper there is no node; it kills this process when it dies.
+                eprintln!("supervisor: the keeper: {error}");
+                std::process::exit(1);
+            }
+        }
+    }
 }

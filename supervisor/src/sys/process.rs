@@ -179,6 +179,16 @@ pub fn reap() -> Option<(i32, i32)> {
     (pid > 0).then_some((pid, status))
 }
 
+/// Accepts one connection, if there is one.
+///
+/// # Errors
+/// Of `accept4`, `EAGAIN` among them if `listener` does not block.
+pub fn accept(listener: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    let number = nix::sys::socket::accept4(listener.as_raw_fd(), nix::sys::socket::SockFlag::SOCK_CLOEXEC)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// Makes this process the parent of its descendants' orphans.
 ///
 /// # Errors

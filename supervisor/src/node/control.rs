@@ -1,0 +1,235 @@
+//! `atoll.control/1`, served by the supervisor itself over ordinary sessions.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::rc::{Rc, Weak};
+
+use kernel_ipc::broker::{CounterValues, ToComponent};
+use kernel_ipc::interface::{Granted, NewCap, Object};
+use kernel_ipc::session::{Call, HostSession, SessionInfo};
+use kernel_ipc::{CallError, Epoch, Rights, SessionId};
+use protocol::control::{
+    self, ComponentPage, ComponentStatus, Dispatcher, DownError, LogPage, LogsError, PsError, RestartError, State,
+    System,
+};
+use serde_json::Value;
+
+use super::peer::Peer;
+use super::{Component, Node, Phase};
+use crate::keeper::wire::Ask;
+
+/// The interface's name with version.
+pub const INTERFACE: &str = control::DESCRIPTION.name;
+
+/// Components in one page of `ps`: a page fits into a window.
+const PAGE: usize = 4;
+
+/// Most bytes of a log in one answer.
+const LOG_PAGE: u32 = 3 << 10;
+
+/// Opens the host's end of a control session.
+///
+/// # Errors
+/// For people.
+pub fn serve(node: &Rc<Node>, client: &Peer, session: SessionId, segment: OwnedFd) -> Result<HostSession, String> {
+    let info = SessionInfo {
+        id: session,
+        epoch: Epoch(1),
+        client: client.incarnation,
+        client_name: client.name.clone(),
+        attenuation: Value::Null,
+    };
+    let root = NewCap::new(TheSystem, Rights::from_bits_retain(u32::MAX)).to_grant();
+    let service = Rc::new(Dispatcher(Operator(Rc::downgrade(node))));
+    HostSession::start(segment, root, service, info, node.lender.clone()).map_err(|error| error.to_string())
+}
+
+/// The only object: this node.
+struct TheSystem;
+
+impl Object for TheSystem {
+    type Kind = System;
+
+    fn to_words(&self) -> [u64; 2] {
+        [0; 2]
+    }
+
+    fn from_words(_: [u64; 2]) -> Self {
+        TheSystem
+    }
+}
+
+/// Serves the operator. The node outlives its sessions, but owns them.
+struct Operator(Weak<Node>);
+
+impl control::Handler for Operator {
+    type System = TheSystem;
+
+    async fn ps(&self, _: &Call, _: Granted<TheSystem>, cursor: u32) -> Result<ComponentPage, CallError<PsError>> {
+        let Some(node) = self.0.upgrade() else { return Ok(ComponentPage::default()) };
+        let first = cursor as usize;
+        if first > node.components.len() {
+            return Err(CallError::Operation(PsError::BadCursor));
+        }
+        let mut page = ComponentPage::default();
+        for component in node.components.iter().skip(first).take(PAGE) {
+            page.components.push(status(&node, component).await);
+        }
+        let next = first + page.components.len();
+        page.next = (next < node.components.len()).then_some(next as u32);
+        Ok(page)
+    }
+
+    async fn logs(
+        &self,
+        _: &Call,
+        _: Granted<TheSystem>,
+        component: &str,
+        cursor: u64,
+        max: u32,
+    ) -> Result<LogPage, CallError<LogsError>> {
+        let Some(node) = self.0.upgrade() else { return Err(CallError::Operation(LogsError::Io)) };
+        let component = node.find(component).ok_or(CallError::Operation(LogsError::NoSuchComponent))?;
+        match read_log(component.log.path(), cursor, max.min(LOG_PAGE) as usize) {
+            Ok(Some(page)) => Ok(page),
+            Ok(None) => Err(CallError::Operation(LogsError::BadCursor)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(LogPage { next: 0, end: true, text: Vec::new() })
+            }
+            Err(_) => Err(CallError::Operation(LogsError::Io)),
+        }
+    }
+
+    async fn down(&self, _: &Call, _: Granted<TheSystem>) -> Result<(), CallError<DownError>> {
+        let Some(node) = self.0.upgrade() else { return Err(CallError::Operation(DownError::Stopping)) };
+        if node.stopping.has_happened() {
+            return Err(CallError::Operation(DownError::Stopping));
+        }
+        node.stopping.happen();
+        Ok(())
+    }
+
+    async fn restart(&self, _: &Call, _: Granted<TheSystem>, component: &str) -> Result<(), CallError<RestartError>> {
+        let stopping = CallError::Operation(RestartError::Stopping);
+        let Some(node) = self.0.upgrade().filter(|node| !node.stopping.has_happened()) else { return Err(stopping) };
+        let component = node.find(component).ok_or(CallError::Operation(RestartError::NoSuchComponent))?;
+        let before = component.epoch.get();
+        component.wanted.set(true);
+        component.changes.happen();
+        let run = component.peer.borrow().clone();
+        if let Some(run) = run.filter(|run| !run.ended.has_happened()) {
+            stop(&node, &run).await;
+        }
+        while component.epoch.get() == before {
+            let next = component.changes.next();
+            if node.stopping.has_happened() {
+                return Err(stopping);
+            }
+            next.await;
+        }
+        Ok(())
+    }
+}
+
+/// Stops one run: in order, or else by force.
+async fn stop(node: &Rc<Node>, run: &Rc<Peer>) {
+    let asked = run.is_introducible() && run.send(&ToComponent::Stop, &[]).is_ok();
+    if !asked || kernel_ipc::runtime::timeout(super::peer::PATIENCE, run.ended.wait()).await.is_err() {
+        let _ = node.keeper.tell(Ask::Signal, run.slot, libc::SIGKILL as u64).await;
+    }
+}
+
+impl Node {
+    fn find(&self, name: &str) -> Option<&Component> {
+        self.components.iter().find(|component| component.entry.name == name)
+    }
+}
+
+async fn status(node: &Node, component: &Component) -> ComponentStatus {
+    let run = component.peer.borrow().clone().filter(|run| !run.ended.has_happened());
+    let counters = match &run {
+        Some(run) => counters(node, run).await,
+        None => CounterValues::default(),
+    };
+    let listen = component.facts.borrow().get("listen").and_then(Value::as_str).unwrap_or_default().to_owned();
+    ComponentStatus {
+        name: component.entry.name.clone(),
+        pid: run.as_ref().map_or(0, |run| run.pid),
+        state: match component.phase.get() {
+            Phase::Waiting => State::Waiting,
+            Phase::Starting => State::Starting,
+            Phase::Ready => State::Ready,
+            Phase::Restarting => State::Restarting,
+            Phase::Failed => State::Quarantined,
+            Phase::Stopping => State::Stopping,
+            Phase::Stopped => State::Stopped,
+        },
+        epoch: component.epoch.get(),
+        restarts: component.starts.get(),
+        place: "process".into(),
+        listen,
+        leased_bytes: counters.leased,
+        verified_bytes: counters.verified,
+        copied_bytes: counters.copied,
+        trouble: shortened(&component.trouble.borrow()),
+    }
+}
+
+/// Asks a run; one that does not answer has counted nothing that we know of.
+async fn counters(node: &Node, run: &Peer) -> CounterValues {
+    if !run.is_introducible() || !run.ready.has_happened() {
+        return CounterValues::default();
+    }
+    let request = node.state.deal(1);
+    run.ask(&run.asked.counters, request, &ToComponent::AskCounters { request }, &[]).await.unwrap_or_default()
+}
+
+/// A page has little room.
+fn shortened(text: &str) -> String {
+    text.chars().take(200).collect()
+}
+
+/// Whole lines of a file from `cursor` on, at most `max` bytes. `None`: the file is shorter than that.
+fn read_log(path: &std::path::Path, cursor: u64, max: usize) -> io::Result<Option<LogPage>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    if cursor > length {
+        return Ok(None);
+    }
+    file.seek(SeekFrom::Start(cursor))?;
+    let mut text = vec![0; max.min(usize::try_from(length - cursor).unwrap_or(max))];
+    file.read_exact(&mut text)?;
+    // A line that is longer than a page is given in pieces: otherwise nothing would ever come after it.
+    if let Some(last) = text.iter().rposition(|&byte| byte == b'\n') {
+        text.truncate(last + 1);
+    }
+    let next = cursor + text.len() as u64;
+    Ok(Some(LogPage { next, end: next == length, text }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_read_in_whole_lines_up_to_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.log");
+        std::fs::write(&path, "one\ntwo\nthree\n").unwrap();
+        let mut cursor = 0;
+        let mut pages = Vec::new();
+        loop {
+            let page = read_log(&path, cursor, 9).unwrap().unwrap();
+            pages.push(String::from_utf8(page.text).unwrap());
+            cursor = page.next;
+            if page.end {
+                break;
+            }
+        }
+        assert_eq!(pages, ["one\ntwo\n", "three\n"]);
+        assert!(read_log(&path, 15, 9).unwrap().is_none());
+        let long = read_log(&path, 8, 3).unwrap().unwrap();
+        assert_eq!((long.text.as_slice(), long.next, long.end), (&b"thr"[..], 11, false));
+    }
+}

@@ -1,0 +1,154 @@
+//! Guests: programs that the supervisor did not start. They come through `STATE/atoll.sock`; in this version only the
+//! operator does, who is whoever has this process's user id.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::rc::Rc;
+
+use kernel_ipc::broker::{Channel, GUEST_SOCKET, ToComponent, ToSupervisor, Welcome};
+use kernel_ipc::component::waits::Event;
+use kernel_ipc::runtime::io::{File, poll_readable};
+use kernel_ipc::runtime::{spawn, timeout};
+use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, getsockopt, listen as listen_on, socket, sockopt,
+};
+use serde_json::Value;
+
+use super::peer::{Asked, PATIENCE, Peer, Who};
+use super::{Fence, Node, messages};
+use crate::keeper::wire::{Ask, FIRST_GUEST_SLOT, SLOTS};
+use crate::sys::process;
+
+/// Makes the socket; the future accepts guests for ever.
+///
+/// # Errors
+/// Of the socket's system calls.
+pub fn listen(node: &Rc<Node>) -> io::Result<impl Future<Output = ()> + 'static> {
+    // A relative path: the working directory is the state directory, and a socket's path may have 107 bytes only. The lock
+    // says that no node lives here, so a socket that is still there is nobody's.
+    match std::fs::remove_file(GUEST_SOCKET) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener =
+        socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    bind(listener.as_raw_fd(), &UnixAddr::new(GUEST_SOCKET)?)?;
+    listen_on(&listener, Backlog::new(64)?)?;
+    Ok(accept(node.clone(), listener.into()))
+}
+
+async fn accept(node: Rc<Node>, listener: File) {
+    loop {
+        if let Err(error) = poll_readable(&listener).await {
+            return eprintln!("supervisor: {GUEST_SOCKET}: {error}");
+        }
+        match process::accept(listener.as_fd()) {
+            Ok(socket) => {
+                let node = node.clone();
+                spawn(async move {
+                    if let Err(error) = admit(&node, socket).await {
+                        eprintln!("supervisor: guest: {error}");
+                    }
+                });
+            }
+            Err(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => {}
+            Err(errno) => {
+                // Out of descriptors or memory: it does not help to ask again at once.
+                eprintln!("supervisor: {GUEST_SOCKET}: {errno}");
+                kernel_ipc::runtime::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Lets one guest in, if it is who it must be.
+async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
+    let credentials = getsockopt(&socket, sockopt::PeerCredentials).map_err(|errno| errno.to_string())?;
+    let channel = Channel::new(socket);
+    let reject = |reason: &str| {
+        let _ = channel.send(&ToComponent::Rejected { reason: reason.to_owned() }, &[]);
+        Err(reason.to_owned())
+    };
+    if credentials.uid() != nix::unistd::geteuid().as_raw() {
+        return reject("only the user who started the node may be its guest");
+    }
+    let hello = match timeout(PATIENCE, channel.next::<ToSupervisor>()).await {
+        Ok(Ok((ToSupervisor::Hello { protocol, program }, _))) => (protocol, program),
+        Ok(Err(kernel_ipc::broker::ChannelError::Closed)) => return Ok(()),
+        Ok(_) | Err(_) => return reject("its first message was no greeting"),
+    };
+    let (protocol, program) = hello;
+    let Some((slot, epoch)) = node.free_guest_slot() else {
+        return reject("too many guests");
+    };
+    let fence = match node.keeper.obtain(Ask::Guest, slot, epoch).await {
+        Ok(fence) => fence,
+        Err(error) => return reject(&format!("the keeper: {error}")),
+    };
+    let name: String = program.chars().filter(|c| c.is_ascii_graphic()).take(32).collect();
+    let incarnation = Incarnation(node.state.deal(1));
+    let lender = LenderId(node.state.deal(1));
+    let first_region = RegionId(node.state.deal(kernel_ipc::broker::REGIONS_PER_INCARNATION));
+    let welcome = Welcome {
+        name: name.clone(),
+        system: node.system.clone(),
+        incarnation,
+        epoch: Epoch(epoch),
+        lender,
+        first_region,
+        status_entry: slot,
+        state_dir: node.state.path().display().to_string(),
+        config: Value::Null,
+        uses: Vec::new(),
+        provides: Vec::new(),
+    };
+    let peer = Rc::new(Peer {
+        who: Who::Guest,
+        name: format!("guest {name}"),
+        slot,
+        epoch: Epoch(epoch),
+        incarnation,
+        lender,
+        first_region,
+        pid: 0,
+        channel,
+        greeting: RefCell::new(Some((welcome, fence))),
+        table: RefCell::default(),
+        regions: RefCell::default(),
+        ready: Event::default(),
+        ended: Event::default(),
+        wait_status: Cell::new(None),
+        ready_at: Cell::new(None),
+        trouble: RefCell::default(),
+        at_fault: Cell::new(false),
+        output: RefCell::default(),
+        asked: Asked::default(),
+    });
+    node.fences.borrow_mut().insert((slot, epoch), Fence { incarnation, ended: std::rc::Rc::default() });
+    node.peers.borrow_mut().insert(incarnation, peer.clone());
+    if let Err(fault) = messages::greet(node, &peer, protocol).await {
+        node.gone(&peer);
+        return Err(fault);
+    }
+    messages::listen(node.clone(), peer).await;
+    Ok(())
+}
+
+impl Node {
+    /// A slot for a guest whose last user is gone and fenced, and its next epoch there.
+    fn free_guest_slot(&self) -> Option<(u32, u64)> {
+        let mut epochs = self.guest_slots.borrow_mut();
+        let fences = self.fences.borrow();
+        let slot = (FIRST_GUEST_SLOT..SLOTS).find(|slot| {
+            let last = epochs.get(slot).copied().unwrap_or(0);
+            last == 0 || !fences.contains_key(&(*slot, last))
+        })?;
+        let epoch = epochs.entry(slot).or_default();
+        *epoch += 1;
+        Some((slot, *epoch))
+    }
+}

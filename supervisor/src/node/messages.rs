@@ -1,0 +1,150 @@
+//! What components and guests say to the supervisor.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use kernel_ipc::broker::{ChannelError, PROTOCOL, ToComponent, ToSupervisor};
+use kernel_ipc::runtime::spawn;
+
+use super::Node;
+use super::peer::{Peer, Who};
+use crate::keeper::wire::Ask;
+
+/// Most regions of one run. The first ids would allow more; a page of them is plenty.
+const MAX_REGIONS: usize = 256;
+
+/// Reads a peer's messages until its socket ends.
+pub async fn listen(node: Rc<Node>, peer: Rc<Peer>) {
+    let mut provided = BTreeSet::new();
+    loop {
+        match peer.channel.next().await {
+            Ok((message, given)) => {
+                if peer.ended.has_happened() {
+                    return;
+                }
+                if let Err(fault) = handle(&node, &peer, &mut provided, message, given).await {
+                    return node.end_for_fault(&peer, &fault);
+                }
+            }
+            Err(ChannelError::Closed) => {
+                // A component's death is the keeper's news; a guest is its connection.
+                if peer.who == Who::Guest {
+                    node.gone(&peer);
+                }
+                return;
+            }
+            Err(error) => return node.end_for_fault(&peer, &error.to_string()),
+        }
+    }
+}
+
+/// Acts on one message.
+///
+/// # Errors
+/// What is wrong with it: the peer is ended.
+async fn handle(
+    node: &Rc<Node>,
+    peer: &Rc<Peer>,
+    provided: &mut BTreeSet<String>,
+    message: ToSupervisor,
+    given: Vec<OwnedFd>,
+) -> Result<(), String> {
+    let mut given = given.into_iter();
+    let mut descriptor = || given.next().ok_or_else(|| "a descriptor is missing".to_owned());
+    let greeted = peer.greeting.borrow().is_none();
+    match message {
+        ToSupervisor::Hello { protocol, .. } => return greet(node, peer, protocol).await,
+        _ if !greeted => return Err("its first message was no greeting".into()),
+        ToSupervisor::Lends { capacity } => {
+            if peer.table.borrow().is_some() {
+                return Err("it lends twice".into());
+            }
+            *peer.table.borrow_mut() = Some((descriptor()?, capacity));
+        }
+        ToSupervisor::Region { region } => {
+            let memory = descriptor()?;
+            if peer.table.borrow().is_none() || peer.regions.borrow().len() >= MAX_REGIONS {
+                return Err("a region without a lease table, or too many".into());
+            }
+            if !node.owns(peer, region) {
+                return Err(format!("region {region} is not its own to publish"));
+            }
+            peer.regions.borrow_mut().push((region, memory));
+            let (node, peer) = (node.clone(), peer.clone());
+            spawn(async move {
+                node.introduce_all().await;
+                node.send(&peer, &ToComponent::RegionPublished { region }, &[]);
+            });
+        }
+        ToSupervisor::Provides { endpoint, interface } => {
+            let Who::Component(index) = peer.who else { return Err("a guest provides nothing".into()) };
+            let known = &node.components[index].entry.provides;
+            if !known.iter().any(|known| known.name == endpoint && known.interface == interface) {
+                return Err(format!("the manifest gives it no endpoint {endpoint} of {interface}"));
+            }
+            provided.insert(endpoint);
+        }
+        ToSupervisor::Ready => {
+            let Who::Component(index) = peer.who else { return Err("a guest is never ready".into()) };
+            let known = &node.components[index].entry.provides;
+            if let Some(missing) = known.iter().find(|known| !provided.contains(&known.name)) {
+                return Err(format!("it is ready without providing {}", missing.name));
+            }
+            let (node, peer) = (node.clone(), peer.clone());
+            spawn(async move {
+                node.introduce_all().await;
+                peer.ready.happen();
+            });
+        }
+        ToSupervisor::Open { request, endpoint, interface } => {
+            let segment = descriptor()?;
+            let (node, peer) = (node.clone(), peer.clone());
+            spawn(async move { node.open(peer, request, endpoint, interface, segment).await });
+        }
+        ToSupervisor::Serving { session } => peer.asked.serve.answer(&session, Ok(descriptor()?)),
+        ToSupervisor::Refused { session, reason } => peer.asked.serve.answer(&session, Err(reason)),
+        ToSupervisor::Close { session, violation } => node.close(peer, session, violation.as_deref()),
+        ToSupervisor::PinsAdopted { lender } => peer.asked.adopt.answer(&lender, Ok(())),
+        ToSupervisor::PinsAttached { mapper } => peer.asked.attach.answer(&mapper, Ok(())),
+        ToSupervisor::LenderMet { lender, region, error } => {
+            let result = error.map_or(Ok(()), Err);
+            if region.is_none() {
+                // A mapper that cannot adopt its pins says so here too.
+                peer.asked.adopt.answer(&lender, result.clone());
+            }
+            peer.asked.meet.answer(&(lender, region), result);
+        }
+        ToSupervisor::Report { key, value } => {
+            if let Who::Component(index) = peer.who {
+                let mut facts = node.components[index].facts.borrow_mut();
+                if facts.len() < 64 {
+                    facts.insert(key, value);
+                }
+            }
+        }
+        ToSupervisor::Counters { request, counters } => peer.asked.counters.answer(&request, counters),
+        ToSupervisor::Failed { reason } => {
+            *peer.trouble.borrow_mut() = Some(reason);
+        }
+    }
+    Ok(())
+}
+
+/// Answers the first message: from now on the peer lives, for the status page too.
+pub async fn greet(node: &Rc<Node>, peer: &Rc<Peer>, protocol: u32) -> Result<(), String> {
+    if protocol != PROTOCOL {
+        let reason = format!("it speaks protocol {protocol}, this node {PROTOCOL}");
+        node.send(peer, &ToComponent::Rejected { reason: reason.clone() }, &[]);
+        return Err(reason);
+    }
+    let Some((welcome, fence)) = peer.greeting.borrow_mut().take() else {
+        return Err("it greets twice".into());
+    };
+    if matches!(peer.who, Who::Component(_)) {
+        let lives = node.keeper.tell(Ask::Lives, peer.slot, peer.epoch.get()).await;
+        lives.map_err(|error| format!("the keeper: {error}"))?;
+    }
+    node.send(peer, &ToComponent::Welcome(Box::new(welcome)), &[node.status.as_fd(), fence.as_fd()]);
+    Ok(())
+}

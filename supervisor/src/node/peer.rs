@@ -1,0 +1,151 @@
+//! One run of a component or guest, as the supervisor knows it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use kernel_ipc::broker::{Channel, ChannelError, CounterValues, ToComponent, Welcome};
+use kernel_ipc::component::waits::{Answer, Event, question};
+use kernel_ipc::runtime::{JoinHandle, timeout};
+use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId, SessionId};
+
+/// How long a peer may take to answer the supervisor.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Who a peer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// The component with this index.
+    Component(usize),
+    /// A guest: the operator.
+    Guest,
+}
+
+/// One run of a component or guest.
+pub struct Peer {
+    /// Which component it is, or a guest.
+    pub who: Who,
+    /// Its name.
+    pub name: String,
+    /// Its slot at the keeper, and its line of the status page.
+    pub slot: u32,
+    /// Its epoch in that slot.
+    pub epoch: Epoch,
+    /// This run.
+    pub incarnation: Incarnation,
+    /// Its lender, if it lends.
+    pub lender: LenderId,
+    /// The first of the region ids that were dealt to it.
+    pub first_region: RegionId,
+    /// Its process; 0 for a guest.
+    pub pid: u32,
+    /// Its control socket.
+    pub channel: Channel,
+    /// What it will be greeted with; gone when it has been.
+    pub greeting: RefCell<Option<(Welcome, OwnedFd)>>,
+    /// Its lease table and how many entries it has, once it lends.
+    pub table: RefCell<Option<(OwnedFd, u32)>>,
+    /// The regions that it has published.
+    pub regions: RefCell<Vec<(RegionId, OwnedFd)>>,
+    /// It says that it serves.
+    pub ready: Event,
+    /// It is dead, or a guest's connection has ended.
+    pub ended: Event,
+    /// How its process ended.
+    pub wait_status: Cell<Option<i32>>,
+    /// When it was ready.
+    pub ready_at: Cell<Option<Instant>>,
+    /// Why it failed, in its own words or the supervisor's.
+    pub trouble: RefCell<Option<String>>,
+    /// It broke the protocol: its death is of its own making.
+    pub at_fault: Cell<bool>,
+    /// The task that captures its output, until its last words are waited for.
+    pub output: RefCell<Option<JoinHandle<()>>>,
+    /// What it was asked.
+    pub asked: Asked,
+}
+
+/// Questions to which a peer has not answered. All of them end unanswered when it is gone.
+#[derive(Default)]
+pub struct Asked {
+    /// `Serve`.
+    pub serve: Questions<SessionId, Result<OwnedFd, String>>,
+    /// `AdoptPins`.
+    pub adopt: Questions<LenderId, Result<(), String>>,
+    /// `AttachPins`.
+    pub attach: Questions<Incarnation, Result<(), String>>,
+    /// `MeetLender` and `MeetRegion`.
+    pub meet: Questions<(LenderId, Option<RegionId>), Result<(), String>>,
+    /// `AskCounters`.
+    pub counters: Questions<u64, CounterValues>,
+}
+
+impl Asked {
+    /// Nobody will answer any more.
+    pub fn clear(&self) {
+        self.serve.0.borrow_mut().clear();
+        self.adopt.0.borrow_mut().clear();
+        self.attach.0.borrow_mut().clear();
+        self.meet.0.borrow_mut().clear();
+        self.counters.0.borrow_mut().clear();
+    }
+}
+
+/// Unanswered questions of one kind.
+pub struct Questions<K, V>(RefCell<HashMap<K, Answer<V>>>);
+
+impl<K, V> Default for Questions<K, V> {
+    fn default() -> Self {
+        Questions(RefCell::default())
+    }
+}
+
+impl<K: Eq + Hash, V> Questions<K, V> {
+    /// The peer's answer. One to a question that was not asked is ignored.
+    pub fn answer(&self, key: &K, value: V) {
+        if let Some(answer) = self.0.borrow_mut().remove(key) {
+            let _ = answer.give(value);
+        }
+    }
+}
+
+impl Peer {
+    /// Sends a message. A peer that does not read is at fault, and the caller has to end it.
+    ///
+    /// # Errors
+    /// [`ChannelError::Full`] is its fault; anything else means that it is gone.
+    pub fn send(&self, message: &ToComponent, given: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        self.channel.send(message, given)
+    }
+
+    /// Asks something and waits for the answer.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    pub async fn ask<K: Eq + Hash, V>(
+        &self,
+        questions: &Questions<K, V>,
+        key: K,
+        message: &ToComponent,
+        given: &[BorrowedFd<'_>],
+    ) -> Result<V, String> {
+        if self.ended.has_happened() {
+            return Err(format!("{} is gone", self.name));
+        }
+        let (reply, answer) = question();
+        questions.0.borrow_mut().insert(key, answer);
+        self.send(message, given).map_err(|error| format!("{}: {error}", self.name))?;
+        match timeout(PATIENCE, reply).await {
+            Ok(Some(value)) => Ok(value),
+            Ok(None) => Err(format!("{} is gone", self.name)),
+            Err(_) => Err(format!("{} does not answer", self.name)),
+        }
+    }
+
+    /// Whether it was greeted and lives: everything else may be said to it.
+    pub fn is_introducible(&self) -> bool {
+        self.greeting.borrow().is_none() && !self.ended.has_happened()
+    }
+}

@@ -1,0 +1,259 @@
+//! Opening and ending sessions.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use kernel_ipc::broker::{OpenError, Serve, ToComponent};
+use kernel_ipc::{Epoch, Rights, SessionId};
+use serde_json::Value;
+
+use super::peer::{Peer, Who};
+use super::waits::{Either, either};
+use super::{Host, Node, Phase, Session, control};
+use crate::keeper::wire::SUPERVISOR_SLOT;
+
+/// The endpoint that the supervisor itself serves.
+const CONTROL: &str = "control";
+
+/// What a client may open.
+struct Permission {
+    /// The component that serves it.
+    component: usize,
+    endpoint: String,
+    interface: String,
+    rights: Rights,
+    attenuation: Value,
+}
+
+/// What a host has agreed to.
+struct Opened {
+    session: SessionId,
+    host: Rc<Peer>,
+    segment: OwnedFd,
+}
+
+impl Node {
+    /// Answers a client's `Open`.
+    pub(super) async fn open(
+        self: &Rc<Self>,
+        client: Rc<Peer>,
+        request: u64,
+        endpoint: String,
+        interface: String,
+        segment: OwnedFd,
+    ) {
+        if endpoint == CONTROL && client.who == Who::Guest {
+            return self.open_control(&client, request, &interface, segment);
+        }
+        match self.open_with_host(&client, &endpoint, &interface, &segment).await {
+            Ok(Opened { session, host, segment }) => {
+                let message = ToComponent::Opened {
+                    request,
+                    session,
+                    epoch: host.epoch,
+                    host: host.incarnation,
+                    status_entry: host.slot,
+                };
+                self.send(&client, &message, &[segment.as_fd()]);
+            }
+            Err(error) => self.send(&client, &ToComponent::OpenFailed { request, error }, &[]),
+        }
+    }
+
+    async fn open_with_host(
+        self: &Rc<Self>,
+        client: &Rc<Peer>,
+        endpoint: &str,
+        interface: &str,
+        segment: &OwnedFd,
+    ) -> Result<Opened, OpenError> {
+        let permission = self.permission(client, endpoint).ok_or(OpenError::Unknown)?;
+        if permission.interface != interface {
+            return Err(OpenError::Interface { speaks: permission.interface });
+        }
+        loop {
+            let host = match either(self.serving_run(permission.component), client.ended.wait()).await {
+                Either::First(host) => host.map_err(|reason| OpenError::Unavailable { reason })?,
+                Either::Second(()) => return Err(OpenError::Unavailable { reason: "the client is gone".into() }),
+            };
+            match self.ask_host(client, &permission, &host, segment).await {
+                Ok(opened) if self.sessions.borrow().contains_key(&opened.session) => return Ok(opened),
+                // The host died meanwhile: its next incarnation is asked, with the same segment, which nobody has used.
+                Ok(_) => {}
+                Err(_) if host.ended.has_happened() => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn ask_host(
+        self: &Rc<Self>,
+        client: &Rc<Peer>,
+        permission: &Permission,
+        host: &Rc<Peer>,
+        segment: &OwnedFd,
+    ) -> Result<Opened, OpenError> {
+        let session = SessionId(self.state.deal(1));
+        let message = ToComponent::Serve(Box::new(Serve {
+            session,
+            endpoint: permission.endpoint.clone(),
+            epoch: host.epoch,
+            client: client.incarnation,
+            client_name: client.name.clone(),
+            status_entry: client.slot,
+            rights: permission.rights,
+            attenuation: permission.attenuation.clone(),
+        }));
+        // Known before the host is asked, so that whoever dies from now on, the other hears of it.
+        let entry = Session { client: client.incarnation, host: Host::Peer(host.incarnation) };
+        self.sessions.borrow_mut().insert(session, entry);
+        let answer = host.ask(&host.asked.serve, session, &message, &[segment.as_fd()]).await;
+        let failed = |error| {
+            self.sessions.borrow_mut().remove(&session);
+            error
+        };
+        let segment = match answer {
+            Ok(Ok(segment)) => segment,
+            Ok(Err(reason)) => return Err(failed(OpenError::Refused { reason })),
+            Err(reason) => return Err(failed(OpenError::Unavailable { reason })),
+        };
+        // The first lease on this session may be named to a mapper at once: all of them must know the lender by then.
+        self.introduce_all().await;
+        Ok(Opened { session, host: host.clone(), segment })
+    }
+
+    /// Waits until a component serves, and returns its run.
+    async fn serving_run(&self, index: usize) -> Result<Rc<Peer>, String> {
+        let component = &self.components[index];
+        loop {
+            let next = component.changes.next();
+            let name = &component.entry.name;
+            match component.phase.get() {
+                Phase::Ready => {
+                    let run = component.peer.borrow().clone().filter(|run| !run.ended.has_happened());
+                    if let Some(run) = run {
+                        return Ok(run);
+                    }
+                }
+                Phase::Failed => return Err(format!("{name} failed: {}", component.trouble.borrow())),
+                Phase::Stopping | Phase::Stopped => return Err(format!("{name} is stopping")),
+                Phase::Waiting | Phase::Starting | Phase::Restarting => {}
+            }
+            match either(next, self.stopping.wait()).await {
+                Either::First(()) => {}
+                Either::Second(()) => return Err("the node is ending".into()),
+            }
+        }
+    }
+
+    /// What a client may open under this name: a component what its manifest entry says, a guest everything, with all
+    /// rights.
+    fn permission(&self, client: &Peer, endpoint: &str) -> Option<Permission> {
+        let find = |name: &str| self.components.iter().position(|component| component.entry.name == name);
+        match client.who {
+            Who::Component(index) => {
+                let used = self.components.get(index)?.entry.uses.iter().find(|used| used.name == endpoint)?;
+                Some(Permission {
+                    component: find(&used.component)?,
+                    endpoint: used.endpoint.clone(),
+                    interface: used.interface.clone(),
+                    rights: used.rights,
+                    attenuation: used.attenuation.clone(),
+                })
+            }
+            Who::Guest => {
+                let (component, endpoint) = endpoint.split_once('.')?;
+                let component = find(component)?;
+                let provided = self.components.get(component)?.entry.provides.iter();
+                let provided = provided.into_iter().find(|provided| provided.name == endpoint)?;
+                Some(Permission {
+                    component,
+                    endpoint: provided.name.clone(),
+                    interface: provided.interface.clone(),
+                    rights: Rights::from_bits_retain(u32::MAX),
+                    attenuation: Value::Null,
+                })
+            }
+        }
+    }
+
+    fn open_control(self: &Rc<Self>, client: &Rc<Peer>, request: u64, interface: &str, segment: OwnedFd) {
+        if interface != control::INTERFACE {
+            let error = OpenError::Interface { speaks: control::INTERFACE.into() };
+            return self.send(client, &ToComponent::OpenFailed { request, error }, &[]);
+        }
+        let session = SessionId(self.state.deal(1));
+        match control::serve(self, client, session, segment) {
+            Ok(host) => {
+                let opened = ToComponent::Opened {
+                    request,
+                    session,
+                    epoch: Epoch(1),
+                    host: kernel_ipc::Incarnation(0),
+                    status_entry: SUPERVISOR_SLOT,
+                };
+                self.send(client, &opened, &[host.fd()]);
+                let entry = Session { client: client.incarnation, host: Host::Supervisor(host) };
+                self.sessions.borrow_mut().insert(session, entry);
+            }
+            Err(reason) => {
+                let error = OpenError::Refused { reason };
+                self.send(client, &ToComponent::OpenFailed { request, error }, &[]);
+            }
+        }
+    }
+
+    /// One side ends a session in order, or because of what the other did.
+    pub(super) fn close(self: &Rc<Self>, by: &Rc<Peer>, id: SessionId, violation: Option<&str>) {
+        let mut sessions = self.sessions.borrow_mut();
+        let Some(session) = sessions.get(&id) else { return };
+        let is_client = session.client == by.incarnation;
+        let is_host = matches!(session.host, Host::Peer(host) if host == by.incarnation);
+        if !is_client && !is_host {
+            return; // Not its session: nothing of it is told or changed.
+        }
+        let Some(session) = sessions.remove(&id) else { return };
+        drop(sessions);
+        if let Some(violation) = violation {
+            eprintln!("supervisor: {} closes session {id}: {violation}", by.name);
+        }
+        match (is_client, session.host) {
+            (true, Host::Peer(host)) => {
+                if let Some(host) = self.peer(host) {
+                    let message = ToComponent::ClientGone { session: id, client: by.incarnation, died: false };
+                    self.send(&host, &message, &[]);
+                }
+            }
+            (true, Host::Supervisor(_)) => {}
+            (false, _) => {
+                if let Some(client) = self.peer(session.client) {
+                    self.send(&client, &ToComponent::HostGone { session: id }, &[]);
+                }
+            }
+        }
+    }
+
+    /// A run has ended: its sessions end, and the other side of each hears of it.
+    pub(super) fn end_sessions_of(self: &Rc<Self>, gone: &Rc<Peer>) {
+        let mut ended = Vec::new();
+        self.sessions.borrow_mut().retain(|id, session| {
+            let is_client = session.client == gone.incarnation;
+            match session.host {
+                Host::Peer(host) if is_client => {
+                    ended.push((host, ToComponent::ClientGone { session: *id, client: gone.incarnation, died: true }))
+                }
+                Host::Peer(host) if host == gone.incarnation => {
+                    ended.push((session.client, ToComponent::HostGone { session: *id }));
+                    return false;
+                }
+                _ => {}
+            }
+            !is_client
+        });
+        for (other, message) in ended {
+            if let Some(other) = self.peer(other) {
+                self.send(&other, &message, &[]);
+            }
+        }
+    }
+}
