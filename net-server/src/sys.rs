@@ -40,3 +40,16 @@ pub(crate) fn undelivered(socket: BorrowedFd<'_>) -> io::Result<u64> {
     }
     Ok(u64::try_from(bytes).unwrap_or(0))
 }
+
+/// Resets a TCP connection: whatever is queued is thrown away, the peer gets a reset, operations under way end with an
+/// error. (`shutdown` would send a FIN after what is queued, and a cut-off answer would look complete.)
+pub(crate) fn reset(socket: BorrowedFd<'_>) {
+    // SAFETY: an address of zeros is valid; its family is AF_UNSPEC.
+    let mut nobody: libc::sockaddr = unsafe { std::mem::zeroed() };
+    nobody.sa_family = libc::AF_UNSPEC as libc::sa_family_t;
+    // SAFETY: the address is `nobody`, of the length given; connecting to AF_UNSPEC dissolves the connection. Its result
+    // does not matter: a socket that cannot be reset is closed next, with a lingering time of zero.
+    unsafe {
+        libc::connect(socket.as_raw_fd(), &raw const nobody, size_of::<libc::sockaddr>() as libc::socklen_t);
+    }
+}

@@ -86,7 +86,7 @@ pub struct Piece<C> {
 pub enum End {
     /// Shut the sending side. Once.
     ShutdownWrite,
-    /// Make the operations that are under way end: shut both sides. Once.
+    /// Reset the connection, so that the operations that are under way end. Once.
     Abort,
     /// No operation is under way: close the descriptor (zero-copy notifications may follow). Once.
     Close,

@@ -9,7 +9,8 @@ use protocol::net::ListenError;
 pub enum Permission {
     /// None: the manifest names no address, or something that is none.
     Nowhere,
-    /// This one. Port 0 in the manifest stands for any free port, asked for as port 0.
+    /// This one. Port 0 in the manifest stands for any port of its IP address: the client asks for port 0 to get a free
+    /// one, and for that one again when it has to listen anew.
     At(SocketAddr),
 }
 
@@ -26,7 +27,11 @@ impl Permission {
     /// `BadAddress` if it is none, `NotAllowed` if it is another than the capability's.
     pub fn check(self, asked: &str) -> Result<SocketAddr, ListenError> {
         let asked: SocketAddr = asked.parse().map_err(|_| ListenError::BadAddress)?;
-        if self == Permission::At(asked) { Ok(asked) } else { Err(ListenError::NotAllowed) }
+        match self {
+            Permission::At(allowed) if asked == allowed => Ok(asked),
+            Permission::At(allowed) if allowed.port() == 0 && asked.ip() == allowed.ip() => Ok(asked),
+            _ => Err(ListenError::NotAllowed),
+        }
     }
 }
 
@@ -45,6 +50,13 @@ mod tests {
         for bad in ["", "localhost:8080", "127.0.0.1", "8080"] {
             assert_eq!(permission.check(bad), Err(ListenError::BadAddress), "{bad}");
         }
+    }
+
+    #[test]
+    fn port_zero_allows_any_port_of_its_address() {
+        let permission = Permission::of(&json!({"tcp": "127.0.0.1:0"}));
+        assert!(permission.check("127.0.0.1:0").is_ok() && permission.check("127.0.0.1:4711").is_ok());
+        assert_eq!(permission.check("127.0.0.2:0"), Err(ListenError::NotAllowed));
     }
 
     #[test]

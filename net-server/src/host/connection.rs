@@ -159,8 +159,10 @@ impl Connection {
             while let Some(end) = self.next_end() {
                 match end {
                     End::ShutdownWrite | End::Abort => {
-                        if let Some(socket) = &*self.socket.borrow() {
-                            socket::shut(socket, end == End::Abort);
+                        match &*self.socket.borrow() {
+                            Some(socket) if end == End::Abort => sys::reset(socket.as_fd()),
+                            Some(socket) => socket::finish(socket),
+                            None => {}
                         }
                         self.incoming.raise();
                     }

@@ -17,5 +17,7 @@ mod session;
 pub mod signal;
 mod socket;
 mod stack;
+#[cfg(test)]
+mod tests;
 
 pub use stack::{Options, Stack};

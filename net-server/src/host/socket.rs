@@ -52,10 +52,9 @@ pub(crate) fn peer(socket: &OwnedFd) -> io::Result<(SocketAddr, bool)> {
     Ok((peer, peer.ip().is_loopback() || peer.ip() == own.ip()))
 }
 
-/// Shuts the sending side, or both. A socket that is gone already is as good as shut.
-pub(crate) fn shut(socket: &File, both: bool) {
-    let how = if both { Shutdown::Both } else { Shutdown::Write };
-    let _ = shutdown(socket.as_fd().as_raw_fd(), how);
+/// Shuts the sending side. A socket that is gone already is as good as shut.
+pub(crate) fn finish(socket: &File) {
+    let _ = shutdown(socket.as_fd().as_raw_fd(), Shutdown::Write);
 }
 
 fn to_address(address: &SockaddrStorage) -> Option<SocketAddr> {
