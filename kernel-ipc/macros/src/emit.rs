@@ -2,8 +2,8 @@
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::{format_ident, quote};
-use syn::visit_mut::{self, VisitMut};
 use syn::Type;
+use syn::visit_mut::{self, VisitMut};
 
 use crate::parse::{Argument, Content, Interface, Operation, Retry};
 
@@ -472,4 +472,3 @@ fn owned_lists(ty: &Type) -> Type {
     }
     ty.clone()
 }
-

@@ -1,11 +1,11 @@
 //! `#[derive(OperationError)]`.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Ident, Span, TokenStream};
 use quote::quote;
 use syn::{Data, DeriveInput, Error, Expr, Fields, Lit, Meta, Result, Variant};
 
 use crate::parse::docs;
-use crate::wire::{Parts, check_repr, explicit_number, names, parts, pattern};
+use crate::wire::{Parts, check_repr, explicit_number, from, names, parts, pattern, to};
 
 /// Implements `OperationError`, `Display` and `Error`.
 pub fn derive(item: &DeriveInput) -> Result<TokenStream> {
@@ -18,6 +18,9 @@ pub fn derive(item: &DeriveInput) -> Result<TokenStream> {
     }
     check_repr(item, "u16")?;
 
+    let (to, from) = (to(), from());
+    let local = |name| Ident::new(name, Span::mixed_site());
+    let (encoder, decoder) = (local("encoder"), local("decoder"));
     let (mut numbers, mut encodes, mut decodes, mut displays) = (vec![], vec![], vec![], vec![]);
     for variant in &data.variants {
         let number = explicit_number(variant)?;
@@ -35,20 +38,20 @@ pub fn derive(item: &DeriveInput) -> Result<TokenStream> {
         encodes.push(quote! {
             Self::#ident #pattern => {
                 #[allow(unused_mut, reason = "an error may have no fields")]
-                let mut encoder = ::kernel_ipc::codec::Encoder::new(#fixed);
+                let mut #encoder = ::kernel_ipc::codec::Encoder::new(#fixed);
                 #[allow(unused_variables, reason = "an error may have no fields")]
-                let to = &mut encoder;
+                let #to = &mut #encoder;
                 #encode
-                encoder
+                #encoder
             }
         });
         decodes.push(quote! {
             #number => {
-                let mut decoder = ::kernel_ipc::codec::Decoder::new(#fixed, payload)?;
+                let mut #decoder = ::kernel_ipc::codec::Decoder::new(#fixed, payload)?;
                 #[allow(unused_variables, reason = "an error may have no fields")]
-                let from = &mut decoder;
+                let #from = &mut #decoder;
                 #decode
-                decoder.finish()?;
+                #decoder.finish()?;
                 ::core::result::Result::Ok(Self::#ident #pattern)
             }
         });

@@ -326,6 +326,9 @@ fn arguments(function: &syn::TraitItemFn, names: &Names) -> Result<(Target, Vec<
         let Pat::Ident(name) = &*input.pat else {
             return Err(Error::new_spanned(&input.pat, "expected a name"));
         };
+        if name.ident == "call" {
+            return Err(Error::new(name.ident.span(), "a handler's first argument has this name already"));
+        }
         let kind = object_kind(&input.ty, names);
         let requires = argument_rights(&input.attrs)?;
         match (&target, kind) {

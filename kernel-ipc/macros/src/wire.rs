@@ -1,6 +1,6 @@
 //! `#[derive(Wire)]`.
 
-use proc_macro2::TokenStream;
+use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, quote};
 use syn::{Data, DeriveInput, Error, Fields, GenericParam, Generics, Ident, Result};
 
@@ -17,14 +17,14 @@ fn structure(item: &DeriveInput, fields: &Fields) -> Result<TokenStream> {
     let name = &item.ident;
     let Borrows { generics, arguments, lifetime } = borrows(&item.generics)?;
     let Parts { fixed, encode, decode, .. } = parts(fields);
-    let pattern = pattern(fields);
+    let (pattern, to, from) = (pattern(fields), to(), from());
     Ok(quote! {
         impl #generics ::kernel_ipc::codec::Layout for #name #arguments {
             const FIXED_BYTES: usize = #fixed;
         }
 
         impl #generics ::kernel_ipc::codec::Encode for #name #arguments {
-            fn encode(&self, to: &mut ::kernel_ipc::codec::Encoder) {
+            fn encode(&self, #to: &mut ::kernel_ipc::codec::Encoder) {
                 let Self #pattern = self;
                 #encode
             }
@@ -32,7 +32,7 @@ fn structure(item: &DeriveInput, fields: &Fields) -> Result<TokenStream> {
 
         impl<#lifetime> ::kernel_ipc::codec::Decode<#lifetime> for #name #arguments {
             fn decode(
-                from: &mut ::kernel_ipc::codec::Decoder<#lifetime>,
+                #from: &mut ::kernel_ipc::codec::Decoder<#lifetime>,
             ) -> ::core::result::Result<Self, ::kernel_ipc::codec::Malformed> {
                 #decode
                 ::core::result::Result::Ok(Self #pattern)
@@ -104,9 +104,9 @@ fn borrows(generics: &Generics) -> Result<Borrows> {
 pub struct Parts {
     /// Sum of the fixed parts.
     pub fixed: TokenStream,
-    /// Writes `to`, with each field bound by reference.
+    /// Writes to [`to`], with each field bound by reference.
     pub encode: TokenStream,
-    /// Binds each field by reading `from`.
+    /// Binds each field by reading [`from`].
     pub decode: TokenStream,
 }
 
@@ -114,11 +114,22 @@ pub struct Parts {
 pub fn parts(fields: &Fields) -> Parts {
     let names = names(fields);
     let types: Vec<_> = fields.iter().map(|field| &field.ty).collect();
+    let (to, from) = (to(), from());
     Parts {
         fixed: quote! { 0 #(+ <#types as ::kernel_ipc::codec::Layout>::FIXED_BYTES)* },
-        encode: quote! { #(::kernel_ipc::codec::Encode::encode(#names, to);)* },
-        decode: quote! { #(let #names = <#types as ::kernel_ipc::codec::Decode>::decode(from)?;)* },
+        encode: quote! { #(::kernel_ipc::codec::Encode::encode(#names, #to);)* },
+        decode: quote! { #(let #names = <#types as ::kernel_ipc::codec::Decode>::decode(#from)?;)* },
     }
+}
+
+/// Where [`Parts::encode`] writes. No field can have this name, whatever it is called.
+pub fn to() -> Ident {
+    Ident::new("to", Span::mixed_site())
+}
+
+/// Where [`Parts::decode`] reads. No field can have this name, whatever it is called.
+pub fn from() -> Ident {
+    Ident::new("from", Span::mixed_site())
 }
 
 /// A pattern, or constructor, that names every field.

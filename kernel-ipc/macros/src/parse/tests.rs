@@ -136,8 +136,12 @@ fn rights_have_their_own_bits() {
 
 #[test]
 fn the_target_and_other_handles_are_object_kinds() {
-    let cases: [(syn::TraitItemFn, &str); 6] = [
+    let cases: [(syn::TraitItemFn, &str); 7] = [
         (parse_quote! { #[op(1, retry = never, deadline = none)] fn a() -> Result<(), E>; }, "needs a target"),
+        (
+            parse_quote! { #[op(1, retry = never, deadline = none)] fn a(call: Node) -> Result<(), E>; },
+            "this name already",
+        ),
         (parse_quote! { #[op(1, retry = never, deadline = none)] fn a(&self) -> Result<(), E>; }, "place of `self`"),
         (parse_quote! { #[op(1, retry = never, deadline = none)] fn a(x: u32) -> Result<(), E>; }, "comes first"),
         (
