@@ -164,7 +164,7 @@ macro_rules! interleaved {
             let (byte_step, word_step) = ($byte, $word);
             let mut crc = !crc;
 
-            // SAFETY (whole loop): every access is at an offset below `len`, which shrinks by what is skipped; words are
+            // SAFETY: every access is at an offset below `len`, which shrinks by what is skipped; words are
             // only read after the loop over bytes has aligned the pointers.
             unsafe {
                 while len > 0 && !(from as usize).is_multiple_of(8) {
