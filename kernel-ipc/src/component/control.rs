@@ -42,8 +42,8 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
     // The channel has checked the number of descriptors.
     let mut descriptor = || given.next().expect("as many descriptors as the message has");
     match message {
-        ToComponent::Opened { request, session, epoch, .. } => {
-            opening::opened(cx, request, session, epoch, descriptor());
+        ToComponent::Opened { request, session, epoch, host, .. } => {
+            opening::opened(cx, request, session, epoch, host, descriptor());
         }
         ToComponent::OpenFailed { request, error } => opening::failed(cx, request, error),
         ToComponent::Serve(serve) => {
@@ -59,7 +59,7 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
             }
         }
         ToComponent::HostGone { session } => {
-            let ended = cx.0.used.borrow_mut().remove(&session);
+            let ended = cx.0.used.borrow_mut().remove(&session).map(|(ended, _)| ended);
             if let Some(ended) = ended {
                 ended.host_died();
             }

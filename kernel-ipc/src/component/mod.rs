@@ -171,7 +171,8 @@ struct Inner {
     /// Sessions that this component serves.
     hosted: RefCell<HashMap<SessionId, HostSession>>,
     /// Sessions that it has opened.
-    used: RefCell<HashMap<SessionId, ClientSession>>,
+    /// With the incarnation that serves each.
+    used: RefCell<HashMap<SessionId, (ClientSession, Incarnation)>>,
     /// Sessions that it has asked for, by request.
     asked: RefCell<HashMap<u64, opening::Asked>>,
     /// Regions whose introduction is awaited.
@@ -304,6 +305,11 @@ impl Context {
             Rc::new(RefCell::new(lender))
         });
         lender.clone()
+    }
+
+    /// Who serves a session that this run opened: the holder of what is lent to it. `None` once that one has died.
+    pub fn host_of(&self, session: &ClientSession) -> Option<Incarnation> {
+        self.0.used.borrow().get(&session.id()).map(|(_, host)| *host)
     }
 
     /// What this run may give to the kernel of its peers' leases. The supervisor's introductions arrive in it by

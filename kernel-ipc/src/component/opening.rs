@@ -9,7 +9,7 @@ use super::{ConnectError, Context, Inner};
 use crate::broker::{OpenError, ToSupervisor};
 use crate::session::{ClientSession, Offer};
 use crate::wire::Shape;
-use crate::{Cause, Epoch, Executed, Failure, SessionId};
+use crate::{Cause, Epoch, Executed, Failure, Incarnation, SessionId};
 
 /// A session that was asked for.
 pub(super) struct Asked {
@@ -62,7 +62,7 @@ async fn open(cx: &Context, name: &str, interface: &str) -> Result<ClientSession
 
 /// The supervisor brings the host's segment. In the control socket's order, so that news of the host's death that comes
 /// right behind finds the session.
-pub(super) fn opened(cx: &Context, request: u64, id: SessionId, epoch: Epoch, segment: OwnedFd) {
+pub(super) fn opened(cx: &Context, request: u64, id: SessionId, epoch: Epoch, host: Incarnation, segment: OwnedFd) {
     let Some(asked) = cx.0.asked.borrow_mut().remove(&request) else {
         tracing::warn!("a session that nobody asked for");
         return;
@@ -70,7 +70,7 @@ pub(super) fn opened(cx: &Context, request: u64, id: SessionId, epoch: Epoch, se
     let result = asked.offer.open(segment, id, epoch);
     let answer = match result {
         Ok(session) => {
-            cx.0.used.borrow_mut().insert(id, session.clone());
+            cx.0.used.borrow_mut().insert(id, (session.clone(), host));
             asked.answer.give(Ok(session))
         }
         Err(error) => {
@@ -81,7 +81,7 @@ pub(super) fn opened(cx: &Context, request: u64, id: SessionId, epoch: Epoch, se
     };
     if answer.is_err() {
         // Whoever asked no longer waits: nobody will use it.
-        if let Some(session) = cx.0.used.borrow_mut().remove(&id) {
+        if let Some((session, _)) = cx.0.used.borrow_mut().remove(&id) {
             session.close();
             cx.send(&ToSupervisor::Close { session: id, violation: None }, &[]);
         }
