@@ -4,6 +4,8 @@
 //! deterministic executor with a simulated device as in the server.
 #![deny(unsafe_code)]
 
+mod allocator;
+mod cache;
 pub mod check;
 pub mod device;
 pub mod error;
@@ -11,8 +13,12 @@ pub mod format;
 pub mod image;
 pub mod report;
 pub mod sync;
+mod tree;
+mod volume;
 
+pub use cache::Held;
 pub use check::check;
 pub use error::{Error, Structure};
 pub use image::check_image;
 pub use report::{Problem, Progress, Report};
+pub use volume::{DirectoryEntry, FormatOptions, Listing, MountOptions, NodeId, Stat, Volume, VolumeStat};

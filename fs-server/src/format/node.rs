@@ -117,6 +117,9 @@ impl Node {
             return Err("wrong level");
         }
         let (count, heap) = (self.count(), usize::from(header.heap));
+        if header.level > 0 && count == 0 {
+            return Err("inner node without children");
+        }
         if HEADER + count * SLOT > heap || heap > NODE_SIZE {
             return Err("slots and values overlap");
         }

@@ -1,0 +1,214 @@
+//! Taking away: unlink, rmdir, and freeing what has no name any more.
+//!
+//! An unlinked file is an *orphan* from the step that removes its name on: an item in the tree says so, and whatever
+//! interrupts the freeing of its blocks, the next mount goes on with it. So does a long truncation.
+
+use super::state::State;
+use super::{Inner, NodeId, Volume};
+use crate::device::{BLOCK_SIZE, Device};
+use crate::error::{Error, Structure};
+use crate::format::items::{FileExtent, FileKind, Key, ORPHANS, RawInode, kind};
+use crate::tree::Fault;
+use std::rc::Rc;
+use zerocopy::little_endian::{U32, U64};
+
+/// Extents that one step frees, at most: bounds the nodes that it changes.
+pub(super) const BATCH: usize = 32;
+/// Nodes that one such step may change.
+pub(super) const BATCH_NODES: u64 = 16;
+
+impl<D: Device> Volume<D> {
+    /// Removes the name of a file. Its content lives until the last handle to it is released.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::IsDirectory`].
+    pub async fn unlink(&self, directory: NodeId, name: &[u8]) -> Result<(), Error> {
+        super::names::check(name)?;
+        let now_ns = self.inner.environment.now_ns();
+        let id = self
+            .inner
+            .change(12, true, |state| {
+                state.directory(directory)?;
+                let found = state.find_entry(directory.inode, name)?.ok_or(Error::NotFound)?;
+                if found.kind == FileKind::Directory {
+                    return Err(Error::IsDirectory.into());
+                }
+                let mut raw = state.referred_inode(found.inode)?.raw;
+                let (key, value) = state.without_entry(directory.inode, found.position)?;
+                state.tree.prepare(&key, true)?;
+                state.tree.prepare(&Key::inode(directory.inode), false)?;
+                state.tree.prepare(&Key::inode(found.inode), false)?;
+                state.prepare_orphan(found.inode)?;
+                raw.links = U32::new(0);
+                raw.changed_ns = U64::new(now_ns);
+                state.put_inode(found.inode, &raw)?;
+                state.put_orphan(found.inode)?;
+                state.count_entry(directory.inode, false, now_ns)?;
+                state.put_entries(&key, &value)?;
+                Ok(NodeId { inode: found.inode, generation: raw.generation.get() })
+            })
+            .await?;
+        self.inner.reap_later(id).await;
+        Ok(())
+    }
+
+    /// Removes an empty directory. Handles to it are stale from then on.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::NotDirectory`], [`Error::NotEmpty`].
+    pub async fn rmdir(&self, directory: NodeId, name: &[u8]) -> Result<(), Error> {
+        super::names::check(name)?;
+        let now_ns = self.inner.environment.now_ns();
+        self.inner
+            .change(12, true, |state| {
+                state.directory(directory)?;
+                let found = state.find_entry(directory.inode, name)?.ok_or(Error::NotFound)?;
+                if found.kind != FileKind::Directory {
+                    return Err(Error::NotDirectory.into());
+                }
+                if state.referred_inode(found.inode)?.raw.size != 0 {
+                    return Err(Error::NotEmpty.into());
+                }
+                let (key, value) = state.without_entry(directory.inode, found.position)?;
+                state.tree.prepare(&key, true)?;
+                state.tree.prepare(&Key::inode(found.inode), true)?;
+                state.tree.prepare(&Key::inode(directory.inode), false)?;
+                state.count_entry(directory.inode, false, now_ns)?;
+                state.put_entries(&key, &value)?;
+                state.remove_inode(found.inode, FileKind::Directory)
+            })
+            .await
+    }
+}
+
+impl<D: Device> Inner<D> {
+    /// Frees an unlinked file now unless it is open; to the end even if the caller goes away.
+    pub(super) async fn reap_later(self: &Rc<Self>, id: NodeId) {
+        let inner = Rc::clone(self);
+        // What cannot be freed now is freed at the next mount: the orphan list has it.
+        let _ = self.detached(async move { inner.reap_if_unlinked(id).await }).await;
+    }
+
+    pub(crate) async fn reap_if_unlinked(self: &Rc<Self>, id: NodeId) -> Result<(), Error> {
+        let inode = match self.with(|state| state.inode(id)).await {
+            Ok(inode) => inode,
+            Err(Error::Stale) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let opens = self.state.borrow().vnodes.get(&id.inode).map_or(0, |vnode| vnode.opens);
+        if inode.raw.links != 0 || opens > 0 || inode.kind != FileKind::File {
+            return Ok(());
+        }
+        self.drop_runs(id.inode).await;
+        self.state.borrow_mut().vnodes.remove(&id.inode);
+        self.remove_extents(id.inode, 0).await
+    }
+
+    /// Frees the blocks of an orphan from `first` on, batch by batch; the last step takes it off the list, and removes
+    /// the inode if nothing refers to it.
+    pub(super) async fn remove_extents(self: &Rc<Self>, inode: u64, first: u64) -> Result<(), Error> {
+        loop {
+            let done = self
+                .change(BATCH_NODES, true, |state| {
+                    let Some(found) = state.find_inode(inode)? else { return Ok(true) };
+                    let gone = state.extents(inode, &(first..u64::MAX), BATCH)?;
+                    let last = gone.len() < BATCH;
+                    state.prepare_extents(inode, &gone)?;
+                    state.prepare_orphan(inode)?;
+                    state.tree.prepare(&Key::inode(inode), true)?;
+                    state.put_inode_and_remove_extents(inode, found.raw, &gone, first)?;
+                    if last {
+                        state.remove_orphan(inode)?;
+                        if found.raw.links == 0 {
+                            state.remove_inode(inode, found.kind)?;
+                        }
+                    }
+                    Ok(last)
+                })
+                .await?;
+            if done {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Goes on with what was interrupted: frees what the list of orphans names.
+    pub(super) async fn reap_orphans(self: &Rc<Self>) -> Result<(), Error> {
+        loop {
+            let orphan = self
+                .with(|state| {
+                    let key = Key::orphan(0);
+                    let Some((key, _)) = state.tree.at_or_after(&key)? else { return Ok(None) };
+                    if key.inode != ORPHANS || key.kind != kind::ORPHAN {
+                        return Ok(None);
+                    }
+                    let found = state.find_inode(key.offset)?.ok_or_else(|| {
+                        state.corrupt(Structure::OrphanList, &key, "names an inode that is not there")
+                    })?;
+                    let first = match found.raw.links.get() {
+                        0 => 0,
+                        _ => found.raw.size.get().div_ceil(BLOCK_SIZE as u64),
+                    };
+                    Ok(Some((key.offset, first)))
+                })
+                .await?;
+            let Some((inode, first)) = orphan else { return Ok(()) };
+            self.remove_extents(inode, first).await?;
+        }
+    }
+}
+
+impl<S> State<S> {
+    pub(super) fn prepare_orphan(&self, inode: u64) -> Result<(), Fault> {
+        self.tree.prepare(&Key::orphan(inode), true)
+    }
+
+    pub(super) fn put_orphan(&mut self, inode: u64) -> Result<(), Fault> {
+        self.tree.put(&mut self.allocator, self.generation, &Key::orphan(inode), &[])
+    }
+
+    fn remove_orphan(&mut self, inode: u64) -> Result<(), Fault> {
+        self.tree.remove(&mut self.allocator, self.generation, &Key::orphan(inode)).map(|_| ())
+    }
+
+    pub(super) fn prepare_extents(&self, inode: u64, extents: &[FileExtent]) -> Result<(), Fault> {
+        self.tree.prepare(&Key::inode(inode), false)?;
+        for extent in extents {
+            self.tree.prepare(&Key::extent(inode, extent.start), true)?;
+        }
+        Ok(())
+    }
+
+    /// Frees what these extents have from block `first` on.
+    pub(super) fn put_inode_and_remove_extents(
+        &mut self,
+        inode: u64,
+        mut raw: RawInode,
+        extents: &[FileExtent],
+        first: u64,
+    ) -> Result<(), Fault> {
+        let mut gone = 0;
+        for extent in extents {
+            let from = extent.start.max(first);
+            gone += extent.end() - from;
+            self.freed.push((extent.physical + (from - extent.start), (extent.end() - from) as u32));
+            if extent.start < first {
+                self.put_extent(inode, &extent.part(extent.start, from))?;
+            }
+        }
+        raw.blocks = U64::new(raw.blocks.get().saturating_sub(gone));
+        self.put_inode(inode, &raw)?;
+        for extent in extents.iter().filter(|extent| extent.start >= first) {
+            self.tree.remove(&mut self.allocator, self.generation, &Key::extent(inode, extent.start))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove_inode(&mut self, inode: u64, kind: FileKind) -> Result<(), Fault> {
+        match kind {
+            FileKind::File => self.files = self.files.saturating_sub(1),
+            FileKind::Directory => self.directories = self.directories.saturating_sub(1),
+        }
+        self.tree.remove(&mut self.allocator, self.generation, &Key::inode(inode)).map(|_| ())
+    }
+}
