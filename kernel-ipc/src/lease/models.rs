@@ -8,7 +8,7 @@
 //!   a violation, whatever the bytes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::Ordering::{self, Relaxed, Release, SeqCst};
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
