@@ -285,8 +285,8 @@ impl<C: Chunk> Connection<C> {
         let chunks: VecDeque<C> = chunks.into_iter().filter(|chunk| chunk.length() > 0).collect();
         let bytes = chunks.iter().map(|chunk| chunk.length() as u64).sum();
         self.queued_bytes += bytes;
-        self.finished |= has(flags, SendFlags::FIN) || has(flags, SendFlags::CLOSE);
-        if has(flags, SendFlags::CLOSE) {
+        self.finished |= flags.contains(SendFlags::FIN) || flags.contains(SendFlags::CLOSE);
+        if flags.contains(SendFlags::CLOSE) {
             self.phase = Phase::Draining;
         }
         self.outgoing.push_back(Outgoing {
@@ -327,7 +327,7 @@ impl<C: Chunk> Connection<C> {
             }
             chunks.extend(outgoing.chunks.pop_front());
         }
-        let more = !outgoing.chunks.is_empty() || has(outgoing.flags, SendFlags::MORE);
+        let more = !outgoing.chunks.is_empty() || outgoing.flags.contains(SendFlags::MORE);
         self.sending = true;
         Some(Piece { send: outgoing.id, chunks, more, zero_copy })
     }
@@ -511,10 +511,6 @@ impl<C: Chunk> Connection<C> {
             !released
         });
     }
-}
-
-fn has(flags: SendFlags, bit: SendFlags) -> bool {
-    flags.0 & bit.0 != 0
 }
 
 #[cfg(test)]

@@ -65,13 +65,9 @@ impl Entry {
         }
     }
 
-    /// An upper bound of its size in a batch.
+    /// Its size in a batch.
     pub fn size(&self) -> usize {
-        32 + match &self.occurrence {
-            Occurrence::Accepted { peer } => peer.len(),
-            Occurrence::Received(bytes) => bytes.len(),
-            _ => 0,
-        }
+        self.event(0).packed_bytes()
     }
 
     fn received_bytes(&self) -> usize {

@@ -61,8 +61,14 @@ mod tests {
 
     #[test]
     fn without_an_address_nothing_is_allowed() {
-        for attenuation in [json!(null), json!({}), json!({"tcp": 8080}), json!({"tcp": "everywhere"}), json!({"path": "/"})] {
-            assert_eq!(Permission::of(&attenuation).check("127.0.0.1:8080"), Err(ListenError::NotAllowed), "{attenuation}");
+        for attenuation in
+            [json!(null), json!({}), json!({"tcp": 8080}), json!({"tcp": "everywhere"}), json!({"path": "/"})]
+        {
+            assert_eq!(
+                Permission::of(&attenuation).check("127.0.0.1:8080"),
+                Err(ListenError::NotAllowed),
+                "{attenuation}"
+            );
         }
     }
 }

@@ -20,4 +20,4 @@ mod stack;
 #[cfg(test)]
 mod tests;
 
-pub use stack::{Options, Stack};
+pub use stack::{ConnectionNumber, ListenerNumber, Options, Root, Stack};

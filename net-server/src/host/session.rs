@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use kernel_ipc::Incarnation;
+use kernel_ipc::interface::LeasePart;
 use kernel_ipc::lease::Mapper;
-use kernel_ipc::wire::LeaseName;
 use protocol::net::{EventsError, ListenError, SendError, SendFlags};
 
 use super::address::Permission;
@@ -35,13 +35,6 @@ pub(crate) struct Session {
     next_id: Cell<u64>,
     ticking: Cell<bool>,
     ended: Cell<bool>,
-}
-
-/// A part of a lease, as a client names it.
-pub(crate) struct Part {
-    pub name: LeaseName,
-    pub offset: u64,
-    pub length: u64,
 }
 
 /// What `next_events` answers: the batch stays in the queue until it is consumed.
@@ -192,7 +185,7 @@ impl Session {
         send: u64,
         flags: SendFlags,
         header: &[u8],
-        pages: impl IntoIterator<Item = Part>,
+        pages: &[LeasePart],
     ) -> Result<(), SendError> {
         let connection = self.connection(connection).ok_or(SendError::Closed)?;
         connection.may_send()?;
@@ -203,8 +196,7 @@ impl Session {
         let mapper = self.mapper.borrow();
         for part in pages {
             let end = part.offset.checked_add(part.length).ok_or(SendError::StaleLease)?;
-            let pinned =
-                mapper.pin(&part.name, self.client, part.offset..end).map_err(|_| SendError::StaleLease)?;
+            let pinned = mapper.pin(&part.name, self.client, part.offset..end).map_err(|_| SendError::StaleLease)?;
             chunks.push(Bytes::Pages { pinned: Rc::new(pinned), start: 0 });
         }
         drop(mapper);

@@ -5,13 +5,22 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use kernel_ipc::id::SessionId;
+use kernel_ipc::component::Counters;
+use kernel_ipc::interface::{Granted, LeasePart, NewCap, Object};
 use kernel_ipc::lease::Mapper;
-use kernel_ipc::session::SessionInfo;
+use kernel_ipc::session::{Call, SessionInfo};
+use kernel_ipc::{CallError, Rights, SessionId};
+use protocol::net::{self, CloseError, EventBatch, EventsError, ListenError, SendError, SendFlags};
 
 use super::address::Permission;
 use super::session::Session;
 use crate::core::connection::Limits;
+use crate::core::events::Occurrence;
+
+/// Bytes of events in one answer: what a window of 4 KiB has room for beside [`MAX_ACCEPTED`] capabilities.
+const BATCH_BYTES: usize = 3840;
+/// Connections in one answer: as many as a message has capabilities.
+const MAX_ACCEPTED: usize = kernel_ipc::wire::MAX_CAPABILITIES;
 
 /// What bounds each session.
 #[derive(Clone, Copy, Debug)]
@@ -43,27 +52,146 @@ impl Options {
 pub struct Stack {
     options: Options,
     mapper: Rc<RefCell<Mapper>>,
+    counters: Rc<Counters>,
     sessions: RefCell<HashMap<SessionId, Rc<Session>>>,
 }
 
 impl Stack {
     /// A stack without sessions. `mapper` must know the lenders whose leases the clients will name.
-    pub fn new(options: Options, mapper: Rc<RefCell<Mapper>>) -> Rc<Stack> {
-        Rc::new(Stack { options, mapper, sessions: RefCell::default() })
+    pub fn new(options: Options, mapper: Rc<RefCell<Mapper>>, counters: Rc<Counters>) -> Stack {
+        Stack { options, mapper, counters, sessions: RefCell::default() }
     }
 
     /// The session of a call; made at its first call.
-    pub(crate) fn session(&self, info: &SessionInfo) -> Rc<Session> {
+    fn session(&self, info: &SessionInfo) -> Rc<Session> {
         let mut sessions = self.sessions.borrow_mut();
-        let make = || {
-            Session::new(info.client, Permission::of(&info.attenuation), self.options, self.mapper.clone())
-        };
+        let make = || Session::new(info.client, Permission::of(&info.attenuation), self.options, self.mapper.clone());
         sessions.entry(info.id).or_insert_with(make).clone()
     }
+}
 
-    /// A session has ended.
-    pub(crate) fn ended(&self, info: &SessionInfo) {
-        if let Some(session) = self.sessions.borrow_mut().remove(&info.id) {
+/// The root of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Root;
+
+/// A listener's number in its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerNumber(u64);
+
+/// A connection's number in its session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionNumber(u64);
+
+impl Object for Root {
+    type Kind = net::Stack;
+
+    fn to_words(&self) -> [u64; 2] {
+        [0, 0]
+    }
+
+    fn from_words(_: [u64; 2]) -> Root {
+        Root
+    }
+}
+
+impl Object for ListenerNumber {
+    type Kind = net::Listener;
+
+    fn to_words(&self) -> [u64; 2] {
+        [self.0, 0]
+    }
+
+    fn from_words([number, _]: [u64; 2]) -> ListenerNumber {
+        ListenerNumber(number)
+    }
+}
+
+impl Object for ConnectionNumber {
+    type Kind = net::Connection;
+
+    fn to_words(&self) -> [u64; 2] {
+        [self.0, 0]
+    }
+
+    fn from_words([number, _]: [u64; 2]) -> ConnectionNumber {
+        ConnectionNumber(number)
+    }
+}
+
+impl net::Handler for Stack {
+    type Stack = Root;
+    type Listener = ListenerNumber;
+    type Connection = ConnectionNumber;
+
+    async fn listen(
+        &self,
+        call: &Call,
+        _stack: Granted<Root>,
+        address: &str,
+    ) -> Result<(NewCap<ListenerNumber>, String), CallError<ListenError>> {
+        let (number, bound) = self.session(call.session()).listen(address)?;
+        Ok((NewCap::new(ListenerNumber(number), Rights::empty()), bound))
+    }
+
+    async fn next_events(
+        &self,
+        call: &Call,
+        _stack: Granted<Root>,
+        cursor: u64,
+        max: u32,
+    ) -> Result<(EventBatch, Vec<NewCap<ConnectionNumber>>), CallError<EventsError>> {
+        let session = self.session(call.session());
+        let max = usize::try_from(max).unwrap_or(usize::MAX);
+        let batch = session.next_events(cursor, max, BATCH_BYTES, MAX_ACCEPTED).await?;
+        let mut packed = EventBatch { next: batch.next, bytes: Vec::with_capacity(BATCH_BYTES) };
+        let mut connections = Vec::new();
+        for entry in &batch.entries {
+            // At most MAX_ACCEPTED, so it fits a byte.
+            let place = u8::try_from(connections.len()).unwrap_or(u8::MAX);
+            if matches!(entry.occurrence, Occurrence::Accepted { .. }) {
+                connections.push(NewCap::new(ConnectionNumber(entry.connection), Rights::READ | Rights::WRITE));
+                if let Some(connection) = session.connection(entry.connection) {
+                    connection.granted();
+                }
+            }
+            packed.push(&entry.event(place), usize::MAX);
+        }
+        Ok((packed, connections))
+    }
+
+    async fn send(
+        &self,
+        call: &Call,
+        connection: Granted<ConnectionNumber>,
+        send: u64,
+        flags: SendFlags,
+        header: &[u8],
+        pages: Vec<LeasePart>,
+    ) -> Result<(), CallError<SendError>> {
+        self.session(call.session()).send(connection.object.0, send, flags, header, &pages)?;
+        self.counters.add_copied(header.len() as u64);
+        self.counters.add_leased(pages.iter().map(|part| part.length).sum());
+        Ok(())
+    }
+
+    async fn close(&self, call: &Call, connection: Granted<ConnectionNumber>) -> Result<(), CallError<CloseError>> {
+        let connection = self.session(call.session()).connection(connection.object.0).ok_or(CloseError::Closed)?;
+        connection.reset();
+        Ok(())
+    }
+
+    fn dropped_listener(&self, session: &SessionInfo, listener: Granted<ListenerNumber>) {
+        self.session(session).close_listener(listener.object.0);
+    }
+
+    fn dropped_connection(&self, session: &SessionInfo, connection: Granted<ConnectionNumber>) {
+        if let Some(connection) = self.session(session).connection(connection.object.0) {
+            connection.dropped();
+        }
+    }
+
+    fn closed(&self, session: &SessionInfo) {
+        if let Some(session) = self.sessions.borrow_mut().remove(&session.id) {
             session.end();
         }
     }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
+use kernel_ipc::interface::LeasePart;
 use kernel_ipc::lease::{Lend, Lender, Mapper, PinSegment, Region, RegionReader};
 use kernel_ipc::runtime::{self, Runtime};
 use kernel_ipc::sys::segment::SegmentReader;
@@ -14,7 +15,7 @@ use kernel_ipc::{Epoch, Incarnation, LeaseName, LenderId, RegionId};
 use protocol::net::{ListenError, Reason, Released, SendError, SendFlags};
 
 use super::address::Permission;
-use super::session::{Part, Session};
+use super::session::Session;
 use super::stack::Options;
 use crate::core::events::Occurrence;
 
@@ -37,7 +38,8 @@ impl Site {
         region.copy_in(0, &pattern(REGION_BYTES)).unwrap();
         let mut lender = Lender::new(LENDER, EPOCH, 64).unwrap();
         let pins = PinSegment::create(Incarnation(9), EPOCH, LENDER, 64).unwrap();
-        let reopen = |fd: std::os::fd::BorrowedFd<'_>| SegmentReader::open(fd.try_clone_to_owned().unwrap(), 1).unwrap();
+        let reopen =
+            |fd: std::os::fd::BorrowedFd<'_>| SegmentReader::open(fd.try_clone_to_owned().unwrap(), 1).unwrap();
         lender.attach_pins(Incarnation(9), EPOCH, reopen(pins.fd())).unwrap();
         let mut mapper = Mapper::new();
         let reader = RegionReader::open(region.fd().try_clone_to_owned().unwrap(), REGION).unwrap();
@@ -83,8 +85,8 @@ fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|i| (i % 251) as u8 ^ (i >> 12) as u8).collect()
 }
 
-fn part(name: LeaseName, offset: u64, length: u64) -> Part {
-    Part { name, offset, length }
+fn part(name: LeaseName, offset: u64, length: u64) -> LeasePart {
+    LeasePart { name, offset, length }
 }
 
 /// Runs `test` on a runtime of its own, unless the kernel has no io_uring.
@@ -96,7 +98,10 @@ fn run(test: impl AsyncFnOnce()) {
 }
 
 /// Connects and runs `client` on a thread.
-fn client<T: Send + 'static>(address: SocketAddr, client: impl FnOnce(TcpStream) -> T + Send + 'static) -> thread::JoinHandle<T> {
+fn client<T: Send + 'static>(
+    address: SocketAddr,
+    client: impl FnOnce(TcpStream) -> T + Send + 'static,
+) -> thread::JoinHandle<T> {
     thread::spawn(move || client(TcpStream::connect(address).unwrap()))
 }
 
@@ -119,11 +124,12 @@ fn a_request_comes_in_and_leased_bytes_go_out() {
             all
         });
         let id = site.accepted().await;
-        let received = site.event(|_, what| if let Occurrence::Received(bytes) = what { Some(bytes.clone()) } else { None }).await;
+        let received =
+            site.event(|_, what| if let Occurrence::Received(bytes) = what { Some(bytes.clone()) } else { None }).await;
         assert_eq!(received, b"hello");
         let (one, two) = (site.lend(4096, 1 << 20), site.lend(2 << 20, 1 << 20));
-        site.session.send(id, 1, SendFlags::MORE, b"head", [part(one, 10, 1_000_000)]).unwrap();
-        site.session.send(id, 2, SendFlags::CLOSE, b"", [part(one, 0, 5), part(two, 7, 1_000_000)]).unwrap();
+        site.session.send(id, 1, SendFlags::MORE, b"head", &[part(one, 10, 1_000_000)]).unwrap();
+        site.session.send(id, 2, SendFlags::CLOSE, b"", &[part(one, 0, 5), part(two, 7, 1_000_000)]).unwrap();
         let mut told = Vec::new();
         site.event(|_, what| {
             told.push(what.clone());
@@ -141,7 +147,9 @@ fn a_request_comes_in_and_leased_bytes_go_out() {
             ]
         );
         let whole = pattern(REGION_BYTES);
-        let expected = [b"head", &whole[4106..1_004_106], &whole[4096..4101], &whole[(2 << 20) + 7..(2 << 20) + 1_000_007]].concat();
+        let expected =
+            [b"head", &whole[4106..1_004_106], &whole[4096..4101], &whole[(2 << 20) + 7..(2 << 20) + 1_000_007]]
+                .concat();
         assert!(ended(peer).await == expected, "other bytes arrived");
         // Nothing is pinned any more: what is taken back is free at once.
         site.lender.take_back_all(CLIENT);
@@ -160,7 +168,10 @@ fn leases_of_somebody_else_and_ranges_outside_are_refused_and_nothing_is_sent() 
         });
         let id = site.accepted().await;
         let mine = site.lend(0, 4096);
-        let theirs = site.lender.lend(Incarnation(8), Lend { region: REGION, offset: 4096, length: 4096, keep: Rc::new(()) }).unwrap();
+        let theirs = site
+            .lender
+            .lend(Incarnation(8), Lend { region: REGION, offset: 4096, length: 4096, keep: Rc::new(()) })
+            .unwrap();
         let gone = site.lend(8192, 4096);
         site.lender.take_back(gone.index, gone.generation).unwrap();
         for bad in [
@@ -173,12 +184,15 @@ fn leases_of_somebody_else_and_ranges_outside_are_refused_and_nothing_is_sent() 
             part(LeaseName { index: u32::MAX, ..mine }, 0, 1),
             part(LeaseName { lender: LenderId(99), ..mine }, 0, 1),
         ] {
-            assert_eq!(site.session.send(id, 1, SendFlags(0), b"no", [part(mine, 0, 1), bad]), Err(SendError::StaleLease));
+            assert_eq!(
+                site.session.send(id, 1, SendFlags(0), b"no", &[part(mine, 0, 1), bad]),
+                Err(SendError::StaleLease)
+            );
         }
-        site.session.send(id, 2, SendFlags::CLOSE, b"yes", []).unwrap();
-        assert_eq!(site.session.send(id, 3, SendFlags(0), b"no", []), Err(SendError::Closed));
+        site.session.send(id, 2, SendFlags::CLOSE, b"yes", &[]).unwrap();
+        assert_eq!(site.session.send(id, 3, SendFlags(0), b"no", &[]), Err(SendError::Closed));
         site.event(|_, what| matches!(what, Occurrence::Closed(_)).then_some(())).await;
-        assert_eq!(site.session.send(id, 4, SendFlags(0), b"no", []), Err(SendError::Closed));
+        assert_eq!(site.session.send(id, 4, SendFlags(0), b"no", &[]), Err(SendError::Closed));
         assert_eq!(ended(peer).await, b"yes");
     });
 }
@@ -203,10 +217,11 @@ fn a_reader_that_stops_is_reset_and_its_leases_come_back() {
         let lease = site.lend(0, 4 << 20);
         let mut refused = None;
         for send in 0..8 {
-            refused = refused.or(site.session.send(id, send, SendFlags(0), b"", [part(lease, 0, 4 << 20)]).err());
+            refused = refused.or(site.session.send(id, send, SendFlags(0), b"", &[part(lease, 0, 4 << 20)]).err());
         }
         assert_eq!(refused, Some(SendError::Full));
-        let reason = site.event(|_, what| if let Occurrence::Closed(reason) = what { Some(*reason) } else { None }).await;
+        let reason =
+            site.event(|_, what| if let Occurrence::Closed(reason) = what { Some(*reason) } else { None }).await;
         assert_eq!(reason, Reason::TimedOut);
         site.lender.take_back_all(CLIENT);
         assert_eq!(site.lender.dying(), 0, "a pin was left");
@@ -283,7 +298,7 @@ fn connections_beyond_the_limit_wait_for_room() {
         runtime::sleep(Duration::from_millis(50)).await;
         site.session.connection(id).unwrap().close();
         let other = site.accepted().await;
-        site.session.send(other, 1, SendFlags::CLOSE, b"room", []).unwrap();
+        site.session.send(other, 1, SendFlags::CLOSE, b"room", &[]).unwrap();
         site.event(|id, what| (id == other && matches!(what, Occurrence::Closed(_))).then_some(())).await;
         ended(first).await.unwrap();
         assert_eq!(ended(second).await.unwrap(), b"room");
@@ -302,7 +317,7 @@ fn the_end_of_a_session_resets_its_connections() {
         let id = site.accepted().await;
         let lease = site.lend(0, 4 << 20);
         for send in 0..4 {
-            site.session.send(id, send, SendFlags(0), b"", [part(lease, 0, 4 << 20)]).unwrap();
+            site.session.send(id, send, SendFlags(0), b"", &[part(lease, 0, 4 << 20)]).unwrap();
         }
         site.session.end();
         let (length, error) = ended(peer).await;
