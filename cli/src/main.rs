@@ -6,8 +6,15 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bench;
 mod check;
+mod control;
+mod fs;
+mod node;
 mod output;
+mod serve;
+mod up;
+mod why;
 
 use std::process::ExitCode;
 
@@ -17,11 +24,24 @@ use args::{Cli, Verb};
 use output::Failed;
 
 fn main() -> ExitCode {
+    // Not UTF-8 is no process of a node; clap says what is wrong with it.
+    let arguments: Vec<String> =
+        std::env::args_os().skip(1).map_while(|argument| argument.into_string().ok()).collect();
+    if let Some(code) = serve::process(&arguments) {
+        return code;
+    }
     let cli = Cli::parse();
     let done = match &cli.verb {
         Verb::Check { manifest, sets } => check::check(&cli.common, manifest, sets),
         Verb::Completions { shell } => completions(*shell),
-        _ => Err(Failed::new("not built yet")),
+        Verb::Up(up) => up::up(&cli.common, up),
+        Verb::Down => control::down(&cli.common),
+        Verb::Ps { io } => control::ps(&cli.common, *io),
+        Verb::Logs { component } => control::logs(&cli.common, component.as_deref()),
+        Verb::Fs(verb) => fs::run(&cli.common, verb),
+        Verb::Bench(what) => bench::bench(&cli.common, what),
+        Verb::Serve { name } => Err(Failed::usage(format!("there is no built-in component `{name}`"))),
+        Verb::Keeper | Verb::Supervisor => Err(Failed::usage("this is started by `atoll up`")),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

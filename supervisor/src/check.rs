@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 
 use crate::manifest::{Checked, Component, Provide, Use};
 use crate::parse::{Literal, Raw, RawComponent, RawUse, Word, list};
-use crate::policy::{self, Builtin, Default, Field, Interface, Kind, Narrowing};
+use crate::policy::{self, Builtin, Default, Interface, Kind, Narrowing};
 use crate::report::{Place, Problem, Report};
 use crate::value;
 

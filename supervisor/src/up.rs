@@ -97,6 +97,11 @@ impl Starting {
         }
     }
 
+    /// The keeper's process id: SIGTERM ends the node in order, also while it starts.
+    pub fn pid(&self) -> u32 {
+        self.keeper.id()
+    }
+
     /// The keeper's process: it exits when the node has ended.
     pub fn into_keeper(self) -> Child {
         self.keeper

@@ -62,22 +62,26 @@ impl VolumePath {
         self.0.is_empty()
     }
 
+    /// Its last name; nothing for the root.
+    pub fn name(&self) -> Option<Name<'_>> {
+        let last = self.0.rsplit(|byte| *byte == b'/').next();
+        last.and_then(|name| Name::new(name).ok())
+    }
+
     /// The directory above and the name in it; nothing for the root.
     pub fn split(&self) -> Option<(VolumePath, Name<'_>)> {
-        if self.is_root() {
-            return None;
-        }
-        let (above, name) = match self.0.iter().rposition(|byte| *byte == b'/') {
-            Some(slash) => (&self.0[..slash], &self.0[slash + 1..]),
-            None => (&self.0[..0], &self.0[..]),
-        };
-        Some((VolumePath(above.to_vec()), Name::new(name).expect("a part of a checked path")))
+        let name = self.name()?;
+        let above = self.0.len() - name.as_bytes().len();
+        Some((VolumePath(self.0[..above.saturating_sub(1)].to_vec()), name))
     }
 
     /// Whether `other` is this path or below it.
     pub fn contains(&self, other: &VolumePath) -> bool {
         self.is_root()
-            || other.0.strip_prefix(self.0.as_slice()).is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'/'))
+            || other
+                .0
+                .strip_prefix(self.0.as_slice())
+                .is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'/'))
     }
 }
 
@@ -107,15 +111,18 @@ pub fn printable(bytes: &[u8]) -> String {
 
 fn refuse(text: &str, bad: BadPath) -> Failed {
     let shown = printable(text.as_bytes());
-    let shown: String = if shown.chars().count() > 80 { shown.chars().take(77).chain("...".chars()).collect() } else { shown };
+    let shown: String =
+        if shown.chars().count() > 80 { shown.chars().take(77).chain("...".chars()).collect() } else { shown };
     match bad {
-        BadPath::Empty => Failed::usage(format!("{shown}: a part of this path is empty")).help("write one `/` between names"),
+        BadPath::Empty => {
+            Failed::usage(format!("{shown}: a part of this path is empty")).help("write one `/` between names")
+        }
         BadPath::Dots => Failed::usage(format!("{shown}: `.` and `..` are not names on this volume"))
             .help("write the path from the root, without them"),
         BadPath::Byte => Failed::usage(format!("{shown}: a name cannot contain NUL or `/`")),
-        BadPath::TooLong => Failed::usage(format!(
-            "{shown}: too long: a name has at most {NAME_MAX} bytes, a path {PATH_MAX}"
-        )),
+        BadPath::TooLong => {
+            Failed::usage(format!("{shown}: too long: a name has at most {NAME_MAX} bytes, a path {PATH_MAX}"))
+        }
     }
 }
 

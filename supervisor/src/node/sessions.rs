@@ -192,7 +192,7 @@ impl Node {
                     host: kernel_ipc::Incarnation(0),
                     status_entry: SUPERVISOR_SLOT,
                 };
-                self.send(client, &opened, &[host.fd()]);
+                self.send(client, &opened, &[host.fd().expect("made over shared memory")]);
                 let entry = Session { client: client.incarnation, host: Host::Supervisor(host) };
                 self.sessions.borrow_mut().insert(session, entry);
             }

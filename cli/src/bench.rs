@@ -1,0 +1,202 @@
+//! `atoll bench`: measurements, each beside its floor in the same run.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+use bench::http::{Floor, Load, measure};
+use bench::report::Run;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use supervisor::up::{Options, Progress};
+
+use crate::args::{Bench, BenchOptions, Common};
+use crate::output::{self, Align, Failed, Table, duration, size};
+use crate::{control, fs, node};
+
+/// Measures what was asked.
+pub fn bench(common: &Common, what: &Bench) -> Result<(), Failed> {
+    let (run, options) = match what {
+        Bench::Ipc(options) => (ipc(options)?, options),
+        Bench::Block(options) => (block(options)?, options),
+        Bench::Http(options) => (http(options)?, options),
+    };
+    if options.save {
+        let path = save(&run)?;
+        output::message(&format!("kept in {}", path.display()));
+    }
+    if common.json { output::json(&run) } else { output::write(show(&run).as_bytes()) }
+}
+
+fn ipc(_options: &BenchOptions) -> Result<Run, Failed> {
+    Err(Failed::new("not measured yet"))
+}
+
+fn block(_options: &BenchOptions) -> Result<Run, Failed> {
+    Err(Failed::new("not measured yet"))
+}
+
+/// Requests a second of a system of its own, at three sizes, beside the floor.
+fn http(options: &BenchOptions) -> Result<Run, Failed> {
+    const SIZES: [(&str, usize); 3] = [("1 KiB", 1 << 10), ("64 KiB", 64 << 10), ("1 MiB", 1 << 20)];
+    let own = OwnSystem::start(&["httpd.listen=127.0.0.1:0"])?;
+    let mut files = Vec::new();
+    for (_, length) in SIZES {
+        let file = own.directory.join(format!("{length}.bin"));
+        std::fs::write(&file, vec![b'x'; length])?;
+        files.push(file);
+    }
+    fs::put::copy(&own.common(), &files, "/www", false)?;
+    let server = own.http_address()?;
+    let mut run = Run::begin("http");
+    let load = Load { duration: Duration::from_secs(options.seconds), ..Load::default() };
+    run.notes.push(format!("{} keep-alive connections from one thread, {} s a row", load.connections, options.seconds));
+    run.notes.push("the floor answers from memory, without a parser or a file".into());
+    let failed = |error: std::io::Error| Failed::new(format!("the measurement broke off: {error}"));
+    for (name, length) in SIZES {
+        let floor = Floor::start(length).map_err(failed)?;
+        let floor_row =
+            measure(&format!("floor {name}"), floor.address(), "/", length as u64, &load).map_err(failed)?;
+        drop(floor);
+        let path = format!("/{length}.bin");
+        let row = measure(&format!("atoll {name}"), server, &path, length as u64, &load).map_err(failed)?;
+        let row = row.rate_beside(&floor_row);
+        run.rows.extend([floor_row, row]);
+    }
+    own.stop()?;
+    Ok(run)
+}
+
+/// A system of its own for a measurement, in a directory that vanishes with it.
+struct OwnSystem {
+    directory: PathBuf,
+    keeper: Option<Child>,
+}
+
+impl OwnSystem {
+    fn start(sets: &[&str]) -> Result<OwnSystem, Failed> {
+        let directory = std::env::temp_dir().join(format!("atoll-bench-{}", std::process::id()));
+        std::fs::create_dir(&directory)
+            .map_err(|error| Failed::new(format!("cannot make {}: {error}", directory.display())))?;
+        let mut own = OwnSystem { directory, keeper: None };
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_string()).collect();
+        let state = own.directory.join("state");
+        let options = Options { manifest: None, state: &state, sets: &sets, end_with_parent: true };
+        let mut starting = supervisor::up::start(&options)?;
+        let last = loop {
+            match starting.next() {
+                last @ (Progress::Up | Progress::Failed { .. }) => break last,
+                Progress::Starting { .. } | Progress::Ready { .. } => {}
+            }
+        };
+        own.keeper = Some(starting.into_keeper());
+        match last {
+            Progress::Failed { reason } => {
+                Err(Failed::new(format!("the system to be measured did not start: {reason}")))
+            }
+            _ => Ok(own),
+        }
+    }
+
+    fn common(&self) -> Common {
+        Common { state: self.directory.join("state"), json: false }
+    }
+
+    fn http_address(&self) -> Result<SocketAddr, Failed> {
+        let components = node::visit(&self.common(), async |context| control::components(&context).await)?;
+        let listen = components.iter().find_map(|one| one.listen.parse().ok());
+        listen.ok_or_else(|| Failed::new("the system to be measured does not listen"))
+    }
+
+    /// Ends it in order.
+    fn stop(mut self) -> Result<(), Failed> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), Failed> {
+        if let Some(mut keeper) = self.keeper.take() {
+            let pid = Pid::from_raw(i32::try_from(keeper.id()).unwrap_or(i32::MAX));
+            // It is our child and not waited for yet, so the number is still its own.
+            let _ = kill(pid, Signal::SIGTERM);
+            keeper.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for OwnSystem {
+    fn drop(&mut self) {
+        // Best effort on the way out of a failure; `stop` reports.
+        let _ = self.end();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// The run for people.
+fn show(run: &Run) -> String {
+    use Align::{Left, Right};
+    let mut columns = vec![("what", Left), ("per second", Right)];
+    let payload = run.rows.iter().any(|row| row.bytes_per_second > 0.0);
+    if payload {
+        columns.push(("payload", Right));
+    }
+    columns.extend([("p50", Right), ("p99", Right), ("p99.9", Right), ("ratio", Right)]);
+    let mut table = Table::new(&columns);
+    for row in &run.rows {
+        let mut cells = vec![row.name.clone(), rate(row.per_second)];
+        if payload {
+            cells.push(format!("{}/s", size(row.bytes_per_second as u64)));
+        }
+        cells.extend([row.p50_ns, row.p99_ns, row.p999_ns].map(duration));
+        cells.push(row.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}")));
+        table.row(cells);
+    }
+    let mut text = table.render(output::stdout_colours());
+    let machine = &run.machine;
+    text.push_str(&format!(
+        "\n{}, {} cores, Linux {}, load {}\n",
+        machine.processor, machine.cores, machine.kernel, machine.load
+    ));
+    for note in &run.notes {
+        text.push_str(&format!("{note}\n"));
+    }
+    text
+}
+
+/// A rate with separators: `98 765`.
+fn rate(per_second: f64) -> String {
+    let digits = format!("{per_second:.0}");
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Keeps a run under `bench/runs`, named after its date.
+fn save(run: &Run) -> Result<PathBuf, Failed> {
+    let directory = Path::new("bench/runs");
+    let time = output::time(run.unix_seconds.saturating_mul(1_000_000_000));
+    let name: String = time.chars().filter(char::is_ascii_digit).collect();
+    let path = directory.join(format!("{name}-{}.json", run.bench));
+    let text = serde_json::to_string_pretty(&json!(run)).map_err(|error| Failed::new(error.to_string()))?;
+    std::fs::create_dir_all(directory)
+        .and_then(|()| std::fs::write(&path, text + "\n"))
+        .map_err(|error| Failed::new(format!("cannot keep the run in {}: {error}", path.display())))?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_grouped_by_thousands() {
+        assert_eq!([0.4, 999.0, 1000.0, 1_234_567.0].map(rate), ["0", "999", "1 000", "1 234 567"]);
+    }
+}

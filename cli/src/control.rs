@@ -1,0 +1,182 @@
+//! What an operator asks the supervisor: `ps`, `logs`, `down`.
+
+use kernel_ipc::component::Context;
+use kernel_ipc::{CallError, Cause};
+use protocol::control::{self, ComponentStatus, DownError, LogsError, PsError, State};
+use serde_json::{Value, json};
+
+use crate::args::Common;
+use crate::node::{LOCK, connect, visit};
+use crate::output::{self, Align, Colour, Failed, Table, paint, size};
+use crate::why::{Words, why};
+
+/// `atoll ps [--io]`.
+pub fn ps(common: &Common, io: bool) -> Result<(), Failed> {
+    let components = visit(common, async |context| components(&context).await)?;
+    if common.json {
+        return output::json(&json!({"components": components.iter().map(|one| facts(one, io)).collect::<Vec<_>>()}));
+    }
+    output::write(table(&components, io).as_bytes())
+}
+
+/// All components of the node.
+pub async fn components(context: &Context) -> Result<Vec<ComponentStatus>, Failed> {
+    let control: control::Client = connect(context, "control").await?;
+    let mut all = Vec::new();
+    let mut cursor = Some(0);
+    while let Some(at) = cursor {
+        let page = control.ps(control.root(), at).await.map_err(|error| why(&"the list of components", &error))?;
+        all.extend(page.components);
+        cursor = page.next;
+    }
+    Ok(all)
+}
+
+/// One component as `--json` shows it.
+pub fn facts(component: &ComponentStatus, io: bool) -> Value {
+    let mut facts = json!({
+        "name": component.name,
+        "pid": if component.pid == 0 { Value::Null } else { json!(component.pid) },
+        "state": word(component.state),
+        "epoch": component.epoch,
+        "restarts": component.restarts,
+        "place": component.place,
+    });
+    if !component.listen.is_empty() {
+        facts["listen"] = json!(component.listen);
+    }
+    if !component.trouble.is_empty() {
+        facts["trouble"] = json!(component.trouble);
+    }
+    if io {
+        facts["leased"] = json!(component.leased_bytes);
+        facts["verified"] = json!(component.verified_bytes);
+        facts["copied"] = json!(component.copied_bytes);
+    }
+    facts
+}
+
+/// The components for people.
+pub fn table(components: &[ComponentStatus], io: bool) -> String {
+    use Align::{Left, Right};
+    let mut columns = vec![("name", Left), ("state", Left), ("pid", Right), ("epoch", Right), ("restarts", Right)];
+    columns.push(("place", Left));
+    if io {
+        columns.extend([("leased", Right), ("verified", Right), ("copied", Right)]);
+    }
+    columns.push(("listen", Left));
+    let mut table = Table::new(&columns);
+    for one in components {
+        let pid = if one.pid == 0 { "-".to_string() } else { one.pid.to_string() };
+        let mut row =
+            vec![one.name.clone(), word(one.state).into(), pid, one.epoch.to_string(), one.restarts.to_string()];
+        row.push(one.place.clone());
+        if io {
+            row.extend([one.leased_bytes, one.verified_bytes, one.copied_bytes].map(size));
+        }
+        row.push(one.listen.clone());
+        table.row(row);
+    }
+    let mut text = table.render(output::stdout_colours());
+    for one in components.iter().filter(|one| !one.trouble.is_empty()) {
+        let name = paint(&one.name, Colour::Yellow, output::stdout_colours());
+        text.push_str(&format!("{name}: {}\n", one.trouble.trim_end()));
+    }
+    text
+}
+
+fn word(state: State) -> &'static str {
+    match state {
+        State::Waiting => "waiting",
+        State::Starting => "starting",
+        State::Ready => "ready",
+        State::Stopping => "stopping",
+        State::Stopped => "stopped",
+        State::Restarting => "restarting",
+        State::Quarantined => "quarantined",
+    }
+}
+
+/// `atoll logs [COMPONENT]`.
+pub fn logs(common: &Common, component: Option<&str>) -> Result<(), Failed> {
+    visit(common, async |context| {
+        let control: control::Client = connect(&context, "control").await?;
+        let name = component.unwrap_or_default();
+        let mut lines = Vec::new();
+        let mut cursor = 0;
+        loop {
+            let page = control
+                .logs(control.root(), name, cursor, LOG_PAGE)
+                .await
+                .map_err(|error| why(&if name.is_empty() { "the logs" } else { name }, &error))?;
+            if common.json {
+                lines.extend(String::from_utf8_lossy(&page.text).lines().map(str::to_string));
+            } else {
+                output::write(&page.text)?;
+            }
+            // A page that gives nothing and does not end would be asked for ever.
+            if page.end || page.next == cursor {
+                break;
+            }
+            cursor = page.next;
+        }
+        if common.json { output::json(&json!({"lines": lines})) } else { Ok(()) }
+    })
+}
+
+/// Bytes of log asked for at a time; the reply must fit a window.
+const LOG_PAGE: u32 = 3072;
+
+/// `atoll down`: returns when the node has ended.
+pub fn down(common: &Common) -> Result<(), Failed> {
+    visit(common, async |context| {
+        let control: control::Client = connect(&context, "control").await?;
+        match control.down(control.root()).await {
+            Ok(()) | Err(CallError::Operation(DownError::Stopping)) => Ok(()),
+            // It may have ended before its answer was read: the lock below says.
+            Err(CallError::Failed { cause: Cause::PeerDied | Cause::SessionClosed, .. }) => Ok(()),
+            Err(error) => Err(why(&"the system", &error)),
+        }
+    })?;
+    wait_for_end(&common.state)?;
+    if common.json {
+        return output::json(&json!({"stopped": true}));
+    }
+    output::line("stopped, the disk is clean")
+}
+
+/// Waits until the node lets go of its state directory, which is the last thing it does.
+fn wait_for_end(state: &std::path::Path) -> Result<(), Failed> {
+    match std::fs::File::open(state.join(LOCK)).and_then(|lock| lock.lock()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Failed::new(format!("cannot see whether the system on {} has ended: {error}", state.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Words for PsError {
+    fn words(&self) -> (String, Option<&'static str>) {
+        match self {
+            Self::BadCursor => ("it changed while it was read".into(), Some("try again")),
+        }
+    }
+}
+
+impl Words for LogsError {
+    fn words(&self) -> (String, Option<&'static str>) {
+        match self {
+            Self::BadCursor => ("the log was cut while it was read".into(), Some("try again")),
+            Self::NoSuchComponent => ("no such component".into(), Some("`atoll ps` lists the components")),
+            Self::Io => ("the log cannot be read".into(), None),
+        }
+    }
+}
+
+impl Words for DownError {
+    fn words(&self) -> (String, Option<&'static str>) {
+        match self {
+            Self::Stopping => ("it is going down already".into(), None),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! `atoll fs check`: every structure and checksum, of the running system or of an image.
+
+use std::path::Path;
+
+use protocol::fs::CheckPage;
+use serde_json::json;
+
+use super::with_volume;
+use crate::args::Common;
+use crate::output::{self, Colour, Failed, paint};
+use crate::why::why;
+
+/// Asks the running file system.
+pub fn running(common: &Common) -> Result<(), Failed> {
+    let bar = output::bar(1, false);
+    bar.set_message("checking");
+    let (checked, problems) = with_volume(common, async |volume| {
+        let mut problems = Vec::new();
+        let mut checked = 0;
+        let mut cursor = Some(0);
+        while let Some(at) = cursor {
+            let CheckPage { next, checked_blocks, total_blocks, problems: more } =
+                volume.client.check(volume.client.root(), at).await.map_err(|error| why(&"the volume", &error))?;
+            bar.set_length(total_blocks);
+            bar.set_position(checked_blocks);
+            checked = checked_blocks;
+            problems.extend(more);
+            cursor = next;
+        }
+        Ok((checked, problems))
+    })?;
+    bar.finish_and_clear();
+    tell(common, checked, &problems)
+}
+
+/// Reads an image file itself; nothing needs to run.
+pub fn image(common: &Common, image: &Path) -> Result<(), Failed> {
+    let failed = |error: &std::io::Error| Failed::new(format!("{}: {error}", image.display()));
+    let lock = std::fs::File::open(image).map_err(|error| failed(&error))?;
+    // A driver holds its image exclusively; what it is writing would look like damage here.
+    if let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock_shared() {
+        return Err(Failed::new(format!("{}: a running system uses it", image.display()))
+            .help("`atoll fs check` asks the running system; or stop it with `atoll down`"));
+    }
+    let bar = output::bar(1, false);
+    bar.set_message("checking");
+    let found = fs_server::check_image(image, &mut |progress| {
+        bar.set_length(progress.total_blocks);
+        bar.set_position(progress.checked_blocks);
+    });
+    bar.finish_and_clear();
+    let report =
+        found.map_err(|error| failed(&error))?.map_err(|error| Failed::new(format!("{}: {error}", image.display())))?;
+    let mut problems: Vec<String> = report
+        .problems
+        .iter()
+        .map(|problem| format!("{} in block {}: {}", problem.structure, problem.block, problem.what))
+        .collect();
+    let kept = problems.len() as u64;
+    if report.problem_count > kept {
+        problems.push(format!("{} more of the same kind", report.problem_count - kept));
+    }
+    if report.leaked_blocks > 0 {
+        problems.push(format!("{} blocks are marked used and belong to nothing", report.leaked_blocks));
+    }
+    if report.damaged_copies > 0 {
+        problems.push(format!("{} structures have only one good copy left", report.damaged_copies));
+    }
+    tell(common, report.used_blocks, &problems)
+}
+
+fn tell(common: &Common, checked: u64, problems: &[String]) -> Result<(), Failed> {
+    if common.json {
+        output::json(&json!({"checked_blocks": checked, "problems": problems}))?;
+    } else {
+        for problem in problems {
+            output::line(problem)?;
+        }
+        let colours = output::stdout_colours();
+        output::line(&match problems.len() {
+            0 => paint(&format!("{checked} blocks checked, no problem"), Colour::Green, colours),
+            1 => paint(&format!("{checked} blocks checked, 1 problem"), Colour::Red, colours),
+            count => paint(&format!("{checked} blocks checked, {count} problems"), Colour::Red, colours),
+        })?;
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Failed::told()) }
+}

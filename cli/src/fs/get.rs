@@ -1,0 +1,276 @@
+//! `atoll fs get|cat`: from the volume to this machine.
+//!
+//! * The file system lends ranges of the driver's region, which this guest maps; the kernel writes files straight from
+//!   there. A lease is looked at again after each use: bytes of a lease that had ended are never kept.
+//! * A file appears under its name when it is complete.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::rc::Rc;
+
+use indicatif::ProgressBar;
+use kernel_ipc::Rights;
+use kernel_ipc::interface::Cap;
+use kernel_ipc::runtime::io::{self, File};
+use protocol::fs::{EXTENT_MAX, Kind, Node};
+
+use super::path::VolumePath;
+use super::pool::Pool;
+use super::{Volume, list, with_volume};
+use crate::args::Common;
+use crate::output::{self, Failed};
+use crate::why::why;
+
+/// Files at a time in a tree, and ranges at a time in a file.
+const AT_A_TIME: usize = 16;
+const RANGES_AT_A_TIME: usize = 6;
+
+/// A lease may end between its arrival and its use when the driver dies; then the range is asked for again.
+const TRIES: usize = 3;
+
+/// `atoll fs get`.
+pub fn get(common: &Common, sources: &[String], target: &Path, recursive: bool) -> Result<(), Failed> {
+    if target == Path::new("-") {
+        return cat(common, sources);
+    }
+    let into_directory = target.is_dir();
+    if sources.len() > 1 && !into_directory {
+        return Err(Failed::new(format!("{}: not a directory here", target.display()))
+            .help("several files need a directory that exists"));
+    }
+    let mut plan = Vec::new();
+    for source in sources {
+        // `DIR/.` means what is in DIR.
+        let (text, contents) = match source.strip_suffix("/.") {
+            Some(directory) => (if directory.is_empty() { "/" } else { directory }, true),
+            None => (source.as_str(), false),
+        };
+        let path = VolumePath::parse(text)?;
+        let name = path.split().map(|(_, name)| local_name(name.as_bytes()));
+        let local = match name {
+            Some(name) if into_directory && !contents => target.join(name),
+            _ => target.to_path_buf(),
+        };
+        plan.push((path, local));
+    }
+    let start = std::time::Instant::now();
+    let bar = output::bar(0, true);
+    let done = with_volume(common, async |volume| {
+        let copy = Copy { volume, pool: Pool::new(AT_A_TIME), bar: bar.clone(), counts: Rc::default() };
+        for (path, local) in &plan {
+            let stat = copy.volume.look(path).await?;
+            match stat.kind {
+                Kind::File => copy.file(path.clone(), local.clone()).await?,
+                Kind::Directory if recursive => copy.tree(path.clone(), local.clone()).await?,
+                Kind::Directory => {
+                    return Err(Failed::new(format!("{path}: it is a directory"))
+                        .help("use -r to copy it with all that is in it"));
+                }
+            }
+        }
+        copy.pool.finish().await?;
+        Ok(copy.counts.get())
+    });
+    bar.finish_and_clear();
+    let (files, bytes) = done?;
+    super::put::summary(common, "got", files, bytes, start.elapsed())
+}
+
+/// A name of the volume as a name here. Both are bytes without NUL and `/`.
+fn local_name(name: &[u8]) -> &std::ffi::OsStr {
+    std::ffi::OsStr::from_bytes(name)
+}
+
+/// One copy out of the volume.
+#[derive(Clone)]
+struct Copy {
+    volume: Volume,
+    pool: Pool,
+    bar: ProgressBar,
+    /// Files and bytes that have come.
+    counts: Rc<std::cell::Cell<(u64, u64)>>,
+}
+
+impl Copy {
+    /// Copies a directory. Boxed because it calls itself.
+    fn tree(&self, path: VolumePath, local: PathBuf) -> Pin<Box<dyn Future<Output = Result<(), Failed>> + '_>> {
+        Box::pin(async move {
+            fs::create_dir_all(&local).map_err(|error| here(&local, &error))?;
+            let directory = self.volume.open_directory(&path, Rights::empty()).await?;
+            let mut cursor = Some(0);
+            while let Some(at) = cursor {
+                let (entries, next) = list::page(&self.volume, &path, &directory, at).await?;
+                cursor = next;
+                for entry in entries {
+                    let (path, local) = (path.join(&entry.name)?, local.join(local_name(&entry.name)));
+                    match entry.kind {
+                        Kind::Directory => self.tree(path, local).await?,
+                        Kind::File => self.file(path, local).await?,
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Copies a file, beside others.
+    async fn file(&self, path: VolumePath, local: PathBuf) -> Result<(), Failed> {
+        let copy = self.clone();
+        self.pool.start(async move { copy.one(&path, &local).await }).await
+    }
+
+    async fn one(&self, path: &VolumePath, local: &Path) -> Result<(), Failed> {
+        let (node, stat) = self.volume.open(path, Rights::READ).await?;
+        self.bar.inc_length(stat.size);
+        self.bar.set_message(path.to_string());
+        let part = Part::create(local)?;
+        let file = File::from(part.file.try_clone().map_err(|error| here(local, &error))?);
+        let node = Rc::new(node);
+        let ranges = Pool::new(RANGES_AT_A_TIME);
+        let mut offset = 0;
+        while offset < stat.size {
+            let length = stat.size.saturating_sub(offset).min(u64::from(EXTENT_MAX));
+            let (copy, node, file, path, local) =
+                (self.clone(), node.clone(), file.clone(), path.clone(), local.to_path_buf());
+            let range = async move { copy.range(&node, &path, &file, &local, offset, length).await };
+            if stat.size <= u64::from(EXTENT_MAX) {
+                // A small file is one range: no need for a task of its own.
+                range.await?;
+            } else {
+                ranges.start(range).await?;
+            }
+            offset += length;
+        }
+        ranges.finish().await?;
+        part.keep(local)?;
+        let (files, bytes) = self.counts.get();
+        self.counts.set((files + 1, bytes + stat.size));
+        Ok(())
+    }
+
+    /// Copies one range of a file. The end of the file may have come nearer meanwhile.
+    async fn range(
+        &self,
+        node: &Cap<Node>,
+        path: &VolumePath,
+        file: &File,
+        local: &Path,
+        from: u64,
+        length: u64,
+    ) -> Result<(), Failed> {
+        let end = from + length;
+        let mut at = from;
+        let mut tries = 0;
+        while at < end {
+            let wanted = u32::try_from(end - at).unwrap_or(EXTENT_MAX);
+            let lease = self.volume.client.read(node, at, wanted).await.map_err(|error| why(path, &error))?;
+            let Some(lease) = lease else { return Ok(()) };
+            let holder = self.volume.context.holder();
+            let held = holder.borrow().hold(&lease.name()).ok();
+            let slice = held.as_ref().and_then(|held| held.slice(0, held.len()).ok());
+            let (Some(held), Some(slice)) = (held, slice) else {
+                tries = again(path, tries)?;
+                continue;
+            };
+            let (written, _) = io::write_at(file, slice, at).await;
+            if !held.still_live() {
+                // What was written may be anything: it is written again.
+                tries = again(path, tries)?;
+                continue;
+            }
+            let written = written.map_err(|error| here(local, &error))? as u64;
+            if written == 0 {
+                return Err(Failed::new(format!("{}: the file takes no more bytes", local.display())));
+            }
+            self.bar.inc(written);
+            at += written;
+        }
+        Ok(())
+    }
+}
+
+/// Counts a range that must be asked for again.
+fn again(path: &VolumePath, tries: usize) -> Result<usize, Failed> {
+    if tries + 1 < TRIES {
+        return Ok(tries + 1);
+    }
+    Err(Failed::new(format!("{path}: the disk's driver went away while its memory was read"))
+        .help("try again; `atoll ps` shows how it is"))
+}
+
+fn here(local: &Path, error: &std::io::Error) -> Failed {
+    Failed::new(format!("{}: {error}", local.display()))
+}
+
+/// A file that is not complete yet, under another name. Removed when dropped without `keep`.
+struct Part {
+    file: fs::File,
+    path: PathBuf,
+    kept: bool,
+}
+
+impl Part {
+    fn create(local: &Path) -> Result<Part, Failed> {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        if local.is_dir() {
+            return Err(Failed::new(format!("{}: it is a directory here", local.display())));
+        }
+        // Relaxed: only its uniqueness counts.
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = local.with_file_name(format!(".atoll-get-{}-{number}", std::process::id()));
+        let file = fs::File::create(&path).map_err(|error| here(local, &error))?;
+        Ok(Part { file, path, kept: false })
+    }
+
+    /// Gives it its name, in place of what had it.
+    fn keep(mut self, local: &Path) -> Result<(), Failed> {
+        fs::rename(&self.path, local).map_err(|error| here(local, &error))?;
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if !self.kept {
+            // Best effort: the copy has failed already.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// `atoll fs cat`.
+pub fn cat(common: &Common, texts: &[String]) -> Result<(), Failed> {
+    let paths = super::paths(texts)?;
+    with_volume(common, async |volume| {
+        for path in &paths {
+            print(&volume, path).await?;
+        }
+        Ok(())
+    })
+}
+
+/// Writes a file to standard output, one extent after the other; the file system reads ahead meanwhile.
+async fn print(volume: &Volume, path: &VolumePath) -> Result<(), Failed> {
+    let (node, stat) = volume.open(path, Rights::READ).await?;
+    if stat.kind == Kind::Directory {
+        return Err(Failed::new(format!("{path}: it is a directory")));
+    }
+    let mut bytes = vec![0; EXTENT_MAX as usize];
+    let mut at = 0;
+    let mut tries = 0;
+    while let Some(lease) = volume.client.read(&node, at, EXTENT_MAX).await.map_err(|error| why(path, &error))? {
+        let length = usize::try_from(lease.len()).unwrap_or(usize::MAX).min(bytes.len());
+        let copied = volume.context.holder().borrow().read(&lease.name(), 0, &mut bytes[..length]);
+        if copied.is_err() {
+            tries = again(path, tries)?;
+            continue;
+        }
+        output::write(&bytes[..length])?;
+        at += length as u64;
+    }
+    Ok(())
+}

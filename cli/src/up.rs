@@ -1,0 +1,167 @@
+//! `atoll up`: start a node, show what runs, and in the foreground end it in order.
+
+use std::path::Path;
+use std::process::ExitStatus;
+use std::sync::mpsc;
+
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
+use protocol::control::ComponentStatus;
+use serde_json::json;
+use supervisor::manifest::{Manifest, Origin};
+use supervisor::up::{Options, Progress, Starting};
+
+use crate::args::{Common, Up};
+use crate::output::{self, Colour, Failed, paint, stderr_colours};
+use crate::{check, control, node};
+
+/// What the foreground waits for.
+enum Event {
+    /// The start goes on.
+    Progress(Progress),
+    /// The start has ended well or not.
+    Started(Starting, Progress),
+    Signal(Signal),
+}
+
+/// Starts the system.
+pub fn up(common: &Common, up: &Up) -> Result<(), Failed> {
+    let origin = up.manifest.as_deref().map_or(Origin::Embedded, Origin::Path);
+    let checked = Manifest::load(origin, &up.sets).map_err(|report| check::refused(&report))?;
+    if node::is_held(&common.state) {
+        let state = common.state.display();
+        return Err(Failed::new(format!("a system runs on {state} already"))
+            .help("`atoll ps` shows it, `atoll down` stops it; --state DIR names another place"));
+    }
+    let events = wait_for_signals()?;
+    let options =
+        Options { manifest: up.manifest.as_deref(), state: &common.state, sets: &up.sets, end_with_parent: !up.detach };
+    let starting = supervisor::up::start(&options)
+        .map_err(|error| Failed::new(format!("cannot start in {}: {error}", common.state.display())))?;
+    let keeper = Pid::from_raw(i32::try_from(starting.pid()).unwrap_or(i32::MAX));
+    let bar = output::bar(checked.components.len() as u64, false);
+    report(starting, events.sender);
+    let mut interrupted = false;
+    let started = loop {
+        match events.receiver.recv() {
+            Ok(Event::Progress(Progress::Starting { component })) => bar.set_message(format!("starting {component}")),
+            Ok(Event::Progress(_)) => bar.inc(1),
+            Ok(Event::Started(starting, last)) => {
+                bar.finish_and_clear();
+                break (starting, last);
+            }
+            Ok(Event::Signal(Signal::SIGCHLD)) => {}
+            Ok(Event::Signal(_)) => {
+                interrupted = true;
+                // It may have ended by itself; the report says so then.
+                let _ = kill(keeper, Signal::SIGTERM);
+            }
+            Err(mpsc::RecvError) => return Err(Failed::new("the start was not reported to its end")),
+        }
+    };
+    let (starting, last) = started;
+    if let Progress::Failed { reason } = last {
+        let _ = starting.into_keeper().wait();
+        let what = if interrupted { "interrupted while starting".into() } else { reason };
+        return Err(Failed::new(what.trim_end()));
+    }
+    let components = node::visit(common, async |context| control::components(&context).await)?;
+    show(common, up, &components)?;
+    if up.detach {
+        return Ok(());
+    }
+    let mut keeper_process = starting.into_keeper();
+    if interrupted {
+        let _ = kill(keeper, Signal::SIGTERM);
+    }
+    let mut asked = interrupted;
+    loop {
+        if let Some(status) = keeper_process.try_wait()? {
+            return ended(&common.state, asked, status);
+        }
+        match events.receiver.recv() {
+            Ok(Event::Signal(Signal::SIGCHLD)) => {}
+            Ok(Event::Signal(_)) if !asked => {
+                asked = true;
+                output::message("stopping in order");
+                let _ = kill(keeper, Signal::SIGTERM);
+            }
+            Ok(_) => {}
+            Err(mpsc::RecvError) => return Err(Failed::new("no signals can be received any more")),
+        }
+    }
+}
+
+struct Events {
+    sender: mpsc::Sender<Event>,
+    receiver: mpsc::Receiver<Event>,
+}
+
+/// Turns the signals that end a foreground program, and the death of the keeper, into events.
+fn wait_for_signals() -> Result<Events, Failed> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD] {
+        signals.add(signal);
+    }
+    // Before any thread is started, so that all of them block these. A started program gets a clean mask.
+    signals.thread_block().map_err(std::io::Error::from)?;
+    let (sender, receiver) = mpsc::channel();
+    let out = sender.clone();
+    std::thread::spawn(move || {
+        while let Ok(signal) = signals.wait() {
+            if out.send(Event::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(Events { sender, receiver })
+}
+
+/// Hands the progress on, from a thread of its own because reading it blocks.
+fn report(mut starting: Starting, sender: mpsc::Sender<Event>) {
+    std::thread::spawn(move || {
+        loop {
+            let event = match starting.next() {
+                last @ (Progress::Up | Progress::Failed { .. }) => {
+                    // The receiver is gone only when this process is ending.
+                    let _ = sender.send(Event::Started(starting, last));
+                    return;
+                }
+                step => Event::Progress(step),
+            };
+            if sender.send(event).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// Shows what runs and where to look.
+fn show(common: &Common, up: &Up, components: &[ComponentStatus]) -> Result<(), Failed> {
+    if common.json {
+        let facts: Vec<_> = components.iter().map(|one| control::facts(one, false)).collect();
+        return output::json(&json!({"components": facts}));
+    }
+    output::write(control::table(components, false).as_bytes())?;
+    let colours = output::stdout_colours();
+    for one in components.iter().filter(|one| !one.listen.is_empty()) {
+        let url = paint(&format!("http://{}/", one.listen), Colour::Cyan, colours);
+        output::line(&format!("\n{} serves {url}", one.name))?;
+    }
+    let state = common.state.display();
+    if up.detach {
+        output::line(&format!("state in {state}; `atoll down` stops it"))
+    } else {
+        output::line(&format!("state in {state}; Ctrl-C stops it"))
+    }
+}
+
+fn ended(state: &Path, asked: bool, status: ExitStatus) -> Result<(), Failed> {
+    if status.success() {
+        output::message(&paint("stopped, the disk is clean", Colour::Green, stderr_colours()));
+        return Ok(());
+    }
+    let what = if asked { "it did not end in order" } else { "the system ended by itself" };
+    let log = state.join("logs/supervisor.log");
+    Err(Failed::new(format!("{what} ({status})")).help(format!("{} may say why", log.display())))
+}
