@@ -180,11 +180,11 @@ impl net::Handler for Stack {
         Ok(())
     }
 
-    fn dropped_listener(&self, session: &SessionInfo, listener: Granted<ListenerNumber>) {
+    fn listener_dropped(&self, session: &SessionInfo, listener: Granted<ListenerNumber>) {
         self.session(session).close_listener(listener.object.0);
     }
 
-    fn dropped_connection(&self, session: &SessionInfo, connection: Granted<ConnectionNumber>) {
+    fn connection_dropped(&self, session: &SessionInfo, connection: Granted<ConnectionNumber>) {
         if let Some(connection) = self.session(session).connection(connection.object.0) {
             connection.dropped();
         }
