@@ -10,7 +10,8 @@
 //!
 //! One of the fences comes first. If P2, S3 sees the new tail; if S2, P3 sees the announcement, and the wake either
 //! finds the sleeper waiting or comes before its wait, which then fails because the tail has changed (P1 before P4).
-//! Without either fence both loads may see old values: `tests/dekker_model.rs` finds that.
+//! Without P2 both loads may see old values; `tests/dekker_model.rs` finds that. Without S2 too, where the wait compares
+//! nothing (the eventfd twin); a futex wait compares again under a barrier of the kernel's own.
 
 /// The producer's view of the words.
 pub trait Producer {

@@ -316,7 +316,7 @@ impl Inner {
             Payload::from(bytes.get(..extent.length as usize).unwrap_or_default())
         } else {
             let mut payload = Payload::zeroed(extent.length as usize);
-            self.link.read_window(slot, extent.payload_offset(), payload.as_mut());
+            self.link.read_window(slot, extent.payload_offset(), payload.bytes_mut());
             payload
         };
         Ok(Reply {

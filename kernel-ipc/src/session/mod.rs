@@ -87,7 +87,7 @@ impl Payload {
     }
 
     /// The bytes, to be filled.
-    pub fn as_mut(&mut self) -> &mut [u8] {
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         match &mut self.0 {
             Held::Short { length, bytes } => &mut bytes[..usize::from(*length)],
             Held::Long(bytes) => bytes,
@@ -98,7 +98,7 @@ impl Payload {
 impl From<&[u8]> for Payload {
     fn from(bytes: &[u8]) -> Payload {
         let mut payload = Payload::zeroed(bytes.len());
-        payload.as_mut().copy_from_slice(bytes);
+        payload.bytes_mut().copy_from_slice(bytes);
         payload
     }
 }

@@ -56,6 +56,9 @@ pub const TEST: Description = Description {
     ],
 };
 
+/// Of every session's root.
+pub const BADGE: u64 = 77;
+
 /// What happened at the host.
 #[derive(Default)]
 pub struct Thing {
@@ -75,12 +78,19 @@ impl Service for Thing {
 
     async fn serve(&self, call: &mut Call) -> Response {
         self.begun.set(self.begun.get() + 1);
+        // Whatever a session names, it reaches what that session was given.
+        assert!(call.target().badge == BADGE || call.target().badge == call.session().id.get());
         let response = match call.operation() {
             ECHO => Response { payload: call.payload().into(), ..Response::default() },
             OPEN => {
                 let kind = call.payload().first().copied().unwrap_or(1);
                 let count = call.payload().get(1).copied().unwrap_or(1);
-                let grant = |n| Grant { object: [7, n], kind, rights: Rights::READ | Rights::WRITE, badge: 9 };
+                let grant = |n| Grant {
+                    object: [7, n],
+                    kind,
+                    rights: Rights::READ | Rights::WRITE,
+                    badge: call.session().id.get(),
+                };
                 Response { grants: (0..u64::from(count)).map(grant).collect(), ..Response::default() }
             }
             HANG => {
@@ -92,7 +102,10 @@ impl Service for Thing {
             }
             LEND => {
                 let lend = Lend { region: RegionId(5), offset: 0, length: 4096, keep: Rc::new(()) };
-                Response { lends: vec![lend; usize::from(call.payload()[0])], ..Response::default() }
+                Response {
+                    lends: vec![lend; call.payload().first().copied().unwrap_or(1).into()],
+                    ..Response::default()
+                }
             }
             JOIN => {
                 let other = call.capability(0).expect("the session has checked it");
@@ -101,7 +114,7 @@ impl Service for Thing {
             FAIL => Response { operation_error: Some(42), payload: call.payload().into(), ..Response::default() },
             BIG => Response { payload: bytes(5000).into(), ..Response::default() },
             SLEEP => {
-                let millis = u64::from(call.payload()[0]);
+                let millis = call.payload().first().copied().unwrap_or(1).into();
                 runtime::sleep(Duration::from_millis(millis)).await;
                 Response::default()
             }
@@ -121,7 +134,7 @@ impl Service for Thing {
 }
 
 pub fn root() -> Grant {
-    Grant { object: [1, 2], kind: 1, rights: Rights::READ, badge: 77 }
+    Grant { object: [1, 2], kind: 1, rights: Rights::READ, badge: BADGE }
 }
 
 pub fn info(id: u64) -> SessionInfo {
@@ -154,7 +167,7 @@ pub fn run<T>(future: impl Future<Output = T>) -> T {
 
 pub fn run_waiting<T>(waiting: Waiting, future: impl Future<Output = T>) -> T {
     let runtime = Runtime::new(Options { waiting, ..Options::default() }).expect("io_uring");
-    runtime.block_on(async { runtime::timeout(Duration::from_secs(100), future).await.expect("the watchdog barked") })
+    runtime.block_on(async { runtime::timeout(Duration::from_secs(600), future).await.expect("the watchdog barked") })
 }
 
 pub fn request(handle: Handle, operation: u16, payload: &[u8]) -> Request<'_> {

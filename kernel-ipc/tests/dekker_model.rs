@@ -1,0 +1,162 @@
+//! Every interleaving, and every value that the memory model allows, of the protocol that wakes a sleeping peer.
+//!
+//! The futex is modelled as the kernel has it: a lock, and a barrier, under which the word is compared before a waiter
+//! is queued. That comparison makes up for a sleeper without a fence; an eventfd, which remembers a ring and compares
+//! nothing, does not.
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use kernel_ipc::link::dekker::{self, Producer, Sleeper};
+use loom::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use loom::sync::atomic::{AtomicU64, fence};
+use loom::sync::{Arc, Condvar, Mutex};
+use loom::thread;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Bell {
+    Futex,
+    Event,
+}
+
+/// The words of one direction, and the kernel's part.
+struct Words {
+    bell: Bell,
+    tail: AtomicU64,
+    wants: AtomicU64,
+    /// Futex: somebody waits. Event: it was not rung.
+    waiting: Mutex<bool>,
+    woken: Condvar,
+    /// Which fences there are: to show that both are needed.
+    producer_fences: bool,
+    sleeper_fences: bool,
+}
+
+impl Words {
+    fn new(bell: Bell, producer_fences: bool, sleeper_fences: bool) -> Arc<Words> {
+        Arc::new(Words {
+            bell,
+            tail: AtomicU64::new(0),
+            wants: AtomicU64::new(0),
+            waiting: Mutex::new(bell == Bell::Event),
+            woken: Condvar::new(),
+            producer_fences,
+            sleeper_fences,
+        })
+    }
+
+    /// Sleeps.
+    fn wait(&self, expected: u64) {
+        let mut waiting = self.waiting.lock().unwrap();
+        if self.bell == Bell::Futex {
+            // The kernel compares under the lock of its queue, with a full barrier before.
+            fence(SeqCst);
+            if self.tail.load(Relaxed) != expected {
+                return;
+            }
+            *waiting = true;
+        }
+        while *waiting {
+            waiting = self.woken.wait(waiting).unwrap();
+        }
+        // The eventfd is read empty.
+        *waiting = self.bell == Bell::Event;
+    }
+}
+
+struct End(Arc<Words>);
+
+impl Producer for End {
+    fn store_tail(&self, tail: u64) {
+        self.0.tail.store(tail, Release);
+    }
+
+    fn load_wants(&self) -> u64 {
+        self.0.wants.load(Relaxed)
+    }
+
+    fn fence(&self) {
+        if self.0.producer_fences {
+            fence(SeqCst);
+        }
+    }
+
+    /// `FUTEX_WAKE`. A full barrier comes before the kernel looks at its queue.
+    fn wake(&self) {
+        fence(SeqCst);
+        *self.0.waiting.lock().unwrap() = false;
+        self.0.woken.notify_all();
+    }
+}
+
+impl Sleeper for End {
+    fn store_wants(&self, wants: u64) {
+        self.0.wants.store(wants, Relaxed);
+    }
+
+    fn load_tail(&self) -> u64 {
+        self.0.tail.load(Acquire)
+    }
+
+    fn fence(&self) {
+        if self.0.sleeper_fences {
+            fence(SeqCst);
+        }
+    }
+}
+
+/// A producer of `messages`, flushed one by one, and a consumer that sleeps until it has counted them all. A lost
+/// wake-up is a deadlock, which the model checker reports.
+fn everything_is_received(words: Arc<Words>, messages: u64) {
+    let producer = thread::spawn({
+        let end = End(words.clone());
+        move || {
+            let mut rung = 0;
+            for tail in 1..=messages {
+                rung = dekker::ring(&end, tail, rung);
+            }
+        }
+    });
+    let end = End(words);
+    let wants = Cell::new(0);
+    let mut received = 0;
+    while received < messages {
+        wants.set(wants.get() + 1);
+        let tail = dekker::announce(&end, wants.get());
+        if tail == received {
+            end.0.wait(tail);
+        }
+        wants.set(wants.get() + 1);
+        end.store_wants(wants.get());
+        received = end.load_tail();
+    }
+    producer.join().unwrap();
+}
+
+fn model(bell: Bell, producer_fences: bool, sleeper_fences: bool, messages: u64) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(move || everything_is_received(Words::new(bell, producer_fences, sleeper_fences), messages));
+}
+
+#[test]
+fn no_wake_up_is_lost() {
+    model(Bell::Futex, true, true, 1);
+    model(Bell::Event, true, true, 1);
+}
+
+#[test]
+fn no_wake_up_is_lost_when_a_sleeper_sleeps_again() {
+    model(Bell::Futex, true, true, 2);
+    model(Bell::Event, true, true, 2);
+}
+
+#[test]
+fn without_its_fences_the_model_loses_a_wake_up() {
+    for (bell, producer_fences, sleeper_fences) in
+        [(Bell::Futex, false, true), (Bell::Event, false, true), (Bell::Event, true, false)]
+    {
+        let found = catch_unwind(AssertUnwindSafe(|| model(bell, producer_fences, sleeper_fences, 1)));
+        assert!(found.is_err(), "{bell:?}, fences {producer_fences} and {sleeper_fences}: nothing was lost");
+    }
+}
