@@ -6,6 +6,7 @@
 use kernel_ipc::Rights;
 use kernel_ipc::codec::{self, Decode, Decoder, Encode, Encoder, Layout, Malformed};
 use kernel_ipc::interface::{Cap, Lease, LeasePart, OperationError, Wire, interface};
+use kernel_ipc::wire::MIN_PAYLOAD_BYTES;
 
 /// Files and directories.
 #[interface("atoll.fs/1")]
@@ -295,6 +296,9 @@ pub struct DirectoryPage {
 }
 
 impl DirectoryPage {
+    /// Bytes of entries that fit into a reply through the smallest window.
+    pub const LIMIT: usize = MIN_PAYLOAD_BYTES - Self::FIXED_BYTES;
+
     /// Adds an entry, unless the page would then be longer than `limit` bytes. Says whether it was added.
     pub fn push(&mut self, entry: &DirectoryEntry<'_>, limit: usize) -> bool {
         let fits = self.bytes.len() + codec::element_bytes(entry) <= limit;

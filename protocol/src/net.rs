@@ -6,6 +6,7 @@
 
 use kernel_ipc::codec::{self, Decoder, Layout, Malformed};
 use kernel_ipc::interface::{Cap, LeasePart, OperationError, Wire, interface};
+use kernel_ipc::wire::MIN_PAYLOAD_BYTES;
 
 /// Listeners and connections.
 #[interface("atoll.net/1")]
@@ -168,6 +169,9 @@ pub struct EventBatch {
 }
 
 impl EventBatch {
+    /// Bytes of events that fit into a reply through the smallest window.
+    pub const LIMIT: usize = MIN_PAYLOAD_BYTES - Self::FIXED_BYTES - <Vec<Cap<Connection>>>::FIXED_BYTES;
+
     /// Adds an event, unless the batch would then be longer than `limit` bytes. Says whether it was added.
     pub fn push(&mut self, event: &Event<'_>, limit: usize) -> bool {
         let fits = self.bytes.len() + event.packed_bytes() <= limit;

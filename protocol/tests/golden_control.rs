@@ -1,0 +1,95 @@
+//! What `atoll.control/1` looks like on the wire.
+
+mod common;
+
+use kernel_ipc::CallError;
+use kernel_ipc::interface::{Granted, NewCap, Object};
+use kernel_ipc::session::Call;
+use protocol::control::*;
+
+#[derive(Clone, Copy)]
+struct Node;
+
+impl Object for Node {
+    type Kind = System;
+
+    fn to_words(&self) -> [u64; 2] {
+        [0; 2]
+    }
+
+    fn from_words(_: [u64; 2]) -> Self {
+        Node
+    }
+}
+
+struct Supervisor;
+
+impl Handler for Supervisor {
+    type System = Node;
+
+    async fn ps(&self, _: &Call, _: Granted<Node>, cursor: u32) -> Result<ComponentPage, CallError<PsError>> {
+        let fs = ComponentStatus {
+            name: "fs".into(),
+            pid: 1234,
+            state: State::Ready,
+            epoch: 2,
+            restarts: 1,
+            place: "process".into(),
+            listen: String::new(),
+            leased_bytes: 3,
+            verified_bytes: 4,
+            copied_bytes: 5,
+            trouble: "it fell over".into(),
+        };
+        let httpd = ComponentStatus { name: "httpd".into(), listen: "127.0.0.1:8080".into(), ..fs.clone() };
+        match cursor {
+            0 => Ok(ComponentPage { next: Some(2), components: vec![fs, httpd] }),
+            2 => Ok(ComponentPage::default()),
+            _ => Err(PsError::BadCursor.into()),
+        }
+    }
+
+    async fn logs(
+        &self,
+        _: &Call,
+        _: Granted<Node>,
+        component: &str,
+        cursor: u64,
+        _: u32,
+    ) -> Result<LogPage, CallError<LogsError>> {
+        match component {
+            "nobody" => Err(LogsError::NoSuchComponent.into()),
+            _ => Ok(LogPage { next: cursor + 6, end: true, text: b"hello\n".to_vec() }),
+        }
+    }
+
+    async fn down(&self, _: &Call, _: Granted<Node>) -> Result<(), CallError<DownError>> {
+        Ok(())
+    }
+
+    async fn restart(&self, _: &Call, _: Granted<Node>, component: &str) -> Result<(), CallError<RestartError>> {
+        match component {
+            "nobody" => Err(RestartError::NoSuchComponent.into()),
+            "late" => Err(RestartError::Stopping.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn the_bytes_of_every_operation_are_those_of_the_golden_file() {
+    let root = NewCap::new(Node, OBSERVE | OPERATE).to_grant();
+    common::compare("control", Dispatcher(Supervisor), root, async |client: &Client| {
+        let system = client.root();
+        for cursor in [0, 2] {
+            client.ps(system, cursor).await.expect("listed");
+        }
+        client.ps(system, 9).await.expect_err("no such cursor");
+        client.logs(system, "fs", 7, 4096).await.expect("a log");
+        client.logs(system, "nobody", 7, 4096).await.expect_err("no such component");
+        client.restart(system, "fs").await.expect("restarted");
+        client.restart(system, "nobody").await.expect_err("no such component");
+        client.restart(system, "late").await.expect_err("going down");
+        client.down(system).await.expect("going down");
+    });
+}
