@@ -9,12 +9,13 @@ mod order;
 
 use std::collections::BTreeMap;
 
+use kernel_ipc::interface::Description;
 use kernel_ipc::rights::Rights;
 use serde_json::{Map, Value, json};
 
 use crate::manifest::{Checked, Component, Provide, Use};
 use crate::parse::{Literal, Raw, RawComponent, RawUse, Word, list};
-use crate::policy::{self, Builtin, Default, Interface, Kind, Narrowing};
+use crate::policy::{self, Builtin, Default, Kind, Narrowing};
 use crate::report::{Place, Problem, Report};
 use crate::value;
 
@@ -152,7 +153,7 @@ impl<'r> Checker<'r> {
         Some(Provide { name: name.text.clone(), interface: known.name.into() })
     }
 
-    fn interface(&mut self, word: &Word) -> Option<&'static Interface> {
+    fn interface(&mut self, word: &Word) -> Option<&'static Description> {
         let known = policy::interface(&word.text);
         if known.is_none() {
             let family = word.text.split('/').next().unwrap_or_default();
@@ -216,7 +217,7 @@ impl<'r> Checker<'r> {
     }
 
     /// The component, `component.endpoint`, its interface and where that is declared.
-    fn provider(&mut self, used: &RawUse) -> Option<(String, String, &'static Interface, Place)> {
+    fn provider(&mut self, used: &RawUse) -> Option<(String, String, &'static Description, Place)> {
         let Some(from) = &used.from else {
             let title = format!("use `{}` does not say from where", used.name.text);
             let help = "add from = \"component.endpoint\"";
@@ -253,7 +254,7 @@ impl<'r> Checker<'r> {
         Some((component.into(), from.text.clone(), known, interface.place.clone()))
     }
 
-    fn rights(&mut self, used: &RawUse, endpoint: &str, interface: &Interface, declared: &Place) -> Rights {
+    fn rights(&mut self, used: &RawUse, endpoint: &str, interface: &Description, declared: &Place) -> Rights {
         let mut bits = Rights::empty();
         for right in used.rights.iter().flatten() {
             let names: Vec<&str> = interface.rights.iter().map(|(name, _)| *name).collect();
@@ -280,14 +281,14 @@ impl<'r> Checker<'r> {
         builtin: Option<&Builtin>,
         used: &RawUse,
         endpoint: &str,
-        interface: &Interface,
+        interface: &Description,
     ) -> Value {
         let mut object = Map::new();
         let given = [(Narrowing::Path, &used.path), (Narrowing::Tcp, &used.tcp)];
         for (narrowing, word) in
             given.iter().filter_map(|(narrowing, word)| word.as_ref().map(|word| (*narrowing, word)))
         {
-            if interface.narrowing != Some(narrowing) {
+            if policy::narrowing(interface) != Some(narrowing) {
                 let title = format!("`{}` does not narrow `{endpoint}`", narrowing.key());
                 let label = format!("{} has no `{}`", interface.name, narrowing.key());
                 self.problem(Problem::at(&word.place, title, label));
@@ -307,7 +308,7 @@ impl<'r> Checker<'r> {
             }
         }
         let listens = used.rights.iter().flatten().any(|right| right.text == "listen");
-        if interface.narrowing == Some(Narrowing::Tcp) && listens && used.tcp.is_none() {
+        if policy::narrowing(interface) == Some(Narrowing::Tcp) && listens && used.tcp.is_none() {
             let title = format!("use `{}` may listen, but not say where", used.name.text);
             let help = "add tcp = \"config.listen\" or tcp = \"127.0.0.1:8080\"";
             self.problem(Problem::at(&used.place, title, "`tcp` is missing").help(help));

@@ -3,18 +3,7 @@
 //! * The checks of a manifest are made against these tables and nothing else.
 //! * A built-in's endpoint and use names are part of its program, so a manifest cannot rename them.
 
-use kernel_ipc::rights::Rights;
-
-/// One interface version and the rights that a manifest can name for it.
-#[derive(Clone, Copy, Debug)]
-pub struct Interface {
-    /// Name with version, for example `atoll.block/1`.
-    pub name: &'static str,
-    /// Lower-case name and bit of each right.
-    pub rights: &'static [(&'static str, Rights)],
-    /// What a `uses` entry may narrow it by.
-    pub narrowing: Option<Narrowing>,
-}
+use kernel_ipc::interface::Description;
 
 /// How a manifest narrows a root capability beyond its rights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,54 +24,24 @@ impl Narrowing {
     }
 }
 
-/// The interfaces of this build.
-pub fn interfaces() -> &'static [Interface] {
-    INTERFACES
+/// The interfaces that a manifest can name. (`atoll.control/1` is the supervisor's own.)
+pub fn interfaces() -> [&'static Description; 3] {
+    [&protocol::block::DESCRIPTION, &protocol::fs::DESCRIPTION, &protocol::net::DESCRIPTION]
 }
 
 /// Finds an interface by name with version.
-pub fn interface(name: &str) -> Option<&'static Interface> {
-    INTERFACES.iter().find(|interface| interface.name == name)
+pub fn interface(name: &str) -> Option<&'static Description> {
+    interfaces().into_iter().find(|interface| interface.name == name)
 }
 
-const INTERFACES: &[Interface] = &[
-    Interface {
-        name: "atoll.block/1",
-        rights: &[
-            ("read", Rights::READ),
-            ("write", Rights::WRITE),
-            ("grant", Rights::GRANT),
-            ("map", Rights::MAP),
-            ("flush", Rights::of_interface(0)),
-        ],
-        narrowing: None,
-    },
-    Interface {
-        name: "atoll.fs/1",
-        rights: &[
-            ("read", Rights::READ),
-            ("write", Rights::WRITE),
-            ("grant", Rights::GRANT),
-            ("map", Rights::MAP),
-            ("lookup", Rights::of_interface(0)),
-            ("create", Rights::of_interface(1)),
-            ("remove", Rights::of_interface(2)),
-            ("admin", Rights::of_interface(3)),
-        ],
-        narrowing: Some(Narrowing::Path),
-    },
-    Interface {
-        name: "atoll.net/1",
-        rights: &[
-            ("read", Rights::READ),
-            ("write", Rights::WRITE),
-            ("grant", Rights::GRANT),
-            ("map", Rights::MAP),
-            ("listen", Rights::of_interface(0)),
-        ],
-        narrowing: Some(Narrowing::Tcp),
-    },
-];
+/// What a `uses` entry of this interface may be narrowed by.
+pub fn narrowing(interface: &Description) -> Option<Narrowing> {
+    match interface.name {
+        name if name == protocol::fs::DESCRIPTION.name => Some(Narrowing::Path),
+        name if name == protocol::net::DESCRIPTION.name => Some(Narrowing::Tcp),
+        _ => None,
+    }
+}
 
 /// A component that is part of the `atoll` binary.
 #[derive(Clone, Copy, Debug)]
