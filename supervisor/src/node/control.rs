@@ -42,7 +42,8 @@ pub fn serve(node: &Rc<Node>, client: &Peer, session: SessionId, segment: OwnedF
     };
     let root = NewCap::new(TheSystem, Rights::from_bits_retain(u32::MAX)).to_grant();
     let service = Rc::new(Dispatcher(Operator(Rc::downgrade(node))));
-    HostSession::start(segment, root, service, info, Some(node.lender.clone())).map_err(|error| error.to_string())
+    // It answers with copies only: no lender.
+    HostSession::start(segment, root, service, info, None).map_err(|error| error.to_string())
 }
 
 /// The only object: this node.

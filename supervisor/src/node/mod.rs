@@ -30,9 +30,8 @@ use std::rc::Rc;
 
 use kernel_ipc::broker::{ChannelError, ToComponent};
 use kernel_ipc::component::waits::Event;
-use kernel_ipc::lease::Lender;
 use kernel_ipc::runtime::{Options, Runtime, spawn};
-use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId, SessionId};
+use kernel_ipc::{Incarnation, LenderId, RegionId, SessionId};
 use serde_json::Value;
 
 use crate::keeper::wire::{Ask, Request, SUPERVISOR_SLOT};
@@ -129,7 +128,6 @@ struct Node {
     fences: RefCell<HashMap<(u32, u64), Fence>>,
     guest_slots: RefCell<BTreeMap<u32, u64>>,
     stopping: Event,
-    lender: Rc<RefCell<Lender>>,
     progress: RefCell<Option<File>>,
 }
 
@@ -225,8 +223,6 @@ impl Node {
         keeper.ask_blocking(Request::new(Ask::Hold, 0, 0), &[state.lock().as_fd()])?;
         let (_, status) = keeper.ask_blocking(Request::new(Ask::Status, 0, 0), &[])?;
         let status = status.ok_or_else(|| std::io::Error::other("no status page"))?;
-        // The supervisor's own endpoint lends nothing; a session's host end wants a lender all the same.
-        let lender = Lender::new(LenderId(state.deal(1)), Epoch(1), 1)?;
         Ok(Node {
             system: checked.system,
             components,
@@ -241,7 +237,6 @@ impl Node {
             fences: RefCell::default(),
             guest_slots: RefCell::default(),
             stopping: Event::default(),
-            lender: Rc::new(RefCell::new(lender)),
             progress: RefCell::new(progress),
         })
     }

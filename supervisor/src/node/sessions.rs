@@ -192,7 +192,7 @@ impl Node {
                     host: kernel_ipc::Incarnation(0),
                     status_entry: SUPERVISOR_SLOT,
                 };
-                self.send(client, &opened, &[host.fd().expect("made over shared memory")]);
+                self.send(client, &opened, host.fd().as_slice());
                 let entry = Session { client: client.incarnation, host: Host::Supervisor(host) };
                 self.sessions.borrow_mut().insert(session, entry);
             }
@@ -224,7 +224,7 @@ impl Node {
                     self.send(&host, &message, &[]);
                 }
             }
-            (true, Host::Supervisor(_)) => {}
+            (true, Host::Supervisor(host)) => host.close(),
             (false, _) => {
                 if let Some(client) = self.peer(session.client) {
                     self.send(&client, &ToComponent::HostGone { session: id }, &[]);
@@ -239,6 +239,7 @@ impl Node {
         self.sessions.borrow_mut().retain(|id, session| {
             let is_client = session.client == gone.incarnation;
             match session.host {
+                Host::Supervisor(ref host) if is_client => host.close(),
                 Host::Peer(host) if is_client => {
                     ended.push((host, ToComponent::ClientGone { session: *id, client: gone.incarnation, died: true }))
                 }

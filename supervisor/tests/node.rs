@@ -1,0 +1,678 @@
+//! Whole nodes of small test components: start, sessions, deaths, restarts, end.
+//!
+//! - The keeper runs `/proc/self/exe`, so this program is its own keeper, supervisor and components: see [`main`].
+//! - `block-file` is a disk that does on command what a component must not; `fs-server` uses it. Both write to a file in
+//!   which order they were stopped.
+//! - Run one test with `cargo test -p supervisor --test node NAME`.
+
+use std::cell::Cell;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Child, ExitCode};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use kernel_ipc::component::{self, Client, Context};
+use kernel_ipc::interface::{Granted, Kind, Object};
+use kernel_ipc::lease::{Lend, Region};
+use kernel_ipc::runtime::{Options as RuntimeOptions, Runtime, sleep, timeout};
+use kernel_ipc::session::{Call, Grant, Response, Service};
+use kernel_ipc::{CallError, Cause, Executed, Rights};
+use protocol::block::{self, DeviceInfo};
+use protocol::control::{self, ComponentStatus, State};
+use protocol::fs;
+use supervisor::up::{self, Options, Progress};
+
+// ---- The components ----
+
+struct Disk {
+    cx: Context,
+    region: Region,
+}
+
+/// The only object.
+struct Device;
+
+impl Object for Device {
+    type Kind = block::Device;
+    fn to_words(&self) -> [u64; 2] {
+        [7, 8]
+    }
+    fn from_words(_: [u64; 2]) -> Self {
+        Device
+    }
+}
+
+impl block::Handler for Disk {
+    type Device = Device;
+
+    async fn info(&self, _: &Call, _: Granted<Device>) -> Result<DeviceInfo, CallError<block::InfoError>> {
+        let blocks = self.cx.epoch().get();
+        Ok(DeviceInfo { block_size: 4096, max_transfer_blocks: 1, blocks, direct: false, read_only: false })
+    }
+
+    async fn read(&self, _: &Call, _: Granted<Device>, block: u64, _: u32) -> Result<Lend, CallError<block::ReadError>> {
+        self.region.copy_in(0, &block.to_le_bytes()).expect("the region has a page");
+        self.cx.counters().add_leased(4096);
+        Ok(Lend { region: self.region.id(), offset: 0, length: 4096, keep: Rc::new(()) })
+    }
+
+    async fn write(
+        &self,
+        _: &Call,
+        _: Granted<Device>,
+        _: u64,
+        _: kernel_ipc::interface::LeasePart,
+    ) -> Result<(), CallError<block::WriteError>> {
+        Ok(())
+    }
+
+    /// Never ends.
+    async fn flush(&self, _: &Call, _: Granted<Device>) -> Result<(), CallError<block::FlushError>> {
+        println!("flushing");
+        std::future::pending().await
+    }
+
+    /// Ends this process.
+    async fn discard(&self, _: &Call, _: Granted<Device>, _: u64, _: u32) -> Result<(), CallError<block::WriteError>> {
+        std::process::exit(3)
+    }
+
+    async fn write_zeroes(
+        &self,
+        _: &Call,
+        _: Granted<Device>,
+        lines: u64,
+        _: u32,
+    ) -> Result<(), CallError<block::WriteError>> {
+        for line in 0..lines {
+            println!("line {line}");
+        }
+        Ok(())
+    }
+}
+
+async fn disk(cx: Context) -> Result<(), component::Error> {
+    #[derive(serde::Deserialize)]
+    struct Config {
+        path: String,
+    }
+    let config: Config = cx.config()?;
+    println!("a disk called {}", config.path);
+    eprintln!("on standard error");
+    match config.path.as_str() {
+        "fails" => return Err("there is no disk today".into()),
+        "panics" => panic!("what a disk"),
+        "kills-itself" => nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL)?,
+        "fails-later" if cx.epoch().get() > 1 => return Err("it worked once".into()),
+        "tells-nothing" => std::future::pending().await,
+        _ => {}
+    }
+    let region = Region::create("test", cx.new_region_id(), 4096)?;
+    cx.publish_region(&region).await?;
+    let service = Rc::new(block::Dispatcher(Disk { cx: cx.clone(), region }));
+    cx.provide("disk", service, async |_| {
+        Ok(Grant { object: [7, 8], kind: block::Device::NUMBER, rights: Rights::from_bits_retain(u32::MAX), badge: 0 })
+    })?;
+    cx.report("listen", "nowhere:1");
+    cx.ready();
+    cx.stopped().await;
+    stopped("disk");
+    Ok(())
+}
+
+/// Answers `statfs` with what its disk answers to `info`, and how often a mapped lease of the disk's had the right bytes.
+struct Files {
+    cx: Context,
+    disk: block::Client,
+    reads: Cell<u64>,
+}
+
+impl Service for Files {
+    const INTERFACE: &'static kernel_ipc::interface::Description = &fs::DESCRIPTION;
+
+    async fn serve(&self, _: &mut Call) -> Response {
+        let blocks = match self.disk.info(&self.disk.root()).await {
+            Ok(info) => info.blocks,
+            Err(_) => 0,
+        };
+        if let Ok(lease) = self.disk.read(&self.disk.root(), 99, 1).await {
+            let mut bytes = [0; 8];
+            match self.cx.holder().borrow().read(&lease.name(), 0, &mut bytes) {
+                Ok(()) if u64::from_le_bytes(bytes) == 99 => self.reads.set(self.reads.get() + 1),
+                other => println!("read {other:?} {bytes:?}"),
+            }
+        }
+        let payload = [blocks, self.reads.get()].map(u64::to_le_bytes).concat();
+        Response { payload: payload.into(), ..Response::default() }
+    }
+}
+
+async fn files(cx: Context) -> Result<(), component::Error> {
+    let disk: block::Client = cx.connect("disk").await?;
+    let service = Rc::new(Files { cx: cx.clone(), disk, reads: Cell::new(0) });
+    cx.provide("root", service, async |_| {
+        Ok(Grant { object: [0; 2], kind: 1, rights: Rights::from_bits_retain(u32::MAX), badge: 0 })
+    })?;
+    cx.ready();
+    cx.stopped().await;
+    stopped("fs");
+    Ok(())
+}
+
+fn stopped(name: &str) {
+    let mut order = std::fs::OpenOptions::new().create(true).append(true).open("order").expect("the state directory");
+    writeln!(order, "{name}").expect("room for a line");
+}
+
+// ---- The tests' side ----
+
+const MANIFEST: &str = r#"
+atoll = 1
+[system]
+name = "test"
+[component.disk]
+run = "builtin:block-file"
+provides.disk = "atoll.block/1"
+config = { path = "PATH", size = "1MiB", create = true }
+[component.fs]
+run = "builtin:fs-server"
+uses.disk = { from = "disk.disk", rights = ["read", "write", "flush", "map"] }
+provides.root = "atoll.fs/1"
+"#;
+
+struct Node {
+    directory: tempfile::TempDir,
+    keeper: Option<Child>,
+    progress: Vec<Progress>,
+}
+
+impl Node {
+    fn start(path: &str) -> Node {
+        Node::start_in(tempfile::tempdir().unwrap(), path)
+    }
+
+    fn start_in(directory: tempfile::TempDir, path: &str) -> Node {
+        let manifest = directory.path().join("test.toml");
+        std::fs::write(&manifest, MANIFEST.replace("PATH", path)).unwrap();
+        let state = directory.path().join("state");
+        let options = Options { manifest: Some(&manifest), state: &state, sets: &[], end_with_parent: true };
+        let mut starting = up::start(&options).unwrap();
+        let mut progress = Vec::new();
+        loop {
+            progress.push(starting.next());
+            if matches!(progress.last(), Some(Progress::Up | Progress::Failed { .. })) {
+                break;
+            }
+        }
+        Node { directory, keeper: Some(starting.into_keeper()), progress }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    fn failure(&self) -> &str {
+        match self.progress.last() {
+            Some(Progress::Failed { reason }) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn assert_up(&self) {
+        assert_eq!(self.progress.last(), Some(&Progress::Up), "{:?}\n{}", self.progress, self.log("supervisor"));
+    }
+
+    fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.state().join("logs").join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    /// Waits for the keeper's end.
+    fn wait(&mut self) -> Option<i32> {
+        self.keeper.take().unwrap().wait().unwrap().code()
+    }
+
+    fn keeper_pid(&self) -> i32 {
+        self.keeper.as_ref().unwrap().id() as i32
+    }
+
+    /// Runs a guest's program in a runtime of its own.
+    fn guest<T>(&self, program: impl AsyncFnOnce(Context) -> T) -> T {
+        let runtime = Runtime::new(RuntimeOptions::default()).unwrap();
+        runtime.block_on(async {
+            let cx = Context::guest(&self.state(), "test").unwrap();
+            let result = timeout(Duration::from_secs(60), program(cx)).await;
+            result.expect("a guest's program ends within a minute")
+        })
+    }
+
+    fn ps(&self) -> Vec<ComponentStatus> {
+        self.guest(async |cx| ps(&cx).await)
+    }
+
+    fn down(&mut self) {
+        self.guest(async |cx| {
+            let control: control::Client = cx.connect("control").await.unwrap();
+            control.down(&control.root()).await.unwrap();
+        });
+        assert_eq!(self.wait(), Some(0));
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut keeper) = self.keeper.take() {
+            kill(keeper.id() as i32, "TERM");
+            let _ = keeper.wait();
+        }
+        if std::thread::panicking() {
+            for name in ["supervisor", "disk", "fs"] {
+                eprintln!("--- {name}.log\n{}", self.log(name));
+            }
+        }
+    }
+}
+
+async fn ps(cx: &Context) -> Vec<ComponentStatus> {
+    let control: control::Client = cx.connect("control").await.unwrap();
+    let page = control.ps(&control.root(), 0).await.unwrap();
+    assert_eq!(page.next, None);
+    page.components
+}
+
+fn kill(pid: i32, signal: &str) {
+    let signal: nix::sys::signal::Signal = format!("SIG{signal}").parse().unwrap();
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+}
+
+fn exists(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+/// Waits for something that has to come.
+async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while !happened().await {
+        assert!(start.elapsed() < Duration::from_secs(30), "{what} did not come");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// What the fs component says of its disk: the disk's epoch, and how many reads were right.
+async fn statfs(cx: &Context) -> (u64, u64) {
+    let connection = cx.connection("fs.root", fs::Client::INTERFACE).await.unwrap();
+    let session = connection.session().await.unwrap();
+    let operation = fs::DESCRIPTION.operations.iter().find(|operation| operation.name == "statfs").unwrap();
+    let reply = session
+        .call(kernel_ipc::session::Request {
+            operation: operation.number,
+            handle: session.root(),
+            payload: &[],
+            capabilities: &[],
+            leases: &[],
+            deadline: Some(Duration::from_secs(20)),
+            retry: operation.retry,
+        })
+        .await
+        .unwrap();
+    let word = |at: usize| u64::from_le_bytes(reply.payload[at..at + 8].try_into().unwrap());
+    (word(0), word(8))
+}
+
+// ---- The tests ----
+
+fn a_node_starts_in_order_serves_and_ends_in_order() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    let step = |component: &str, ready: bool| match ready {
+        false => Progress::Starting { component: component.into() },
+        true => Progress::Ready { component: component.into() },
+    };
+    assert_eq!(node.progress[..4], [step("disk", false), step("disk", true), step("fs", false), step("fs", true)]);
+    let listed = node.ps();
+    let names: Vec<_> = listed.iter().map(|component| component.name.as_str()).collect();
+    assert_eq!(names, ["disk", "fs"]);
+    for component in &listed {
+        assert_eq!((component.state, component.epoch, component.restarts), (State::Ready, 1, 0), "{component:?}");
+        assert!(exists(component.pid as i32));
+    }
+    assert_eq!(listed[0].listen, "nowhere:1");
+    assert_eq!(node.guest(async |cx| statfs(&cx).await), (1, 1));
+    assert_eq!(node.ps()[0].leased_bytes, 4096);
+    node.down();
+    assert!(listed.iter().all(|component| !exists(component.pid as i32)));
+    assert_eq!(std::fs::read_to_string(node.state().join("order")).unwrap(), "fs\ndisk\n");
+    assert!(!node.state().join("atoll.sock").exists());
+}
+
+fn what_components_print_is_in_their_logs_with_time_stamps() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    node.guest(async |cx| {
+        let disk: block::Client = cx.connect("disk.disk").await.unwrap();
+        disk.write_zeroes(&disk.root(), 3000, 1).await.unwrap();
+    });
+    node.down();
+    let log = node.log("disk");
+    let stamped = |line: &str| line.get(10..11) == Some("T") && line.get(23..25) == Some("Z ");
+    assert!(log.lines().all(stamped), "{log}");
+    assert!(log.contains("Z a disk called plain\n") && log.contains("Z on standard error\n"), "{log}");
+    let kept = log.matches("Z line ").count();
+    assert!((900..3000).contains(&kept), "kept {kept} lines");
+    assert!(log.contains("lines dropped"), "{log}");
+}
+
+fn a_component_that_fails_at_its_start_is_reported_with_its_last_words() {
+    for (path, words) in [
+        ("fails", "exited with code 1: there is no disk today"),
+        ("panics", "what a disk"),
+        ("kills-itself", "killed by SIGKILL"),
+    ] {
+        let mut node = Node::start(path);
+        let reason = node.failure().to_owned();
+        assert!(reason.starts_with("component disk: ") && reason.contains(words), "{reason}");
+        assert!(reason.contains(&format!("| a disk called {path}")), "{reason}");
+        assert_eq!(node.wait(), Some(1));
+    }
+}
+
+fn a_second_node_on_the_same_state_is_refused_and_harms_nothing() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    let manifest = node.directory.path().join("test.toml");
+    let options = Options { manifest: Some(&manifest), state: &node.state(), sets: &[], end_with_parent: true };
+    let mut second = up::start(&options).unwrap();
+    let Progress::Failed { reason } = second.next() else { panic!("a second node started") };
+    assert!(reason.contains("a node already runs on"), "{reason}");
+    assert_eq!(second.into_keeper().wait().unwrap().code(), Some(1));
+    assert_eq!(node.guest(async |cx| statfs(&cx).await).0, 1);
+    node.down();
+    // And when the first has gone, the directory is free.
+    let directory = std::mem::replace(&mut node.directory, tempfile::tempdir().unwrap());
+    let mut third = Node::start_in(directory, "plain");
+    third.assert_up();
+    third.down();
+}
+
+fn a_killed_component_comes_back_with_a_new_epoch_and_its_clients_find_it() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    node.guest(async |cx| {
+        let disk: block::Client = cx.connect("disk.disk").await.unwrap();
+        for round in 1..=3 {
+            let listed = ps(&cx).await;
+            assert_eq!((listed[0].epoch, listed[0].restarts), (round, round as u32 - 1));
+            // Also through the component that uses it, with a lease of the new region.
+            assert_eq!(statfs(&cx).await, (round, round));
+            kill(listed[0].pid as i32, "KILL");
+            until("the disk's end", async || !exists(listed[0].pid as i32)).await;
+            // The same client; the call waits for the new incarnation.
+            let mut info = disk.info(&disk.root()).await;
+            if matches!(info, Err(CallError::Failed { cause: Cause::PeerDied, .. })) {
+                info = disk.info(&disk.root()).await;
+            }
+            assert_eq!(info.unwrap().blocks, round + 1);
+        }
+        let listed = ps(&cx).await;
+        assert!(listed[0].trouble.contains("killed by SIGKILL"), "{listed:?}");
+        assert_eq!((listed[1].epoch, listed[1].restarts), (1, 0), "the other component was not touched");
+    });
+    node.down();
+}
+
+fn a_call_on_which_its_host_dies_says_that_nobody_knows_and_a_later_one_that_it_did_not_run() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    node.guest(async |cx| {
+        let disk: block::Client = cx.connect("disk.disk").await.unwrap();
+        let lease = disk.read(&disk.root(), 1, 1).await.unwrap();
+        let session = disk.root().session();
+        let call = async |session: kernel_ipc::session::ClientSession, operation: u16| {
+            let (handle, retry) = (session.root(), kernel_ipc::interface::Retry::Idempotent);
+            let request = kernel_ipc::session::Request {
+                operation,
+                handle,
+                payload: &[],
+                capabilities: &[],
+                leases: &[],
+                deadline: None,
+                retry,
+            };
+            session.call(request).await
+        };
+        let number = |name: &str| block::DESCRIPTION.operations.iter().find(|known| known.name == name).unwrap().number;
+        let pid = ps(&cx).await[0].pid as i32;
+        let outstanding = kernel_ipc::runtime::spawn(call(session.clone(), number("flush")));
+        until("the flush", async || node.log("disk").contains("Z flushing")).await;
+        kill(pid, "KILL");
+        let failure = outstanding.await.unwrap().unwrap_err();
+        assert_eq!((failure.cause, failure.executed), (Cause::PeerDied, Executed::Unknown));
+        // That session is over: nothing runs on it any more.
+        let failure = call(session, number("info")).await.unwrap_err();
+        assert_eq!(failure.executed, Executed::No);
+        drop(lease); // Of the dead: gives nothing back, and does not wait.
+        assert_eq!(disk.info(&disk.root()).await.unwrap().blocks, 2);
+    });
+    node.down();
+}
+
+fn a_component_that_dies_of_its_own_making_again_and_again_is_given_up_until_the_operator_wants_it() {
+    let mut node = Node::start("fails-later");
+    node.assert_up();
+    node.guest(async |cx| {
+        let disk: block::Client = cx.connect("disk.disk").await.unwrap();
+        let control: control::Client = cx.connect("control").await.unwrap();
+        let _ = disk.discard(&disk.root(), 0, 1).await;
+        until("the end of its restarts", async || ps(&cx).await[0].state == State::Quarantined).await;
+        let listed = ps(&cx).await;
+        assert_eq!((listed[0].restarts, listed[0].pid), (4, 0), "{listed:?}");
+        assert!(listed[0].trouble.contains("it worked once"), "{listed:?}");
+        // Its clients are told, and the rest of the node lives.
+        let failure = disk.info(&disk.root()).await.unwrap_err();
+        assert!(matches!(failure, CallError::Failed { executed: Executed::No, .. }), "{failure:?}");
+        assert_eq!(statfs(&cx).await.0, 0);
+        control.restart(&control.root(), "disk").await.unwrap();
+        until("another end", async || ps(&cx).await[0].state == State::Quarantined).await;
+        assert_eq!(ps(&cx).await[0].restarts, 9);
+    });
+    node.down();
+}
+
+fn the_operator_can_restart_a_healthy_component() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    node.guest(async |cx| {
+        let control: control::Client = cx.connect("control").await.unwrap();
+        control.restart(&control.root(), "disk").await.unwrap();
+        assert_eq!(statfs(&cx).await.0, 2);
+        assert_eq!(ps(&cx).await[0].state, State::Ready);
+        let unknown = control.restart(&control.root(), "nobody").await;
+        assert!(matches!(unknown, Err(CallError::Operation(control::RestartError::NoSuchComponent))));
+    });
+    assert_eq!(std::fs::read_to_string(node.state().join("order")).unwrap(), "disk\n", "it was stopped in order");
+    node.down();
+}
+
+fn without_its_supervisor_the_node_ends_in_order() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    let pids = children(node.keeper_pid());
+    assert_eq!(pids.len(), 3);
+    let components: Vec<i32> = node.ps().iter().map(|component| component.pid as i32).collect();
+    let supervisor = pids.iter().copied().find(|pid| !components.contains(pid)).unwrap();
+    kill(supervisor, "KILL");
+    assert_eq!(node.wait(), Some(1));
+    assert!(pids.iter().all(|&pid| !exists(pid)));
+    assert_eq!(std::fs::read_to_string(node.state().join("order")).unwrap(), "fs\ndisk\n");
+}
+
+fn the_keepers_death_ends_every_process() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    let pids = children(node.keeper_pid());
+    kill(node.keeper_pid(), "KILL");
+    node.wait();
+    let runtime = Runtime::new(RuntimeOptions::default()).unwrap();
+    runtime.block_on(until("their end", async || pids.iter().all(|&pid| !exists(pid))));
+}
+
+fn a_signal_to_the_keeper_ends_the_node_in_order() {
+    for signal in ["TERM", "INT"] {
+        let mut node = Node::start("plain");
+        node.assert_up();
+        kill(node.keeper_pid(), signal);
+        assert_eq!(node.wait(), Some(0));
+        assert_eq!(std::fs::read_to_string(node.state().join("order")).unwrap(), "fs\ndisk\n");
+    }
+}
+
+/// What a component's process holds: nothing but what it was given and what its runtime made.
+fn a_component_has_exactly_the_descriptors_that_the_manifest_implies() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    assert_eq!(node.guest(async |cx| statfs(&cx).await).0, 1);
+    let disk = node.ps()[0].pid;
+    let fs = node.ps()[1].pid;
+    let mut of_disk = descriptors(disk);
+    of_disk.sort();
+    // /dev/null, the log twice, control socket, SIGTERM, the ring and its wake-up; memory is mapped, not held.
+    for kind in of_disk.iter().chain(&descriptors(fs)) {
+        let known = ["/dev/null", "pipe:", "socket:", "anon_inode:[signalfd]", "anon_inode:[io_uring]", "anon_inode:[eventfd]", "/memfd:"];
+        assert!(known.iter().any(|known| kind.starts_with(known)), "{of_disk:?}");
+    }
+    let count = |kind: &str| of_disk.iter().filter(|known| known.starts_with(kind)).count();
+    assert_eq!((count("/dev/null"), count("pipe:"), count("socket:"), count("anon_inode:[signalfd]")), (1, 2, 1, 1), "{of_disk:?}");
+    node.down();
+}
+
+fn descriptors(pid: u32) -> Vec<String> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    entries.map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap().display().to_string()).collect()
+}
+
+/// Sessions come and go; nothing of them stays in the supervisor or in the hosts.
+fn guests_that_come_and_go_leave_nothing_behind() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    let pids = {
+        let mut pids = children(node.keeper_pid());
+        pids.push(node.keeper_pid());
+        pids
+    };
+    let visit = || assert_eq!(node.guest(async |cx| statfs(&cx).await).0, 1);
+    let held = || pids.iter().map(|&pid| descriptors(pid as u32).len()).collect::<Vec<_>>();
+    visit();
+    node.ps();
+    let runtime = Runtime::new(RuntimeOptions::default()).unwrap();
+    let before = runtime.block_on(async {
+        sleep(Duration::from_millis(200)).await;
+        held()
+    });
+    drop(runtime);
+    (0..50).for_each(|_| visit());
+    let runtime = Runtime::new(RuntimeOptions::default()).unwrap();
+    runtime.block_on(until("the same descriptors as before", async || held() == before));
+    drop(runtime);
+    node.down();
+}
+
+/// A guest that says something else than a greeting is shown out; the others are served.
+fn a_guest_that_speaks_garbage_ends_only_itself() {
+    use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket};
+    use std::os::fd::AsRawFd;
+    let mut node = Node::start("plain");
+    node.assert_up();
+    for garbage in [&b"hello"[..], b"{\"message\":\"ready\"}", b"{\"message\":\"hello\",\"protocol\":99,\"program\":\"x\"}", &[0xff; 60_000]] {
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        connect(socket.as_raw_fd(), &UnixAddr::new(&node.state().join("atoll.sock")).unwrap()).unwrap();
+        send(socket.as_raw_fd(), garbage, MsgFlags::empty()).unwrap();
+        assert_eq!(node.guest(async |cx| statfs(&cx).await).0, 1);
+    }
+    node.guest(async |cx| {
+        let unknown = cx.connection("disk.nothing", "atoll.block/1").await.err().unwrap();
+        assert!(unknown.to_string().contains("no such session"), "{unknown}");
+        let version = cx.connection("disk.disk", "atoll.block/2").await.err().unwrap();
+        assert!(version.to_string().contains("speaks atoll.block/1"), "{version}");
+    });
+    node.down();
+}
+
+fn the_log_of_a_component_can_be_read_through_the_control_endpoint() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    node.guest(async |cx| {
+        let control: control::Client = cx.connect("control").await.unwrap();
+        let page = control.logs(&control.root(), "disk", 0, 100_000).await.unwrap();
+        assert!(String::from_utf8(page.text).unwrap().contains("a disk called plain"));
+        assert!(page.end);
+        let beyond = control.logs(&control.root(), "disk", page.next + 1, 100).await;
+        assert!(matches!(beyond, Err(CallError::Operation(control::LogsError::BadCursor))));
+        let nobody = control.logs(&control.root(), "nobody", 0, 100).await;
+        assert!(matches!(nobody, Err(CallError::Operation(control::LogsError::NoSuchComponent))));
+    });
+    node.down();
+}
+
+// ---- A small harness ----
+
+macro_rules! tests {
+    ($($name:ident,)*) => {
+        const TESTS: &[(&str, fn())] = &[$((stringify!($name), $name as fn())),*];
+    };
+}
+
+tests! {
+    a_node_starts_in_order_serves_and_ends_in_order,
+    what_components_print_is_in_their_logs_with_time_stamps,
+    a_component_that_fails_at_its_start_is_reported_with_its_last_words,
+    a_second_node_on_the_same_state_is_refused_and_harms_nothing,
+    a_killed_component_comes_back_with_a_new_epoch_and_its_clients_find_it,
+    a_call_on_which_its_host_dies_says_that_nobody_knows_and_a_later_one_that_it_did_not_run,
+    a_component_that_dies_of_its_own_making_again_and_again_is_given_up_until_the_operator_wants_it,
+    the_operator_can_restart_a_healthy_component,
+    without_its_supervisor_the_node_ends_in_order,
+    the_keepers_death_ends_every_process,
+    a_signal_to_the_keeper_ends_the_node_in_order,
+    a_component_has_exactly_the_descriptors_that_the_manifest_implies,
+    guests_that_come_and_go_leave_nothing_behind,
+    a_guest_that_speaks_garbage_ends_only_itself,
+    the_log_of_a_component_can_be_read_through_the_control_endpoint,
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1).peekable();
+    match arguments.peek().map(String::as_str) {
+        Some("keeper") => return up::keeper_main(arguments.skip(1)),
+        Some("supervisor") => return up::supervisor_main(arguments.skip(1)),
+        Some("serve") => {
+            return match arguments.nth(1).as_deref() {
+                Some("block-file") => component::run(disk),
+                Some("fs-server") => component::run(files),
+                other => panic!("{other:?}"),
+            };
+        }
+        _ => {}
+    }
+    // As the usual harness: names are filters, `--list` lists, other options are of no interest here.
+    let mut filters: Vec<String> = arguments.collect();
+    if filters.iter().any(|argument| argument == "--list") {
+        TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    filters.retain(|argument| !argument.starts_with('-'));
+    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    let mut failed = 0;
+    for (name, test) in TESTS.iter().filter(|(name, _)| wanted(name)) {
+        let outcome = std::panic::catch_unwind(test);
+        println!("test {name} ... {}", if outcome.is_ok() { "ok" } else { "FAILED" });
+        failed += u32::from(outcome.is_err());
+    }
+    println!("\ntest result: {failed} failed");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
