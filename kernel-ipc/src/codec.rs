@@ -187,6 +187,10 @@ impl Encoder {
         &self.buffers.handles
     }
 
+    pub(crate) fn handles_mut(&mut self) -> &mut [Handle] {
+        &mut self.buffers.handles
+    }
+
     /// The lease arguments so far.
     pub fn leases(&self) -> &[LeaseName] {
         &self.buffers.leases

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::client::Place;
 use super::{Cap, Connection, Kind, Operation, OperationError, Retry};
 use crate::codec::{Decode, Decoder, Encode, Encoder, Malformed};
-use crate::session::{ClientSession, Reply, Request};
-use crate::wire::Handle;
+use crate::session::{self, ClientSession, Reply, Request};
+use crate::wire::{Handle, LeaseName};
 use crate::{CallError, Cause, Executed, Failure, runtime};
 
 /// A call that has not begun: await it, perhaps after setting its [`deadline`](Pending::deadline).
@@ -147,6 +147,7 @@ impl<'a> Arguments<'a> {
         operation: &Operation,
         deadline: Option<Duration>,
     ) -> Result<(ClientSession, Reply), Failure> {
+        let begun = session::now();
         let first = match self.attempt(operation, deadline).await {
             Err(failure) if failure.cause == Cause::PeerDied && self.session.is_none() => failure,
             other => return other,
@@ -159,8 +160,10 @@ impl<'a> Arguments<'a> {
         if !repeat {
             return Err(first);
         }
+        let spent = Duration::from_nanos(session::now().saturating_sub(begun));
+        let left = deadline.map(|deadline| deadline.saturating_sub(spent));
         // What failed now without running may have run before.
-        self.attempt(operation, deadline).await.map_err(|second| match (first.executed, second.executed) {
+        self.attempt(operation, left).await.map_err(|second| match (first.executed, second.executed) {
             (Executed::Unknown, Executed::No) => Failure { executed: Executed::Unknown, ..second },
             _ => second,
         })
@@ -175,22 +178,28 @@ impl<'a> Arguments<'a> {
             return Err(failure);
         }
         let session = self.session(deadline).await?;
-        let root = session.root();
-        let at = |handle: Handle| if handle == Handle::NONE { root } else { handle };
-        let handle = at(self.target);
-        // Rarely more than one, and none allocates nothing.
-        let capabilities: Vec<Handle> = self.encoder.handles().iter().copied().map(at).collect();
+        self.place_root(session.root());
         let request = Request {
             operation: operation.number,
-            handle,
+            handle: self.target,
             payload: self.encoder.payload(),
-            capabilities: &capabilities,
+            capabilities: self.encoder.handles(),
             leases: self.encoder.leases(),
             deadline,
             retry: operation.retry,
         };
         let reply = session.call(request).await?;
         Ok((session, reply))
+    }
+
+    /// Puts the root of this attempt's session where the arguments name a root.
+    fn place_root(&mut self, root: Handle) {
+        let all_are_roots = self.session.is_none();
+        for handle in self.encoder.handles_mut().iter_mut().chain([&mut self.target]) {
+            if all_are_roots || *handle == Handle::NONE {
+                *handle = root;
+            }
+        }
     }
 
     /// The session of the handles. Waits only for a connection that has to be made anew.
@@ -254,7 +263,7 @@ fn decode_result<'p, R: Decode<'p>>(session: &'p ClientSession, reply: &'p Reply
     value.and_then(|value| decoder.finish().map(|()| value))
 }
 
-fn release(session: &ClientSession, capabilities: &[Handle], leases: &[crate::wire::LeaseName]) {
+fn release(session: &ClientSession, capabilities: &[Handle], leases: &[LeaseName]) {
     capabilities.iter().for_each(|handle| session.release_handle(*handle));
     leases.iter().for_each(|lease| session.release_lease(*lease));
 }

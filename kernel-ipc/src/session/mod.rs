@@ -210,7 +210,7 @@ impl From<Violation> for OpenError {
 
 /// `CLOCK_MONOTONIC` in nanoseconds, a few milliseconds behind: a third of the cost of the exact time. Deadlines are
 /// compared with it, so one can be late by [`CLOCK_LAG`], never early.
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("Linux has had this clock since 2.6.32");
     time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
 }
