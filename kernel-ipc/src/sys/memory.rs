@@ -1,4 +1,7 @@
 //! Memory that may be given to the kernel for the length of an operation.
+//!
+//! A pair (memory, anything) is memory too: what stands beside it (the right to a range, say) is kept until the kernel
+//! is done, also when the operation's future is dropped.
 
 /// Memory that an I/O operation can own and the kernel can read while it runs.
 ///
@@ -64,5 +67,22 @@ unsafe impl IoMemory for &'static [u8] {
     }
     fn io_len(&self) -> usize {
         self.len()
+    }
+}
+
+// SAFETY: the memory's own promise. What comes with it is kept, and not looked at.
+unsafe impl<M: IoMemory, K: 'static> IoMemory for (M, K) {
+    fn io_ptr(&self) -> *const u8 {
+        self.0.io_ptr()
+    }
+    fn io_len(&self) -> usize {
+        self.0.io_len()
+    }
+}
+
+// SAFETY: as above.
+unsafe impl<M: IoMemoryMut, K: 'static> IoMemoryMut for (M, K) {
+    fn io_mut_ptr(&mut self) -> *mut u8 {
+        self.0.io_mut_ptr()
     }
 }

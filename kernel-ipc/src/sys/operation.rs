@@ -299,11 +299,12 @@ impl Accepting {
             self.index = None;
         }
         let index = *self.index.get_or_insert_with(|| start_accept(&mut ring, &self.listener));
-        match ring.next_accepted(index, cx) {
-            // SAFETY: the completion gave this descriptor to us, and nothing else has it.
-            Some(result) => {
-                Poll::Ready(to_result(result).map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor as i32) }))
+        match ring.next_accepted(index, cx).map(to_result) {
+            Some(Ok(descriptor)) => {
+                // SAFETY: the completion gave this descriptor to us, and nothing else has it.
+                Poll::Ready(Ok(unsafe { OwnedFd::from_raw_fd(descriptor as i32) }))
             }
+            Some(Err(error)) => Poll::Ready(Err(error)),
             None => Poll::Pending,
         }
     }

@@ -1,0 +1,411 @@
+//! `block-file`: serves a regular file or block device as `atoll.block/1`.
+//!
+//! - A read lands in the driver's region (by direct I/O where the file has it) and is lent from there: no copy in user
+//!   space. The range stays taken until the lease is free again.
+//! - A write goes to the kernel from the client's region, which the driver maps read-only, while the lease is pinned.
+//!   Holder, region and range come from the lender's table.
+//! - Operations end in any order; a flush covers every write that was answered before it was asked.
+//! - A full region, or a full lease table, refuses a read as busy; it never waits for somebody to release something.
+//! - An error of the disk ends one call. The driver goes on.
+
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use kernel_ipc::component::{Context, Counters, Error};
+use kernel_ipc::interface::{Granted, LeasePart, NewCap, Object};
+use kernel_ipc::lease::{Lend, Mapper, Region, RegionSlice};
+use kernel_ipc::rights::Rights;
+use kernel_ipc::runtime::io::{self, Buffers, File};
+use kernel_ipc::session::Call;
+use kernel_ipc::{CallError, Cause, Executed};
+use protocol::block::{self, BLOCK_SIZE, DeviceInfo, FlushError, InfoError, ReadError, WriteError};
+use serde::Deserialize;
+
+use super::buddy::{Buddy, CHUNK_BLOCKS};
+use super::budget::Budget;
+use super::image::{Image, ImageConfig};
+use super::request::{Bounds, MAX_TRANSFER_BLOCKS, Refused};
+
+/// Bytes of a chunk: the unit of registration with the kernel.
+const CHUNK_BYTES: usize = CHUNK_BLOCKS as usize * BLOCK_SIZE as usize;
+
+/// The manifest's `config` of `block-file`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// File or device, relative to the state directory.
+    pub path: PathBuf,
+    /// Bytes of a file that is made.
+    pub size: Option<u64>,
+    /// Make the file if there is none.
+    #[serde(default)]
+    pub create: bool,
+    /// Take no writes.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Bytes of the region that reads land in.
+    #[serde(default = "default_region")]
+    pub region: u64,
+    /// Most bytes in the kernel's hands at a time.
+    #[serde(default = "default_in_flight")]
+    pub in_flight: u64,
+}
+
+/// The 64 MiB that fs-server caches by default, and half of that again for what is being sent.
+fn default_region() -> u64 {
+    96 << 20
+}
+
+/// What a disk of 1 GB/s (the reference machine's) does in 32 ms.
+fn default_in_flight() -> u64 {
+    32 << 20
+}
+
+/// The component: opens the image, provides `disk`, serves until it is asked to stop.
+///
+/// # Errors
+/// The image, the region or the configuration is not to be had; says which.
+pub async fn serve(cx: Context) -> Result<(), Error> {
+    let config: Config = cx.config()?;
+    let image = Image::open(&ImageConfig {
+        path: cx.state_dir().join(&config.path),
+        size: config.size,
+        create: config.create,
+        read_only: config.read_only,
+    })
+    .await?;
+    let region_bytes = usize::try_from(config.region)?.next_multiple_of(CHUNK_BYTES);
+    let region = Region::create("disk", cx.new_region_id(), region_bytes)?;
+    cx.publish_region(&region).await?;
+    let driver = FileDriver::new(Parts {
+        image,
+        region,
+        in_flight: config.in_flight,
+        mapper: cx.mapper(),
+        counters: cx.counters(),
+    })?;
+    cx.report("blocks", driver.bounds.blocks);
+    cx.report("direct", driver.direct);
+    let root = NewCap::new(Device, Rights::all()).to_grant();
+    cx.provide("disk", Rc::new(block::Dispatcher(driver)), async move |_| Ok(root))?;
+    cx.ready();
+    cx.stopped().await;
+    Ok(())
+}
+
+/// The one object of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device;
+
+impl Object for Device {
+    type Kind = block::Device;
+
+    fn to_words(&self) -> [u64; 2] {
+        [0, 0]
+    }
+
+    fn from_words(_: [u64; 2]) -> Device {
+        Device
+    }
+}
+
+/// What a driver is made of.
+pub struct Parts {
+    /// The file.
+    pub image: Image,
+    /// Where reads land; whole chunks of 1 MiB.
+    pub region: Region,
+    /// Most bytes in the kernel's hands at a time.
+    pub in_flight: u64,
+    /// Who may be written from.
+    pub mapper: Rc<RefCell<Mapper>>,
+    /// Where payload is counted.
+    pub counters: Rc<Counters>,
+}
+
+/// What a driver did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Reads into registered chunks.
+    pub fixed_reads: u64,
+    /// Reads beyond what the memory-lock limit allowed to register.
+    pub plain_reads: u64,
+    /// Chunks registered with the kernel.
+    pub chunks_registered: u32,
+    /// Registrations that the kernel refused; after the first one none is tried.
+    pub chunks_refused: u32,
+}
+
+/// A handler of `atoll.block/1` over a file.
+pub struct FileDriver {
+    file: File,
+    bounds: Bounds,
+    direct: bool,
+    read_only: bool,
+    region: Region,
+    space: Rc<RefCell<Buddy>>,
+    buffers: Option<RefCell<Buffers<RegionSlice>>>,
+    budget: Budget,
+    mapper: Rc<RefCell<Mapper>>,
+    counters: Rc<Counters>,
+    fixed_reads: Cell<u64>,
+    plain_reads: Cell<u64>,
+    /// Keeps the claim.
+    _image: Image,
+}
+
+/// The right to a range of the region.
+struct Space {
+    of: Rc<RefCell<Buddy>>,
+    blocks: Range<u32>,
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        self.of.borrow_mut().free(self.blocks.clone());
+    }
+}
+
+impl FileDriver {
+    /// Makes the driver. Inside a runtime, whose fixed buffers it uses.
+    ///
+    /// # Errors
+    /// No descriptor to be had, or a region that is not whole chunks.
+    pub fn new(parts: Parts) -> std::io::Result<FileDriver> {
+        let Parts { image, region, in_flight, mapper, counters } = parts;
+        let invalid = |_| std::io::Error::from(std::io::ErrorKind::InvalidInput);
+        let chunks = u32::try_from(region.len() / CHUNK_BYTES).map_err(|error| invalid(error.to_string()))?;
+        let whole = region.slice(0, region.len()).map_err(|error| invalid(error.to_string()))?;
+        // Refused by a kernel without sparse tables: then every read is a plain one.
+        let buffers = Buffers::new(whole, CHUNK_BYTES).ok().map(RefCell::new);
+        Ok(FileDriver {
+            file: image.descriptor()?.into(),
+            bounds: Bounds { blocks: image.blocks },
+            direct: image.direct,
+            read_only: image.read_only,
+            space: Rc::new(RefCell::new(Buddy::new(chunks))),
+            region,
+            buffers,
+            budget: Budget::new(in_flight),
+            mapper,
+            counters,
+            fixed_reads: Cell::new(0),
+            plain_reads: Cell::new(0),
+            _image: image,
+        })
+    }
+
+    /// What it did so far.
+    pub fn statistics(&self) -> Statistics {
+        let (chunks_registered, chunks_refused) =
+            self.buffers.as_ref().map_or((0, 0), |buffers| buffers.borrow().counts());
+        Statistics {
+            fixed_reads: self.fixed_reads.get(),
+            plain_reads: self.plain_reads.get(),
+            chunks_registered,
+            chunks_refused,
+        }
+    }
+
+    /// A free range of the region.
+    fn space(&self, count: u32) -> Option<Space> {
+        let start = self.space.borrow_mut().allocate(count)?;
+        Some(Space { of: Rc::clone(&self.space), blocks: start..start + count })
+    }
+
+    /// Fills a range of the region from the file. What the kernel writes to stays taken even if this is dropped.
+    async fn fill(&self, space: Rc<Space>, range: Range<u64>) -> Result<(), ReadError> {
+        let at = space.blocks.start as usize * BLOCK_SIZE as usize;
+        let length = (range.end - range.start) as usize;
+        let buffer = self.buffers.as_ref().and_then(|buffers| buffers.borrow_mut().buffer(at, length));
+        let mut done = 0;
+        while done < length {
+            let failed = |errno| {
+                let block = (range.start + done as u64) / u64::from(BLOCK_SIZE);
+                Err(ReadError::Io { errno, block })
+            };
+            let slice = self.region.slice(at + done, length - done).expect("the allocator stays inside the region");
+            let (memory, offset) = ((slice, Rc::clone(&space)), range.start + done as u64);
+            let (result, _) = match buffer {
+                Some(buffer) => io::read_fixed(&self.file, memory, offset, buffer).await,
+                None => io::read_at(&self.file, memory, offset).await,
+            };
+            match result {
+                // The file has become shorter than it was: whoever cut it off has broken the claim.
+                Ok(0) => return failed(libc::EIO as u32),
+                Ok(count) => done += count,
+                Err(error) if is_transient(&error) => {}
+                Err(error) => return failed(errno_of(&error)),
+            }
+        }
+        let counter = if buffer.is_some() { &self.fixed_reads } else { &self.plain_reads };
+        counter.set(counter.get() + 1);
+        Ok(())
+    }
+
+    /// Writes a part of a lease to the file.
+    async fn store(&self, call: &Call, data: &LeasePart, range: Range<u64>) -> Result<(), CallError<WriteError>> {
+        let mut done = 0;
+        while done < data.length {
+            let failed = |error: &std::io::Error| write_error(error, range.start + done);
+            let part = data.offset + done..data.offset + data.length;
+            // Pinned anew after a short write: the rest of a lease that was taken back is not written.
+            let pinned = self.mapper.borrow().pin(&data.name, call.session().client, part).map_err(|stale| {
+                let executed = if done == 0 { Executed::No } else { Executed::Yes };
+                CallError::Failed { cause: Cause::from(stale), executed }
+            })?;
+            match io::write_at(&self.file, pinned, range.start + done).await.0 {
+                Ok(0) => return Err(failed(&std::io::ErrorKind::WriteZero.into()).into()),
+                Ok(count) => done += count as u64,
+                Err(error) if is_transient(&error) => {}
+                // A lease that does not begin at a block of its region.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    return Err(CallError::Failed { cause: Cause::BadArguments, executed: Executed::No });
+                }
+                Err(error) => return Err(failed(&error).into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn writable(&self) -> Result<(), WriteError> {
+        if self.read_only { Err(WriteError::ReadOnly) } else { Ok(()) }
+    }
+}
+
+impl block::Handler for FileDriver {
+    type Device = Device;
+
+    async fn info(&self, _: &Call, _: Granted<Device>) -> Result<DeviceInfo, CallError<InfoError>> {
+        Ok(DeviceInfo {
+            block_size: BLOCK_SIZE,
+            max_transfer_blocks: MAX_TRANSFER_BLOCKS,
+            blocks: self.bounds.blocks,
+            direct: self.direct,
+            read_only: self.read_only,
+        })
+    }
+
+    async fn read(&self, _: &Call, _: Granted<Device>, block: u64, count: u32) -> Result<Lend, CallError<ReadError>> {
+        let range = self.bounds.transfer(block, count).map_err(|Refused| ReadError::OutOfRange)?;
+        let busy = CallError::Failed { cause: Cause::Busy, executed: Executed::No };
+        let space = Rc::new(self.space(count).ok_or(busy)?);
+        let length = range.end - range.start;
+        let _permit = self.budget.acquire(length).await;
+        self.fill(Rc::clone(&space), range).await?;
+        self.counters.add_leased(length);
+        let offset = u64::from(space.blocks.start) * u64::from(BLOCK_SIZE);
+        Ok(Lend { region: self.region.id(), offset, length, keep: space })
+    }
+
+    async fn write(
+        &self,
+        call: &Call,
+        _: Granted<Device>,
+        block: u64,
+        data: LeasePart,
+    ) -> Result<(), CallError<WriteError>> {
+        self.writable()?;
+        let range = Bounds::blocks_of(data.length)
+            .and_then(|count| self.bounds.transfer(block, count))
+            .map_err(|Refused| WriteError::OutOfRange)?;
+        let _permit = self.budget.acquire(data.length).await;
+        self.store(call, &data, range).await
+    }
+
+    async fn flush(&self, _: &Call, _: Granted<Device>) -> Result<(), CallError<FlushError>> {
+        // `fdatasync` writes back a file's new size and extents too, and ends with a flush of the disk's own cache.
+        match io::fdatasync(&self.file).await {
+            Ok(()) => Ok(()),
+            Err(error) if is_full(&error) => Err(FlushError::NoSpace.into()),
+            Err(error) => Err(FlushError::Io { errno: errno_of(&error) }.into()),
+        }
+    }
+
+    async fn discard(&self, _: &Call, _: Granted<Device>, block: u64, count: u32) -> Result<(), CallError<WriteError>> {
+        self.writable()?;
+        let range = self.bounds.range(block, count).map_err(|Refused| WriteError::OutOfRange)?;
+        match self.allocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, &range).await {
+            // A file system without holes: the blocks keep their bytes, which a discard allows.
+            Err(error) if is_unsupported(&error) => Ok(()),
+            result => result.map_err(|error| write_error(&error, range.start).into()),
+        }
+    }
+
+    async fn write_zeroes(
+        &self,
+        _: &Call,
+        _: Granted<Device>,
+        block: u64,
+        count: u32,
+    ) -> Result<(), CallError<WriteError>> {
+        self.writable()?;
+        let range = self.bounds.range(block, count).map_err(|Refused| WriteError::OutOfRange)?;
+        let keep = libc::FALLOC_FL_KEEP_SIZE;
+        let result = match self.allocate(libc::FALLOC_FL_ZERO_RANGE | keep, &range).await {
+            Err(error) if is_unsupported(&error) => self.allocate(libc::FALLOC_FL_PUNCH_HOLE | keep, &range).await,
+            result => result,
+        };
+        let result = match result {
+            Err(error) if is_unsupported(&error) => self.write_zeroes_slowly(&range).await,
+            result => result,
+        };
+        result.map_err(|error| write_error(&error, range.start).into())
+    }
+}
+
+impl FileDriver {
+    async fn allocate(&self, mode: i32, range: &Range<u64>) -> std::io::Result<()> {
+        loop {
+            match io::fallocate(&self.file, mode, range.start, range.end - range.start).await {
+                Err(error) if is_transient(&error) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Zeros for a file system that has neither holes nor zero ranges.
+    async fn write_zeroes_slowly(&self, range: &Range<u64>) -> std::io::Result<()> {
+        let space = Rc::new(self.space(1).ok_or(std::io::ErrorKind::ResourceBusy)?);
+        let at = space.blocks.start as usize * BLOCK_SIZE as usize;
+        self.region.copy_in(at, &[0; BLOCK_SIZE as usize]).map_err(|_| std::io::ErrorKind::InvalidInput)?;
+        let mut offset = range.start;
+        while offset < range.end {
+            let zeros = self.region.slice(at, BLOCK_SIZE as usize).map_err(|_| std::io::ErrorKind::InvalidInput)?;
+            match io::write_at(&self.file, (zeros, Rc::clone(&space)), offset).await.0 {
+                Ok(count) if count == BLOCK_SIZE as usize => offset += u64::from(BLOCK_SIZE),
+                Ok(_) => return Err(std::io::ErrorKind::WriteZero.into()),
+                Err(error) if is_transient(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// To be tried again at once.
+fn is_transient(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN))
+}
+
+/// The host's file system has no room for what a sparse image would have to allocate.
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG))
+}
+
+fn is_unsupported(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS))
+}
+
+fn errno_of(error: &std::io::Error) -> u32 {
+    error.raw_os_error().and_then(|errno| u32::try_from(errno).ok()).unwrap_or(libc::EIO as u32)
+}
+
+fn write_error(error: &std::io::Error, offset: u64) -> WriteError {
+    match is_full(error) {
+        true => WriteError::NoSpace,
+        false => WriteError::Io { errno: errno_of(error), block: offset / u64::from(BLOCK_SIZE) },
+    }
+}
