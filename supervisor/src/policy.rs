@@ -138,6 +138,12 @@ const BUILTINS: &[Builtin] = &[
             Field { name: "path", kind: Kind::HostPath, default: Default::Required },
             Field { name: "size", kind: Kind::Size { least: MIB, most: 64 * TIB }, default: Default::Absent },
             Field { name: "create", kind: Kind::Flag, default: Default::Flag(false) },
+            Field { name: "read_only", kind: Kind::Flag, default: Default::Absent },
+            Field {
+                name: "region",
+                kind: Kind::Size { least: 4 * MIB, most: 64 * 1024 * MIB },
+                default: Default::Absent,
+            },
         ],
         uses: &[],
         provides: &[Offer { name: "disk", interface: "atoll.block/1" }],
