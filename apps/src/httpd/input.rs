@@ -62,6 +62,11 @@ impl Input {
         CAPACITY.saturating_sub(self.bytes.len() - self.start)
     }
 
+    /// How many bytes wait to be understood.
+    pub fn waiting(&self) -> usize {
+        self.unread().len()
+    }
+
     /// Takes what arrived. Bytes beyond [`Self::room`] are kept too; the caller's promise is only about memory.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.start > 0 {

@@ -4,6 +4,7 @@
 //!   makes no system call, reads no clock and never panics, whatever a client sends.
 //! * Bytes of a client are raw until [`request::parse`] has made a [`request::Message`] of them; nothing downstream looks at
 //!   the raw bytes again.
+//! * [`server`] is the shell around it.
 //! * Payload is never seen here: a reply is a head (copied, small) and the span of the file that follows it.
 //! * What breaks the framing of a connection ends it; what is only a bad question gets its answer and the next
 //!   question may follow.
@@ -15,5 +16,6 @@ pub mod input;
 pub mod range;
 pub mod request;
 pub mod response;
+pub mod server;
 pub mod status;
 pub mod target;

@@ -9,7 +9,7 @@ use super::status::Status;
 /// Longest component of a path that the file system can have.
 const MAX_COMPONENT_BYTES: usize = 255;
 /// Longest path that the file-system interface takes.
-const MAX_PATH_BYTES: usize = 4096;
+const MAX_PATH_BYTES: usize = protocol::fs::PATH_MAX;
 
 /// A normalised path below the served directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

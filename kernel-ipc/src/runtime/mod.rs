@@ -11,6 +11,7 @@
 pub mod io;
 mod park;
 mod ready;
+mod signal;
 mod source;
 mod tasks;
 mod timers;
@@ -24,6 +25,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+pub use self::signal::Signal;
 pub use self::source::{Sleep, Source, SourceGuard, register};
 pub use self::tasks::{Cancelled, JoinHandle};
 pub use crate::sys::futex::WordAddress;

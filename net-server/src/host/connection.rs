@@ -4,12 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use kernel_ipc::runtime::{self, io};
+use kernel_ipc::runtime::{self, Signal, io};
 use protocol::net::{Reason, SendError, SendFlags};
 
 use super::chunk::Bytes;
 use super::session::Session;
-use super::signal::Signal;
 use super::socket;
 use crate::core::connection::{self as core, End, Piece, Usage};
 use crate::core::events::Occurrence;

@@ -5,12 +5,11 @@ use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use kernel_ipc::runtime::{self, JoinHandle, io};
+use kernel_ipc::runtime::{self, JoinHandle, Signal, io};
 use protocol::net::ListenError;
 
 use super::connection::Connection;
 use super::session::Session;
-use super::signal::Signal;
 use super::socket;
 
 /// Pause after a refused accept (no descriptors or memory left, or a peer that was gone at once).

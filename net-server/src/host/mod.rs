@@ -1,7 +1,7 @@
 //! The host backend: `atoll.net/1` on the kernel's sockets, by io_uring.
 //!
 //! * A thin shell around [`crate::core`]: per connection one task that receives and one that sends and ends it, per listener one
-//!   that accepts. Tasks wait for their own operations and for a [`signal::Signal`].
+//!   that accepts. Tasks wait for their own operations and for a [`Signal`](kernel_ipc::runtime::Signal).
 //! * Where a client may listen is in its session ([`address::Permission`]); everything else it names by capabilities of
 //!   this session.
 //! * Leases are looked up, pinned and checked by the mapper; the holder must be the client of the session. Pages go to the
@@ -14,7 +14,6 @@ pub(crate) mod chunk;
 mod connection;
 mod listener;
 mod session;
-pub mod signal;
 mod socket;
 mod stack;
 #[cfg(test)]

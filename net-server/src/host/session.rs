@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use kernel_ipc::Incarnation;
 use kernel_ipc::interface::LeasePart;
 use kernel_ipc::lease::Mapper;
+use kernel_ipc::runtime::Signal;
 use protocol::net::{EventsError, ListenError, SendError, SendFlags};
 
 use super::address::Permission;
 use super::chunk::Bytes;
 use super::connection::Connection;
 use super::listener::Listener;
-use super::signal::Signal;
 use super::stack::Options;
 use crate::core::events::{Entry, EventQueue};
 

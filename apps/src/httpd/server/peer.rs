@@ -1,0 +1,224 @@
+//! One connection: its requests, one after the other.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use kernel_ipc::CallError;
+use kernel_ipc::interface::{Cap, Lease, LeasePart};
+use kernel_ipc::runtime::{self, Signal};
+use protocol::net::{Connection, SendError, SendFlags};
+
+use super::super::input::{Input, Phase, Step};
+use super::super::request::{After, Message};
+use super::super::response::{self, Reply};
+use super::super::status::Status;
+use super::budget::Share;
+use super::files::{Found, find};
+use super::{Server, transfer};
+
+/// Bytes of requests that may wait while one is answered; who sends more without reading answers is cut off.
+const MAX_WAITING_BYTES: usize = 256 << 10;
+
+/// The connection cannot be used any more.
+pub(super) struct Gone;
+
+/// What events change and the connection's task looks at.
+pub(super) struct Peer {
+    capability: Cap<Connection>,
+    input: RefCell<Input>,
+    /// The client will send nothing more.
+    finished: Cell<bool>,
+    /// Nothing can be sent to it any more.
+    closed: Cell<bool>,
+    /// Sends whose leases the network still uses, oldest first.
+    unreleased: RefCell<VecDeque<Sent>>,
+    next_send: Cell<u64>,
+    /// Raised when any of these changed.
+    news: Signal,
+}
+
+struct Sent {
+    number: u64,
+    /// Kept until the network has released them.
+    _leases: Vec<Lease>,
+    _share: Option<Rc<Share>>,
+}
+
+impl Peer {
+    pub(super) fn new(capability: Cap<Connection>) -> Peer {
+        Peer {
+            capability,
+            input: RefCell::default(),
+            finished: Cell::new(false),
+            closed: Cell::new(false),
+            unreleased: RefCell::default(),
+            next_send: Cell::new(1),
+            news: Signal::default(),
+        }
+    }
+
+    /// Bytes came in. False: there are too many of them.
+    pub(super) fn received(&self, bytes: &[u8]) -> bool {
+        let mut input = self.input.borrow_mut();
+        input.push(bytes);
+        self.news.raise();
+        input.waiting() <= MAX_WAITING_BYTES
+    }
+
+    /// The client sends nothing more.
+    pub(super) fn finished(&self) {
+        self.finished.set(true);
+        self.news.raise();
+    }
+
+    /// The connection is over: nothing is used by the network any more.
+    pub(super) fn closed(&self) {
+        self.closed.set(true);
+        self.unreleased.borrow_mut().clear();
+        self.news.raise();
+    }
+
+    /// The network no longer uses the leases of a send.
+    pub(super) fn released(&self, number: u64) {
+        let mut unreleased = self.unreleased.borrow_mut();
+        if let Some(at) = unreleased.iter().position(|sent| sent.number == number) {
+            unreleased.remove(at);
+        }
+        self.news.raise();
+    }
+
+    /// How many sends with leases the network still uses.
+    pub(super) fn unreleased(&self) -> usize {
+        self.unreleased.borrow().len()
+    }
+
+    /// Waits until something has changed.
+    pub(super) async fn news(&self) {
+        self.news.wait().await;
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    /// Sends `header`, then all of `leases`, which are kept until they are released.
+    pub(super) async fn send(
+        &self,
+        server: &Server,
+        header: &[u8],
+        leases: Vec<Lease>,
+        share: Option<Rc<Share>>,
+        close: bool,
+    ) -> Result<(), Gone> {
+        let flags = if close { SendFlags::CLOSE } else { SendFlags::default() };
+        let pages: Vec<LeasePart> = leases.iter().map(Lease::forward).collect();
+        let number = self.next_send.get();
+        self.next_send.set(number + 1);
+        if !leases.is_empty() {
+            // Before the call: the release may be told before its answer is looked at.
+            self.unreleased.borrow_mut().push_back(Sent { number, _leases: leases, _share: share });
+        }
+        loop {
+            if self.is_closed() {
+                return Err(Gone);
+            }
+            match server.net.send(&self.capability, number, flags, header, &pages).await {
+                Ok(()) => return Ok(()),
+                Err(CallError::Operation(SendError::Full)) => self.news().await,
+                Err(_) => {
+                    self.released(number);
+                    return Err(Gone);
+                }
+            }
+        }
+    }
+
+    /// Resets the connection.
+    pub(super) async fn reset(&self, server: &Server) {
+        // A connection that is closed already needs no reset.
+        let _ = server.net.close(&self.capability).await;
+    }
+}
+
+/// Serves a connection until it ends. Returns when nothing more will be sent on it.
+pub(super) async fn serve(server: Rc<Server>, peer: Rc<Peer>) {
+    // Nothing can be done for a peer that is gone, and its events say so.
+    let _: Result<(), Gone> = serve_requests(&server, &peer).await;
+}
+
+async fn serve_requests(server: &Rc<Server>, peer: &Rc<Peer>) -> Result<(), Gone> {
+    // When the present phase of waiting began.
+    let mut waiting: Option<(Phase, Instant)> = None;
+    loop {
+        let step = peer.input.borrow_mut().next_step();
+        match step {
+            Step::Message(message) => {
+                waiting = None;
+                if answer(server, peer, &message).await? {
+                    return Ok(());
+                }
+            }
+            Step::Broken(status) => return refuse(server, peer, status).await,
+            Step::Abandon => return peer.send(server, &[], Vec::new(), None, true).await,
+            Step::Wait(phase) => {
+                if peer.is_closed() {
+                    return Err(Gone);
+                }
+                if peer.finished.get() {
+                    return peer.send(server, &[], Vec::new(), None, true).await;
+                }
+                let since = match waiting {
+                    Some((same, since)) if same == phase => since,
+                    _ => Instant::now(),
+                };
+                waiting = Some((phase, since));
+                let limit = match phase {
+                    Phase::Idle => server.limits.idle(),
+                    Phase::Head => server.limits.head(),
+                    Phase::Body => server.limits.body(),
+                };
+                if !wait_until(peer, since + limit).await {
+                    return match phase {
+                        // Between requests there is nothing to answer.
+                        Phase::Idle => peer.send(server, &[], Vec::new(), None, true).await,
+                        Phase::Head | Phase::Body => refuse(server, peer, Status::RequestTimeout).await,
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// Waits for news; false if there is none until `deadline`.
+async fn wait_until(peer: &Peer, deadline: Instant) -> bool {
+    let left = deadline.saturating_duration_since(Instant::now());
+    left > Duration::ZERO && runtime::timeout(left, peer.news()).await.is_ok()
+}
+
+/// Answers a broken request; the connection closes.
+async fn refuse(server: &Server, peer: &Peer, status: Status) -> Result<(), Gone> {
+    let reply = response::error(status, false, After::Close, &server.clock.date());
+    peer.send(server, &reply.head, Vec::new(), None, true).await
+}
+
+/// Answers a request; true if the connection closes.
+async fn answer(server: &Rc<Server>, peer: &Rc<Peer>, message: &Message) -> Result<bool, Gone> {
+    let date = server.clock.date();
+    let error = |status| (response::error(status, message.head_only, message.after, &date), None);
+    let (reply, node) = match &message.ask {
+        Err(status) => error(*status),
+        Ok(ask) => match find(&server.fs, ask).await {
+            Ok(Found::File { node, file, path }) => (response::file(message, ask, &path, &file, &date), Some(node)),
+            Ok(Found::Directory) => (response::moved(message, ask, &date), None),
+            Err(status) => error(status),
+        },
+    };
+    let Reply { head, body, close } = reply;
+    match (body, node) {
+        (Some(span), Some(node)) => transfer::send(server, peer, node, head, span, close).await?,
+        _ => peer.send(server, &head, Vec::new(), None, close).await?,
+    }
+    Ok(close)
+}
