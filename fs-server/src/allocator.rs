@@ -207,7 +207,9 @@ impl Allocator {
 
     /// Deals out up to `want` blocks in a row for data, leaving `reserve` node places.
     pub(crate) fn take_data(&mut self, want: u32, reserve: u64) -> Result<(u64, u32), Shortage> {
-        let roomy = self.node_places >= reserve + u64::from(want.div_ceil(NODE_BLOCKS)) + 1;
+        let spare = self.node_places.saturating_sub(reserve + 1) * u64::from(NODE_BLOCKS);
+        let roomy = spare > 0;
+        let want = if roomy { u64::from(want).min(spare) as u32 } else { want };
         let count = self.groups.len();
         let first_group = (self.cursors[0] / u64::from(GROUP_BLOCKS)) as usize % count;
         let mut best: Option<(usize, u32, u32)> = None;
@@ -481,36 +483,32 @@ fn find_run(bits: &Bits, from: u32, want: u32, roomy: bool) -> (u32, u32) {
     let (mut start, mut length) = (from, 0);
     let mut at = from;
     while at < GROUP_BLOCKS {
-        let word = free(at as usize / 64) >> (at % 64);
-        let left = 64 - at % 64;
+        let mut word = free(at as usize / 64) >> (at % 64);
+        let mut left = 64 - at % 64;
         if length == 0 {
             let skip = word.trailing_zeros().min(left);
             at += skip;
-            if skip == left {
+            left -= skip;
+            if left == 0 {
                 continue;
             }
+            word >>= skip;
             start = at;
-            let run = (word >> skip).trailing_ones();
-            length = run;
-            at += run;
-        } else {
-            let run = word.trailing_ones().min(left);
-            length += run;
-            at += run;
-            if run == left && length < want {
-                continue;
-            }
         }
-        let open_ended = at % 64 == 0 && at < GROUP_BLOCKS && length < want;
-        if !open_ended {
-            if length > best_length {
-                (best_start, best_length) = (start, length);
-            }
-            if best_length >= want {
-                break;
-            }
-            length = 0;
+        let run = word.trailing_ones().min(left);
+        length += run;
+        at += run;
+        if run == left && length < want {
+            // It may go on in the next word.
+            continue;
         }
+        if length > best_length {
+            (best_start, best_length) = (start, length);
+        }
+        if best_length >= want {
+            break;
+        }
+        length = 0;
     }
     if length > best_length {
         (best_start, best_length) = (start, length);

@@ -12,12 +12,14 @@ pub mod error;
 pub mod format;
 pub mod image;
 pub mod report;
+pub mod simulated;
 pub mod sync;
 mod tree;
 mod volume;
 
 pub use cache::Held;
 pub use check::check;
+pub use format::items::FileKind;
 pub use error::{Error, Structure};
 pub use image::check_image;
 pub use report::{Problem, Progress, Report};
