@@ -215,7 +215,14 @@ impl Lender {
         if leases >= self.limits.leases || bytes.saturating_add(lend.length) > self.limits.bytes {
             return Err(LendError::HolderQuota);
         }
-        let index = self.free_index().ok_or(LendError::TableFull)?;
+        let index = match self.free_index() {
+            Some(index) => index,
+            None => {
+                // Before a caller is refused, dying leases are looked at once more.
+                self.reclaim();
+                self.free_index().ok_or(LendError::TableFull)?
+            }
+        };
         let account = self.accounts.entry(holder).or_default();
         account.leases += 1;
         account.bytes += lend.length;

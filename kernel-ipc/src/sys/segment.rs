@@ -66,6 +66,10 @@ impl SegmentWriter {
         if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, SEALS) } < 0 {
             return Err(io::Error::last_os_error());
         }
+        // Only now can nobody shrink it any more: a mapping beyond the file's end would be a SIGBUS.
+        if file_len(fd.as_fd())? != len {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the segment changed its size"));
+        }
         Ok(SegmentWriter { map, fd })
     }
 
