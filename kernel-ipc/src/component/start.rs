@@ -4,9 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -55,16 +57,35 @@ where
         let _ = nix::sys::prctl::set_name(&name);
     }
     let runtime = Runtime::new(Options { fence: Some(fence), ..Options::default() })?;
-    runtime.block_on(async {
-        let context = Context::new(channel, welcome, status);
+    let context = Context::new(channel, welcome, status);
+    let words = last_words();
+    let program = async {
         spawn(control::listen(context.clone()));
         spawn(control::terminate(context.clone(), terminate));
-        let result = serve(context.clone()).await;
-        if let Err(error) = &result {
-            context.send(&ToSupervisor::Failed { reason: shortened(error.to_string()) }, &[]);
+        serve(context.clone()).await
+    };
+    // A panic ends the process; caught only to say so first.
+    let result = panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(program)));
+    let reason = match &result {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => words.lock().map(|words| words.clone()).unwrap_or_default(),
+    };
+    context.send(&ToSupervisor::Failed { reason: shortened(reason) }, &[]);
+    result.unwrap_or_else(|panic| panic::resume_unwind(panic))
+}
+
+/// Where the message of a panic will be, beside the process's standard error.
+fn last_words() -> Arc<Mutex<String>> {
+    let words = Arc::new(Mutex::new(String::new()));
+    let (written, before) = (words.clone(), panic::take_hook());
+    panic::set_hook(Box::new(move |info| {
+        if let Ok(mut words) = written.lock() {
+            *words = info.to_string();
         }
-        result
-    })
+        before(info);
+    }));
+    words
 }
 
 /// At most a page of a reason.

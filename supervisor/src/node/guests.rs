@@ -85,12 +85,17 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
     let Some((slot, epoch)) = node.free_guest_slot() else {
         return reject("too many guests");
     };
+    let incarnation = Incarnation(node.state.deal(1));
+    // Before the keeper is asked, so that nobody else is given the slot meanwhile.
+    node.fences.borrow_mut().insert((slot, epoch), Fence { incarnation, ended: Rc::default() });
     let fence = match node.keeper.obtain(Ask::Guest, slot, epoch).await {
         Ok(fence) => fence,
-        Err(error) => return reject(&format!("the keeper: {error}")),
+        Err(error) => {
+            node.fences.borrow_mut().remove(&(slot, epoch));
+            return reject(&format!("the keeper: {error}"));
+        }
     };
     let name: String = program.chars().filter(|c| c.is_ascii_graphic()).take(32).collect();
-    let incarnation = Incarnation(node.state.deal(1));
     let lender = LenderId(node.state.deal(1));
     let first_region = RegionId(node.state.deal(kernel_ipc::broker::REGIONS_PER_INCARNATION));
     let welcome = Welcome {
@@ -128,7 +133,6 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
         output: RefCell::default(),
         asked: Asked::default(),
     });
-    node.fences.borrow_mut().insert((slot, epoch), Fence { incarnation, ended: std::rc::Rc::default() });
     node.peers.borrow_mut().insert(incarnation, peer.clone());
     if let Err(fault) = messages::greet(node, &peer, protocol).await {
         node.gone(&peer);

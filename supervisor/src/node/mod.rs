@@ -296,6 +296,10 @@ impl Node {
         peer.asked.clear();
         self.end_sessions_of(peer);
         self.forget_introductions_of(peer);
+        if peer.who == Who::Guest {
+            let (node, slot) = (self.clone(), peer.slot);
+            spawn(async move { node.keeper.tell(Ask::GuestGone, slot, 0).await });
+        }
     }
 }
 
