@@ -17,7 +17,8 @@ use super::{Body, Link};
 use crate::id::{Epoch, SessionId};
 use crate::runtime::Sleep;
 use crate::session::OpenError;
-use crate::sys::doorbell::{self, EventDoorbell};
+use crate::sys::doorbell::EventDoorbell;
+use crate::sys::futex;
 use crate::sys::segment::{SegmentReader, SegmentWriter};
 use crate::wire::{
     CONTROL_SLOTS, DESCRIPTOR_BYTES, Handle, LeaseName, MAGIC_CLIENT, MAGIC_HOST, RawDescriptor, Shape, VERSION,
@@ -291,9 +292,8 @@ impl Producer for ShmLink {
         self.system_calls.set(self.system_calls.get() + 1);
         match &self.events {
             Some(events) => events.theirs.ring(),
-            None => {
-                doorbell::wake(self.mine.word(header::TAIL));
-            }
+            // All: the peer may have left an earlier wait armed beside the one it sleeps in.
+            None => futex::wake(self.mine.word(header::TAIL), i32::MAX),
         }
     }
 }

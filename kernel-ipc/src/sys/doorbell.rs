@@ -1,32 +1,9 @@
-//! How a sleeping peer is woken.
+//! The eventfd twin of the doorbell: for event loops that cannot wait for a futex word.
 //!
-//! - The word is the low half of the producer's tail, so a wait that began too late fails instead of sleeping.
-//! - The sleeper waits through its read-only mapping; only the writer of the word wakes.
-//! - The eventfd twin is for event loops that cannot wait for a futex.
+//! Unlike a futex wait it compares nothing: a ring is remembered until it is cleared.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::time::Duration;
-
-use super::futex::WordAddress;
-
-/// Wakes everybody who sleeps on `word`, in any process. Returns how many they were. One system call.
-pub fn wake(word: WordAddress) -> usize {
-    // SAFETY: FUTEX_WAKE only uses the address as a key, and the kernel checks it.
-    let woken = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
-    usize::try_from(woken).unwrap_or(0)
-}
-
-/// Sleeps while `word` holds `expected`, at most `timeout`. May return early for no reason. One system call.
-pub fn wait(word: WordAddress, expected: u32, timeout: Option<Duration>) {
-    let timeout = timeout.map(|t| libc::timespec {
-        tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(t.subsec_nanos()),
-    });
-    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: FUTEX_WAIT reads the word through the kernel, which checks the address; the time lives through the call.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, expected, timeout) };
-}
 
 /// A doorbell that is a descriptor: readable once rung.
 #[derive(Debug)]
