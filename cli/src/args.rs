@@ -23,7 +23,14 @@ pub struct Cli {
 #[derive(Clone, Debug, Args)]
 pub struct Common {
     /// Directory of the system's state: its disk image, logs and socket
-    #[arg(long, global = true, env = "ATOLL_STATE", value_name = "DIR", default_value = "./atoll-state")]
+    #[arg(
+        long,
+        global = true,
+        env = "ATOLL_STATE",
+        hide_env_values = true,
+        value_name = "DIR",
+        default_value = "./atoll-state"
+    )]
     #[arg(value_hint = ValueHint::DirPath)]
     pub state: PathBuf,
     /// Print facts as JSON
