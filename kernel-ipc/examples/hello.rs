@@ -25,17 +25,9 @@ pub enum GreetError {
     Nobody = 1,
 }
 
+#[derive(Object)]
+#[kind(Greeter)]
 struct Polite;
-
-impl Object for Polite {
-    type Kind = Greeter;
-    fn to_words(&self) -> [u64; 2] {
-        [0, 0]
-    }
-    fn from_words(_: [u64; 2]) -> Self {
-        Polite
-    }
-}
 
 struct Host;
 

@@ -10,20 +10,9 @@ use protocol::block::{
     BLOCK_SIZE, Client, Device, DeviceInfo, Dispatcher, FLUSH, FlushError, Handler, InfoError, ReadError, WriteError,
 };
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Object)]
+#[kind(Device)]
 struct Disk;
-
-impl Object for Disk {
-    type Kind = Device;
-
-    fn to_words(&self) -> [u64; 2] {
-        [0; 2]
-    }
-
-    fn from_words(_: [u64; 2]) -> Self {
-        Disk
-    }
-}
 
 struct Driver;
 

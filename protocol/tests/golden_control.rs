@@ -7,20 +7,9 @@ use kernel_ipc::interface::{Granted, NewCap, Object};
 use kernel_ipc::session::Call;
 use protocol::control::*;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Object)]
+#[kind(System)]
 struct Node;
-
-impl Object for Node {
-    type Kind = System;
-
-    fn to_words(&self) -> [u64; 2] {
-        [0; 2]
-    }
-
-    fn from_words(_: [u64; 2]) -> Self {
-        Node
-    }
-}
 
 struct Supervisor;
 

@@ -8,20 +8,9 @@ use kernel_ipc::session::Call;
 use kernel_ipc::{CallError, Rights};
 use protocol::fs::*;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Object)]
+#[kind(Node)]
 struct Inode(u64);
-
-impl Object for Inode {
-    type Kind = Node;
-
-    fn to_words(&self) -> [u64; 2] {
-        [self.0, 0]
-    }
-
-    fn from_words(words: [u64; 2]) -> Self {
-        Inode(words[0])
-    }
-}
 
 const STAT: Stat =
     Stat { inode: 0x0102, size: 3, blocks: 4, modified_ns: 5, version: 6, links: 7, kind: Kind::Directory };

@@ -7,26 +7,17 @@ use kernel_ipc::session::Call;
 use kernel_ipc::{CallError, Rights};
 use protocol::net::*;
 
-macro_rules! objects {
-    ($($name:ident: $kind:ident;)*) => {$(
-        #[derive(Clone, Copy)]
-        struct $name(u64);
+#[derive(Clone, Copy, Object)]
+#[kind(Stack)]
+struct Host;
 
-        impl Object for $name {
-            type Kind = $kind;
+#[derive(Clone, Copy, Object)]
+#[kind(Listener)]
+struct Door(u64);
 
-            fn to_words(&self) -> [u64; 2] {
-                [self.0, 0]
-            }
-
-            fn from_words(words: [u64; 2]) -> Self {
-                $name(words[0])
-            }
-        }
-    )*};
-}
-
-objects! { Host: Stack; Door: Listener; Wire: Connection; }
+#[derive(Clone, Copy, Object)]
+#[kind(Connection)]
+struct Wire(u64);
 
 struct Network;
 
@@ -100,7 +91,7 @@ impl Handler for Network {
 
 #[test]
 fn the_bytes_of_every_operation_are_those_of_the_golden_file() {
-    let root = NewCap::new(Host(0), LISTEN).to_grant();
+    let root = NewCap::new(Host, LISTEN).to_grant();
     common::compare("net", Dispatcher(Network), root, async |client: &Client| {
         let stack = client.root();
         client.listen(stack, "127.0.0.1:8080").await.expect("listening");

@@ -96,20 +96,9 @@ pub async fn serve(cx: Context) -> Result<(), Error> {
 }
 
 /// The one object of the interface.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Object)]
+#[kind(block::Device)]
 pub struct Device;
-
-impl Object for Device {
-    type Kind = block::Device;
-
-    fn to_words(&self) -> [u64; 2] {
-        [0, 0]
-    }
-
-    fn from_words(_: [u64; 2]) -> Device {
-        Device
-    }
-}
 
 /// What a driver is made of.
 pub struct Parts {

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod emit;
+mod object;
 mod operation_error;
 mod parse;
 mod wire;
@@ -60,4 +61,11 @@ pub fn wire(item: TokenStream) -> TokenStream {
 pub fn operation_error(item: TokenStream) -> TokenStream {
     let item = parse_macro_input!(item as syn::DeriveInput);
     operation_error::derive(&item).unwrap_or_else(syn::Error::into_compile_error).into()
+}
+
+/// Lets a host name its objects by a struct of at most two words: `#[kind(fs::Node)] struct Inode(u64);`.
+#[proc_macro_derive(Object, attributes(kind))]
+pub fn object(item: TokenStream) -> TokenStream {
+    let item = parse_macro_input!(item as syn::DeriveInput);
+    object::derive(&item).unwrap_or_else(syn::Error::into_compile_error).into()
 }

@@ -17,7 +17,7 @@ pub use crate::component::{Client as Connect, Connection};
 pub use client::{Cap, Lease, LeasePart};
 pub use description::{Description, HandleArgument, Operation, Retry};
 pub use host::{Granted, NewCap, Object, answer, refuse};
-pub use kernel_ipc_macros::{OperationError, Wire, interface};
+pub use kernel_ipc_macros::{Object, OperationError, Wire, interface};
 pub use pending::{Arguments, Pending, Start};
 
 use crate::codec::{Encoder, Malformed};
@@ -48,6 +48,3 @@ impl<E: OperationError> From<E> for crate::CallError<E> {
         crate::CallError::Operation(error)
     }
 }
-
-#[cfg(test)]
-mod tests;

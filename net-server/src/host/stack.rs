@@ -71,52 +71,19 @@ impl Stack {
 }
 
 /// The root of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Object)]
+#[kind(net::Stack)]
 pub struct Root;
 
 /// A listener's number in its session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Object)]
+#[kind(net::Listener)]
 pub struct ListenerNumber(u64);
 
 /// A connection's number in its session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Object)]
+#[kind(net::Connection)]
 pub struct ConnectionNumber(u64);
-
-impl Object for Root {
-    type Kind = net::Stack;
-
-    fn to_words(&self) -> [u64; 2] {
-        [0, 0]
-    }
-
-    fn from_words(_: [u64; 2]) -> Root {
-        Root
-    }
-}
-
-impl Object for ListenerNumber {
-    type Kind = net::Listener;
-
-    fn to_words(&self) -> [u64; 2] {
-        [self.0, 0]
-    }
-
-    fn from_words([number, _]: [u64; 2]) -> ListenerNumber {
-        ListenerNumber(number)
-    }
-}
-
-impl Object for ConnectionNumber {
-    type Kind = net::Connection;
-
-    fn to_words(&self) -> [u64; 2] {
-        [self.0, 0]
-    }
-
-    fn from_words([number, _]: [u64; 2]) -> ConnectionNumber {
-        ConnectionNumber(number)
-    }
-}
 
 impl net::Handler for Stack {
     type Stack = Root;

@@ -47,19 +47,9 @@ pub fn serve(node: &Rc<Node>, client: &Peer, session: SessionId, segment: OwnedF
 }
 
 /// The only object: this node.
+#[derive(Object)]
+#[kind(System)]
 struct TheSystem;
-
-impl Object for TheSystem {
-    type Kind = System;
-
-    fn to_words(&self) -> [u64; 2] {
-        [0; 2]
-    }
-
-    fn from_words(_: [u64; 2]) -> Self {
-        TheSystem
-    }
-}
 
 /// Serves the operator. The node outlives its sessions, but owns them.
 struct Operator(Weak<Node>);
