@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use kernel_ipc::Epoch;
 use kernel_ipc::lease::StatusPage;
 use kernel_ipc::sys::descriptors;
-use kernel_ipc::sys::{doorbell, segment};
+use kernel_ipc::sys::{futex, segment};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -345,7 +345,7 @@ impl Keeper {
     fn died(&self, slot: u32) {
         self.status.died(slot);
         if let Some(word) = self.status.word(slot) {
-            doorbell::wake(word);
+            futex::wake(word, i32::MAX);
         }
     }
 }
