@@ -1,6 +1,8 @@
 //! Measurements, each beside its floor in the same run.
 #![deny(unsafe_code)]
 
+pub mod block;
 pub mod http;
 pub mod ipc;
 pub mod report;
+mod sys;
