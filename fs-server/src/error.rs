@@ -81,6 +81,8 @@ pub enum Error {
     },
     /// The device has no Atoll volume; says what was found.
     NotAVolume(&'static str),
+    /// Somebody began to make a volume on the device and did not finish: it has nothing to lose.
+    Unfinished,
     /// The device is shorter than the volume on it.
     Truncated {
         /// Blocks of the volume.
@@ -121,6 +123,7 @@ impl fmt::Display for Error {
             Self::SourceLost => f.write_str("the bytes to write were taken back"),
             Self::Corrupt { structure, block, what } => write!(f, "damaged {structure} at block {block}: {what}"),
             Self::NotAVolume(found) => write!(f, "no Atoll volume: {found}"),
+            Self::Unfinished => f.write_str("no Atoll volume: its making was interrupted"),
             Self::Truncated { expected_blocks, device_blocks } => write!(
                 f,
                 "the image is truncated: the volume has {expected_blocks} blocks, the device {device_blocks}"

@@ -12,6 +12,7 @@ pub mod error;
 pub mod format;
 pub mod image;
 pub mod report;
+pub mod server;
 pub mod simulated;
 pub mod sync;
 mod tree;

@@ -66,3 +66,26 @@ pub struct Progress {
     /// Blocks in use, all of which will be looked at.
     pub total_blocks: u64,
 }
+
+impl Report {
+    /// What is wrong, one sentence each; empty if nothing is.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .problems
+            .iter()
+            .map(|problem| format!("{} in block {}: {}", problem.structure, problem.block, problem.what))
+            .collect();
+        let untold = self.problem_count - self.problems.len() as u64;
+        if untold > 0 {
+            lines.push(format!("{untold} more problems"));
+        }
+        if self.leaked_blocks > 0 {
+            lines.push(format!("{} blocks are marked used and belong to nothing", self.leaked_blocks));
+        }
+        if self.damaged_copies > 0 {
+            lines.push(format!("{} structures have only one good copy left", self.damaged_copies));
+        }
+        lines
+    }
+}

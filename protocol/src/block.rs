@@ -68,6 +68,8 @@ pub struct DeviceInfo {
     pub direct: bool,
     /// Writes are refused with [`WriteError::ReadOnly`].
     pub read_only: bool,
+    /// Nothing was ever written to it: who formats it destroys nothing.
+    pub blank: bool,
 }
 
 /// Why the device could not be described.

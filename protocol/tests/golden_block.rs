@@ -26,6 +26,7 @@ impl Handler for Driver {
             blocks: 1 << 20,
             direct: true,
             read_only: false,
+            blank: false,
         })
     }
 

@@ -139,6 +139,8 @@ pub struct FileDriver {
     budget: Budget,
     mapper: Rc<RefCell<Mapper>>,
     counters: Rc<Counters>,
+    /// Nothing was written yet to a file that was made for this.
+    blank: Cell<bool>,
     fixed_reads: Cell<u64>,
     plain_reads: Cell<u64>,
     /// Keeps the claim.
@@ -180,6 +182,7 @@ impl FileDriver {
             budget: Budget::new(in_flight),
             mapper,
             counters,
+            blank: Cell::new(image.blank),
             fixed_reads: Cell::new(0),
             plain_reads: Cell::new(0),
             _image: image,
@@ -260,7 +263,11 @@ impl FileDriver {
     }
 
     fn writable(&self) -> Result<(), WriteError> {
-        if self.read_only { Err(WriteError::ReadOnly) } else { Ok(()) }
+        if self.read_only {
+            return Err(WriteError::ReadOnly);
+        }
+        self.blank.set(false);
+        Ok(())
     }
 }
 
@@ -274,6 +281,7 @@ impl block::Handler for FileDriver {
             blocks: self.bounds.blocks,
             direct: self.direct,
             read_only: self.read_only,
+            blank: self.blank.get(),
         })
     }
 

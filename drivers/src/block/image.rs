@@ -8,7 +8,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -82,6 +82,8 @@ pub struct Image {
     pub direct: bool,
     /// It is open for reading only.
     pub read_only: bool,
+    /// It is a file that the configuration has made, and not a block of it was ever written.
+    pub blank: bool,
 }
 
 /// How long a dead predecessor's I/O is waited for.
@@ -115,7 +117,9 @@ impl Image {
             io::ErrorKind::NotFound => ImageError::Missing(path.clone()),
             _ => failed("open")(error),
         })?;
-        let kind = file.metadata().map_err(failed("look at"))?.file_type();
+        let metadata = file.metadata().map_err(failed("look at"))?;
+        let kind = metadata.file_type();
+        let blank = config.create && kind.is_file() && metadata.blocks() == 0;
         // For a block device the length in its metadata is 0; the end of it is not.
         let length = file.seek(SeekFrom::End(0)).map_err(failed("measure"))?;
         let blocks = length / u64::from(BLOCK_SIZE);
@@ -130,7 +134,7 @@ impl Image {
         if !direct {
             tracing::warn!("{} has no direct I/O for blocks of {BLOCK_SIZE}: using the page cache", path.display());
         }
-        Ok(Image { file, blocks, direct, read_only: config.read_only })
+        Ok(Image { file, blocks, direct, read_only: config.read_only, blank })
     }
 
     /// Another descriptor of the same open file: the lock lasts until the last one is closed.

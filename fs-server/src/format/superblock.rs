@@ -11,6 +11,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// First bytes of a volume.
 pub const MAGIC: [u8; 8] = *b"ATOLLFS1";
+/// First bytes of a device of which `format` has begun to make a volume, and has not finished.
+pub const UNFINISHED: [u8; 8] = *b"ATOLLNEW";
 /// Blocks of the smallest volume (1 MiB).
 pub const MIN_BLOCKS: u64 = 256;
 /// Blocks of the largest volume (64 TiB): its packs stay below 8 MiB.
@@ -151,6 +153,9 @@ impl Superblock {
                 return Err(corrupt("checksum"));
             }
             let blank = bytes.iter().all(|&byte| byte == 0);
+            if raw.magic == UNFINISHED {
+                return Err(Error::Unfinished);
+            }
             return Err(Error::NotAVolume(if blank { "the first block is empty" } else { "no superblock" }));
         }
         if raw.magic != MAGIC || raw.version != 1 {

@@ -154,10 +154,10 @@ impl<D: Device> Inner<D> {
         Ok(Some(Plan { freeze: self.freezes.get(), generation, slot, nodes, bitmaps, pack }))
     }
 
-    async fn write_checkpoint(&self, plan: &Plan) -> Result<(), Error> {
+    async fn write_checkpoint(self: &Rc<Self>, plan: &Plan) -> Result<(), Error> {
         if self.suspect_pack.get() {
             // A pack of a checkpoint that failed may be whole, and the bitmaps that it names are written over now.
-            let mut blank = self.device.stage(1).await;
+            let mut blank = self.stage(1).await;
             blank.zero(0, BLOCK_SIZE);
             for copy in self.superblock.packs[plan.slot] {
                 self.device.write(copy.get(), &blank, 0, 1).await?;
@@ -190,27 +190,27 @@ impl<D: Device> Inner<D> {
         Ok(())
     }
 
-    async fn write_nodes(&self, nodes: &[(u64, &Node)]) -> Result<(), DeviceError> {
+    async fn write_nodes(self: &Rc<Self>, nodes: &[(u64, &Node)]) -> Result<(), DeviceError> {
         let Some(&(first, _)) = nodes.first() else { return Ok(()) };
         let blocks = nodes.len() as u32 * NODE_BLOCKS;
-        let mut staging = self.device.stage(blocks).await;
+        let mut staging = self.stage(blocks).await;
         for (index, (_, node)) in nodes.iter().enumerate() {
             staging.copy_in(index * NODE_SIZE, &node.bytes()[..]);
         }
         self.device.write(first, &staging, 0, blocks).await
     }
 
-    async fn write_bitmaps(&self, bitmaps: &[(u64, &[u8])]) -> Result<(), DeviceError> {
+    async fn write_bitmaps(self: &Rc<Self>, bitmaps: &[(u64, &[u8])]) -> Result<(), DeviceError> {
         let Some(&(first, _)) = bitmaps.first() else { return Ok(()) };
         let bytes: Vec<u8> = bitmaps.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
         self.write_bytes(first, &bytes).await
     }
 
     /// Writes whole blocks.
-    pub(super) async fn write_bytes(&self, block: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+    pub(super) async fn write_bytes(self: &Rc<Self>, block: u64, bytes: &[u8]) -> Result<(), DeviceError> {
         for (index, part) in bytes.chunks(MAX_TRANSFER_BLOCKS as usize * BLOCK_SIZE).enumerate() {
             let blocks = (part.len() / BLOCK_SIZE) as u32;
-            let mut staging = self.device.stage(blocks).await;
+            let mut staging = self.stage(blocks).await;
             staging.copy_in(0, part);
             let at = block + index as u64 * u64::from(MAX_TRANSFER_BLOCKS);
             self.device.write(at, &staging, 0, blocks).await?;

@@ -261,14 +261,14 @@ impl<D: Device> Inner<D> {
     }
 
     /// Memory for `needed` blocks from `first` on, if the run does not have it.
-    async fn memory_for(&self, run: Option<&Run<D::Staging>>, first: u64, needed: u32) -> Option<D::Staging> {
+    async fn memory_for(self: &Rc<Self>, run: Option<&Run<D::Staging>>, first: u64, needed: u32) -> Option<D::Staging> {
         let has = run.map_or(0, |run| run.content.borrow().staging.as_ref().map_or(0, Staging::blocks));
         if has >= needed {
             return None;
         }
         // Twice as much as before, so that many small appends cost one copy on average.
         let room = EXTENT_BLOCKS - (first % u64::from(EXTENT_BLOCKS)) as u32;
-        Some(self.device.stage(needed.max(2 * has).min(room)).await)
+        Some(self.stage(needed.max(2 * has).min(room)).await)
     }
 
     fn fill<S>(

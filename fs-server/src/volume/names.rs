@@ -20,6 +20,8 @@ pub struct DirectoryEntry {
     pub inode: u64,
     /// What that is.
     pub kind: FileKind,
+    /// The cursor at which a listing begins with this entry.
+    pub position: u64,
 }
 
 /// Part of a directory's entries.
@@ -87,20 +89,22 @@ impl<D: Device> Volume<D> {
         self.inner.make(directory, name, FileKind::Directory).await
     }
 
-    /// Moves an entry; replaces a file by a file and an empty directory by a directory, in one step.
+    /// Moves an entry; with `replace`, it takes the place of a file if it is one, of an empty directory if it is one. All
+    /// in one step.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Cycle`], [`Error::IsDirectory`], [`Error::NotDirectory`], [`Error::NotEmpty`].
+    /// [`Error::NotFound`], [`Error::Exists`], [`Error::Cycle`], [`Error::IsDirectory`], [`Error::NotDirectory`], [`Error::NotEmpty`].
     pub async fn rename(
         &self,
         from_directory: NodeId,
         from: &[u8],
         to_directory: NodeId,
         to: &[u8],
+        replace: bool,
     ) -> Result<(), Error> {
         check(from)?;
         check(to)?;
-        if let Some(replaced) = self.inner.rename(from_directory, from, to_directory, to).await? {
+        if let Some(replaced) = self.inner.rename((from_directory, from), (to_directory, to), replace).await? {
             self.inner.reap_later(replaced).await;
         }
         Ok(())
@@ -150,6 +154,7 @@ impl<D: Device> Volume<D> {
                             name: entry.name.to_vec(),
                             inode: entry.inode,
                             kind: entry.kind,
+                            position: key.offset | u64::from(entry.slot),
                         });
                     }
                     at = Key { offset: key.offset + SLOT_MASK + 1, ..key };
@@ -193,10 +198,9 @@ impl<D: Device> Inner<D> {
     /// Returns the file that was replaced, if any.
     async fn rename(
         self: &Rc<Self>,
-        from_directory: NodeId,
-        from: &[u8],
-        to_directory: NodeId,
-        to: &[u8],
+        (from_directory, from): (NodeId, &[u8]),
+        (to_directory, to): (NodeId, &[u8]),
+        replace: bool,
     ) -> Result<Option<NodeId>, Error> {
         let now_ns = self.environment.now_ns();
         self.change(20, true, |state| {
@@ -206,6 +210,9 @@ impl<D: Device> Inner<D> {
             let target = state.find_entry(to_directory.inode, to)?;
             if target.is_some_and(|target| target.inode == moved.inode) {
                 return Ok(None);
+            }
+            if target.is_some() && !replace {
+                return Err(Error::Exists.into());
             }
             if moved.kind == FileKind::Directory {
                 let mut above = to_directory.inode;

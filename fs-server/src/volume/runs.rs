@@ -13,7 +13,9 @@ use crate::format::items::FileExtent;
 use crate::sync::{Gate, all_of};
 use crate::tree::Fault;
 use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
 use std::ops::Range;
+use std::pin::pin;
 use std::rc::Rc;
 
 /// Writes of one run's pieces, or of several runs, that are in progress at once.
@@ -128,6 +130,28 @@ impl<D: Device> Inner<D> {
         }));
     }
 
+    /// Memory to write from. If there is none at once, what waits in it is written out.
+    pub(crate) async fn stage(self: &Rc<Self>, blocks: u32) -> D::Staging {
+        let mut staging = pin!(self.device.stage(blocks));
+        let mut asked = false;
+        poll_fn(|cx| {
+            let poll = staging.as_mut().poll(cx);
+            if poll.is_pending() && !std::mem::replace(&mut asked, true) {
+                for (inode, run) in self.all_runs() {
+                    self.start_write_out(inode, &run);
+                }
+            }
+            poll
+        })
+        .await
+    }
+
+    fn all_runs(&self) -> Vec<(u64, Rc<Run<D::Staging>>)> {
+        let state = self.state.borrow();
+        let all = state.vnodes.iter().flat_map(|(&inode, vnode)| vnode.runs.iter().map(move |run| (inode, Rc::clone(run))));
+        all.collect()
+    }
+
     /// Waits until a run is in the tree.
     ///
     /// # Errors
@@ -167,10 +191,7 @@ impl<D: Device> Inner<D> {
     /// Writes out all runs there are.
     pub(crate) async fn flush_all(self: &Rc<Self>) -> Result<(), Error> {
         loop {
-            let runs: Vec<_> = {
-                let state = self.state.borrow();
-                state.vnodes.iter().flat_map(|(&inode, vnode)| vnode.runs.iter().map(move |run| (inode, run.clone()))).collect()
-            };
+            let runs = self.all_runs();
             if runs.is_empty() {
                 return Ok(());
             }
@@ -182,11 +203,7 @@ impl<D: Device> Inner<D> {
     pub(crate) async fn bound_staged(self: &Rc<Self>) -> Result<(), Error> {
         let bound = self.options.staged_bytes / BLOCK_SIZE as u64;
         while self.state.borrow().staged_blocks > bound {
-            let runs: Vec<_> = {
-                let state = self.state.borrow();
-                let all = state.vnodes.iter().flat_map(|(&inode, vnode)| vnode.runs.iter().map(move |run| (inode, run)));
-                all.map(|(inode, run)| (inode, Rc::clone(run))).collect()
-            };
+            let runs = self.all_runs();
             all_of(2 * WIDTH, runs.iter().map(|(inode, run)| self.flush_run(*inode, run))).await?;
         }
         Ok(())

@@ -8,7 +8,7 @@ use crate::device::{BLOCK_SIZE, Device, Environment, Extent};
 use crate::error::{Error, Structure};
 use crate::format::items::{FIRST_INODE, FileKind, ROOT};
 use crate::format::pack::Pack;
-use crate::format::superblock::Superblock;
+use crate::format::superblock::{Superblock, UNFINISHED};
 use crate::format::{NODE_SIZE, Pointer};
 use crate::tree::{AddressMap, Tree};
 use std::cell::{Cell, RefCell};
@@ -109,7 +109,7 @@ async fn read_bytes<D: Device>(device: &D, block: u64, blocks: u64) -> Result<Ve
 
 impl<D: Device> Volume<D> {
     /// Makes an empty volume that fills the device; whatever was there is lost. The superblock is written last: before
-    /// that it is no volume.
+    /// that it is [unfinished](Error::Unfinished).
     ///
     /// # Errors
     /// [`Error::BadGeometry`], or the device failed.
@@ -136,7 +136,9 @@ impl<D: Device> Volume<D> {
         for copy in superblock.packs.as_flattened() {
             inner.write_bytes(copy.get(), block).await?;
         }
-        inner.write_bytes(0, block).await?;
+        let mut unfinished = block.to_vec();
+        unfinished[..UNFINISHED.len()].copy_from_slice(&UNFINISHED);
+        inner.write_bytes(0, &unfinished).await?;
         {
             let mut state = inner.state.borrow_mut();
             let mut raw = new_inode(FileKind::Directory, superblock.created_ns.get(), ROOT, 0, inner.environment.now_ns());

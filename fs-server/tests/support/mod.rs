@@ -186,7 +186,7 @@ pub async fn apply(volume: &Disk, operation: &Operation) -> Result<(), Error> {
             let ((from_parents, from), (to_parents, to)) = (split(from), split(to));
             let from_directory = node(volume, &from_parents).await?;
             let to_directory = node(volume, &to_parents).await?;
-            volume.rename(from_directory, &from, to_directory, &to).await
+            volume.rename(from_directory, &from, to_directory, &to, true).await
         }
         Operation::Read(path, offset, length) => {
             volume.read(node(volume, &names(path)).await?, *offset, *length).await.map(drop)

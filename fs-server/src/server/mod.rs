@@ -1,0 +1,148 @@
+//! The server: `fs-server` as a component. It mounts the volume of `disk` and serves it as `root`.
+//!
+//! A blank device gets a volume first, with the welcome page in `/www`; any other that has none is refused. In order it
+//! ends with everything durable.
+
+mod check;
+mod device;
+mod handler;
+
+use crate::device::{Environment, Task};
+use crate::{Error, FormatOptions, MountOptions, NodeId, Volume};
+use device::LeasedDevice;
+use handler::Server;
+use kernel_ipc::component::{self, Context};
+use kernel_ipc::interface::NewCap;
+use kernel_ipc::lease::{Pool, Region};
+use kernel_ipc::rights::Rights;
+use kernel_ipc::runtime;
+use kernel_ipc::session::{Grant, SessionInfo};
+use protocol::{block, fs};
+use serde::Deserialize;
+use std::cell::Cell;
+use std::fs::File;
+use std::io::Read;
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What a new volume has in `/www/index.html`.
+const WELCOME: &[u8] = include_bytes!("../../../systems/welcome/index.html");
+/// Leases that the driver grants one holder are bounded (4,096); nodes on their way in need some too.
+const CACHE_ENTRIES: usize = 3000;
+/// Written data that may wait in memory.
+const STAGED_BYTES: u64 = 8 << 20;
+/// Memory of our own that the driver writes from: what waits, what is on its way, and a checkpoint.
+const REGION_BYTES: usize = 28 << 20;
+
+/// The manifest's `config` of `fs-server`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Bytes of the driver's region that are held as cache.
+    #[serde(default = "default_cache")]
+    pub cache: u64,
+}
+
+fn default_cache() -> u64 {
+    MountOptions::default().cache_bytes
+}
+
+/// The component: mounts, provides `root`, serves until it is asked to stop.
+///
+/// # Errors
+/// There is no volume on the device, or it is damaged; says what.
+pub async fn serve(cx: Context) -> Result<(), component::Error> {
+    let config: Config = cx.config()?;
+    let client: block::Client = cx.connect("disk").await?;
+    let region = Region::create("fs", cx.new_region_id(), REGION_BYTES)?;
+    cx.publish_region(&region).await?;
+    let info = client.info(client.root()).await.map_err(|error| format!("the block driver: {error:?}"))?;
+    let pool = Pool::new(region, crate::device::BLOCK_SIZE);
+    let device = LeasedDevice::new(&cx, client, pool, info.blocks);
+    let environment = Rc::new(RuntimeEnvironment::default());
+    let options =
+        MountOptions { cache_bytes: config.cache, cache_entries: CACHE_ENTRIES, staged_bytes: STAGED_BYTES, ..MountOptions::default() };
+    let volume = match Volume::mount(device.clone(), environment.clone(), options).await {
+        Err(Error::NotAVolume(_)) if info.blank => make(device, environment, options).await,
+        Err(Error::Unfinished) => make(device, environment, options).await,
+        mounted => mounted,
+    }
+    .map_err(|error| format!("the volume of {}: {error}", "disk"))?;
+    if volume.damaged_copies() > 0 {
+        tracing::warn!("{} structures of the volume have only one good copy left", volume.damaged_copies());
+    }
+
+    let server = Server::new(volume.clone(), cx.clone());
+    let roots = volume.clone();
+    cx.provide("root", Rc::new(fs::Dispatcher(server)), async move |session| root_of(&roots, session).await)?;
+    cx.ready();
+    cx.stopped().await;
+    volume.sync().await.map_err(|error| format!("the last checkpoint: {error}"))?;
+    Ok(())
+}
+
+/// Makes a volume with the welcome page.
+async fn make(
+    device: LeasedDevice,
+    environment: Rc<RuntimeEnvironment>,
+    options: MountOptions,
+) -> Result<Volume<LeasedDevice>, Error> {
+    let volume = Volume::format(device, environment, &FormatOptions::default(), options).await?;
+    let www = volume.mkdir(volume.root(), b"www").await?;
+    let index = volume.create(www.id, b"index.html").await?;
+    volume.write(index.id, 0, WELCOME).await?;
+    volume.sync().await?;
+    Ok(volume)
+}
+
+/// The directory that a session cannot leave.
+async fn root_of(volume: &Volume<LeasedDevice>, session: &SessionInfo) -> Result<Grant, String> {
+    let path = session.attenuation.get("path").and_then(|path| path.as_str()).unwrap_or("/");
+    let path = path.trim_matches('/');
+    let root = match path {
+        "" => volume.root(),
+        _ => volume.lookup(volume.root(), path.as_bytes()).await.map_err(|error| format!("/{path}: {error}"))?.id,
+    };
+    volume.hold(root);
+    Ok(NewCap::new(root, Rights::all()).to_grant())
+}
+
+impl kernel_ipc::interface::Object for NodeId {
+    type Kind = fs::Node;
+
+    fn to_words(&self) -> [u64; 2] {
+        [self.inode, self.generation]
+    }
+
+    fn from_words([inode, generation]: [u64; 2]) -> Self {
+        Self { inode, generation }
+    }
+}
+
+/// The runtime as the core's environment.
+#[derive(Debug, Default)]
+struct RuntimeEnvironment {
+    last_ns: Cell<u64>,
+}
+
+impl Environment for RuntimeEnvironment {
+    fn now_ns(&self) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
+        // Times are versions, too: no two are the same, and none goes back while this runs.
+        self.last_ns.set(now.max(self.last_ns.get() + 1));
+        self.last_ns.get()
+    }
+
+    fn random(&self) -> u64 {
+        let mut bytes = [0; 8];
+        File::open("/dev/urandom")
+            .and_then(|mut file| file.read_exact(&mut bytes))
+            .expect("every Linux has /dev/urandom, and it never ends");
+        u64::from_le_bytes(bytes)
+    }
+
+    fn spawn(&self, task: Task) {
+        // Dropping the handle detaches the task.
+        drop(runtime::spawn(task));
+    }
+}
