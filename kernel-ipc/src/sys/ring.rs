@@ -4,7 +4,7 @@
 //!   memory) is owned by the operation's future, or, once that was dropped, by the slot.
 //! - Nothing that belongs to the user (wakers apart) runs while the ring is borrowed: what completions free
 //!   is handed out as [`Released`] and dropped by the caller.
-//! - Dropping the ring cancels what is in flight and waits for it; memory that the kernel will not let go of
+//! - Dropping the ring cancels what is in flight or armed and waits for it; memory that the kernel will not let go of
 //!   is leaked rather than reused.
 
 use std::any::Any;
@@ -479,12 +479,15 @@ const DROP_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Drop for Ring {
     fn drop(&mut self) {
+        // The kernel takes a ring apart some time after its descriptor was closed. A wait that is still armed then could
+        // take the one wake that is meant for whoever uses the same word next.
+        self.disarm();
         if self.in_flight > 0 {
             // SAFETY: a cancel points to nothing.
             unsafe { self.queue(opcode::AsyncCancel2::new(CancelBuilder::any()).build().user_data(IGNORED)) };
         }
         let end = Instant::now() + DROP_PATIENCE;
-        while self.in_flight > 0 {
+        while self.in_flight > 0 || !self.retired.is_empty() {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
