@@ -16,5 +16,11 @@ pub fn process(arguments: &[String]) -> Option<ExitCode> {
 
 /// Runs a built-in component.
 fn component(name: &str) -> Option<ExitCode> {
-    None
+    use kernel_ipc::component::run;
+    Some(match name {
+        "block-file" => run(drivers::block::file::serve),
+        "net-host" => run(net_server::serve),
+        "httpd" => run(apps::httpd::server::serve),
+        _ => return None,
+    })
 }

@@ -362,7 +362,7 @@ impl<'r> Checker<'r> {
                         Ok(address) if address.port() != 0 => ("address", address.to_string()),
                         _ => continue,
                     },
-                    Kind::Size { .. } | Kind::Flag => continue,
+                    Kind::Size { .. } | Kind::Count { .. } | Kind::Flag => continue,
                 };
                 if let Some((other, place)) = taken.get(&(what, identity.clone())) {
                     let title =

@@ -77,6 +77,13 @@ pub enum Kind {
         /// Largest, in bytes.
         most: u64,
     },
+    /// A whole number within bounds.
+    Count {
+        /// Smallest.
+        least: u64,
+        /// Largest.
+        most: u64,
+    },
     /// `IP:port`.
     Address,
     /// A path on the host; a relative one starts at the state directory.
@@ -130,6 +137,8 @@ pub fn builtin(name: &str) -> Option<&'static Builtin> {
 
 const MIB: u64 = 1 << 20;
 const TIB: u64 = 1 << 40;
+/// A time in seconds, up to a day.
+const SECONDS: Kind = Kind::Count { least: 1, most: 86_400 };
 
 const BUILTINS: &[Builtin] = &[
     Builtin {
@@ -160,13 +169,22 @@ const BUILTINS: &[Builtin] = &[
     },
     Builtin {
         name: "net-host",
-        config: &[],
+        config: &[
+            Field { name: "connections", kind: Kind::Count { least: 1, most: 60_000 }, default: Default::Absent },
+            Field { name: "stall_seconds", kind: SECONDS, default: Default::Absent },
+        ],
         uses: &[Need { name: "pages", interface: "atoll.block/1", rights: &["map"] }],
         provides: &[Offer { name: "net", interface: "atoll.net/1" }],
     },
     Builtin {
         name: "httpd",
-        config: &[Field { name: "listen", kind: Kind::Address, default: Default::Required }],
+        config: &[
+            Field { name: "listen", kind: Kind::Address, default: Default::Required },
+            Field { name: "connections", kind: Kind::Count { least: 1, most: 60_000 }, default: Default::Absent },
+            Field { name: "head_seconds", kind: SECONDS, default: Default::Absent },
+            Field { name: "body_seconds", kind: SECONDS, default: Default::Absent },
+            Field { name: "idle_seconds", kind: SECONDS, default: Default::Absent },
+        ],
         uses: &[
             Need { name: "root", interface: "atoll.fs/1", rights: &["lookup", "read"] },
             Need { name: "net", interface: "atoll.net/1", rights: &["listen"] },

@@ -51,7 +51,13 @@ impl block::Handler for Disk {
         Ok(DeviceInfo { block_size: 4096, max_transfer_blocks: 1, blocks, direct: false, read_only: false, blank: false })
     }
 
-    async fn read(&self, _: &Call, _: Granted<Device>, block: u64, _: u32) -> Result<Lend, CallError<block::ReadError>> {
+    async fn read(
+        &self,
+        _: &Call,
+        _: Granted<Device>,
+        block: u64,
+        _: u32,
+    ) -> Result<Lend, CallError<block::ReadError>> {
         self.region.copy_in(0, &block.to_le_bytes()).expect("the region has a page");
         self.cx.counters().add_leased(4096);
         Ok(Lend { region: self.region.id(), offset: 0, length: 4096, keep: Rc::new(()) })
@@ -543,11 +549,23 @@ fn a_component_has_exactly_the_descriptors_that_the_manifest_implies() {
     of_disk.sort();
     // /dev/null, the log twice, control socket, SIGTERM, the ring and its wake-up; memory is mapped, not held.
     for kind in of_disk.iter().chain(&descriptors(fs)) {
-        let known = ["/dev/null", "pipe:", "socket:", "anon_inode:[signalfd]", "anon_inode:[io_uring]", "anon_inode:[eventfd]", "/memfd:"];
+        let known = [
+            "/dev/null",
+            "pipe:",
+            "socket:",
+            "anon_inode:[signalfd]",
+            "anon_inode:[io_uring]",
+            "anon_inode:[eventfd]",
+            "/memfd:",
+        ];
         assert!(known.iter().any(|known| kind.starts_with(known)), "{of_disk:?}");
     }
     let count = |kind: &str| of_disk.iter().filter(|known| known.starts_with(kind)).count();
-    assert_eq!((count("/dev/null"), count("pipe:"), count("socket:"), count("anon_inode:[signalfd]")), (1, 2, 1, 1), "{of_disk:?}");
+    assert_eq!(
+        (count("/dev/null"), count("pipe:"), count("socket:"), count("anon_inode:[signalfd]")),
+        (1, 2, 1, 1),
+        "{of_disk:?}"
+    );
     node.down();
 }
 
@@ -588,7 +606,12 @@ fn a_guest_that_speaks_garbage_ends_only_itself() {
     use std::os::fd::AsRawFd;
     let mut node = Node::start("plain");
     node.assert_up();
-    for garbage in [&b"hello"[..], b"{\"message\":\"ready\"}", b"{\"message\":\"hello\",\"protocol\":99,\"program\":\"x\"}", &[0xff; 60_000]] {
+    for garbage in [
+        &b"hello"[..],
+        b"{\"message\":\"ready\"}",
+        b"{\"message\":\"hello\",\"protocol\":99,\"program\":\"x\"}",
+        &[0xff; 60_000],
+    ] {
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
         connect(socket.as_raw_fd(), &UnixAddr::new(&node.state().join("atoll.sock")).unwrap()).unwrap();
         send(socket.as_raw_fd(), garbage, MsgFlags::empty()).unwrap();
@@ -676,4 +699,3 @@ fn main() -> ExitCode {
     println!("\ntest result: {failed} failed");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
-

@@ -245,15 +245,15 @@ impl Site {
 
     /// Waits until no lease is held or pinned any more.
     pub async fn leases_are_back(&self) {
-        loop {
-            let mut lender = self.lender.borrow_mut();
-            lender.reclaim();
-            if lender.lent_count() == 0 && lender.dying() == 0 {
-                return;
-            }
-            drop(lender);
+        while !self.is_idle() {
             runtime::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        let mut lender = self.lender.borrow_mut();
+        lender.reclaim();
+        lender.lent_count() == 0 && lender.dying() == 0
     }
 }
 

@@ -28,6 +28,20 @@ pub(super) fn meaning(field: &Field, given: &RawValue) -> Result<Value, String> 
             }
             Ok(json!(bytes))
         }
+        (Kind::Count { least, most }, literal) => {
+            let number = match literal {
+                Literal::Integer(Some(number)) => *number,
+                Literal::Text(text) if given.set => text.parse().map_err(|_| expected(field.kind, "text"))?,
+                Literal::Integer(None) => return Err("this cannot be negative".into()),
+                Literal::Text(_) => return Err(expected(field.kind, "text")),
+                Literal::Flag(_) => return Err(expected(field.kind, "true or false")),
+                Literal::Other(found) => return Err(expected(field.kind, found)),
+            };
+            if !(least..=most).contains(&number) {
+                return Err(format!("this must be from {least} to {most}"));
+            }
+            Ok(json!(number))
+        }
         (Kind::Address, Literal::Text(text)) => value::address(text).map(|address| json!(address.to_string())),
         (Kind::HostPath, Literal::Text(text)) => match text.as_str() {
             "" => Err("the path is empty".into()),
@@ -49,6 +63,7 @@ pub(super) fn meaning(field: &Field, given: &RawValue) -> Result<Value, String> 
 fn expected(kind: Kind, found: &str) -> String {
     let wanted = match kind {
         Kind::Size { .. } => "a size such as \"64MiB\"",
+        Kind::Count { .. } => "a whole number",
         Kind::Address => "an address such as \"127.0.0.1:8080\"",
         Kind::HostPath => "a path in quotes",
         Kind::Flag => "true or false",
@@ -59,6 +74,7 @@ fn expected(kind: Kind, found: &str) -> String {
 pub(super) fn example(kind: Kind) -> &'static str {
     match kind {
         Kind::Size { .. } => "\"64MiB\"",
+        Kind::Count { .. } => "60",
         Kind::Address => "\"127.0.0.1:8080\"",
         Kind::HostPath => "\"disk.img\"",
         Kind::Flag => "true",

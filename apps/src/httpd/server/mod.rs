@@ -29,7 +29,6 @@ use listening::Peers;
 
 /// The manifest's `config` of an `httpd`.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where to listen: the address that the manifest's `tcp` allows.
     pub listen: String,
