@@ -18,7 +18,7 @@ pub fn process(arguments: &[String]) -> Option<ExitCode> {
 fn component(name: &str) -> Option<ExitCode> {
     use kernel_ipc::component::run;
     Some(match name {
-        "block-file" => run(drivers::block::file::serve),
+        "block-file" => run(drivers::block::serve),
         "net-host" => run(net_server::serve),
         "httpd" => run(apps::httpd::server::serve),
         _ => return None,
