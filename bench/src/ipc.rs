@@ -134,6 +134,11 @@ pub fn run(options: &Options) -> io::Result<Run> {
     if wanted(name) {
         run.rows.push(calls(name, Waiting::Adaptive, cores, 1, None, options.duration)?);
     }
+    let name = "null call, both ends in one thread";
+    if wanted(name) {
+        run.rows.push(one_thread(name, options.duration)?);
+        run.notes.push("both ends in one thread: what client, host and two turns of a runtime cost by themselves".into());
+    }
     for (waiting, mode) in [(Waiting::Spin, "spin"), (Waiting::Adaptive, "adaptive"), (Waiting::Block, "block")] {
         let name = format!("null calls, {} outstanding, {mode}", options.depth);
         if wanted(&name) && (cores.is_some() || waiting != Waiting::Spin) {
@@ -266,6 +271,21 @@ fn calls(
     row
 }
 
+/// Calls over shared memory of a host in this very thread: no line moves between cores, nobody waits.
+fn one_thread(name: &str, duration: Duration) -> io::Result<Row> {
+    let runtime = Runtime::new(RuntimeOptions { waiting: Waiting::Spin, ..RuntimeOptions::default() })?;
+    runtime.block_on(async {
+        let offer = Offer::new(Shape::default())?;
+        let host = host(offer.fd().try_clone_to_owned()?)?;
+        let fd = host.fd().ok_or_else(|| io::Error::other("no segment"))?.try_clone_to_owned()?;
+        let session = offer.open(fd, SESSION, EPOCH).map_err(io::Error::other)?;
+        let client = Rc::new(Client::from_connection(Connection::fixed(session)));
+        let begin = Instant::now() + duration / 10;
+        let latencies = caller(client, None, begin, begin + duration).await.map_err(io::Error::other)?;
+        Ok(Row::new(name, &latencies, begin.elapsed().as_secs_f64(), 0))
+    })
+}
+
 const SESSION: SessionId = SessionId(1);
 const EPOCH: Epoch = Epoch(1);
 
@@ -297,16 +317,7 @@ async fn caller(
 fn serve(client_segment: OwnedFd, waiting: Waiting, segment: &mpsc::Sender<OwnedFd>) -> io::Result<()> {
     let runtime = Runtime::new(RuntimeOptions { waiting, ..RuntimeOptions::default() })?;
     runtime.block_on(async {
-        let info = SessionInfo {
-            id: SESSION,
-            epoch: EPOCH,
-            client: Incarnation(2),
-            client_name: "bench".into(),
-            attenuation: serde_json::Value::Null,
-        };
-        let root = NewCap::new(TheThing, Rights::READ).to_grant();
-        let session = HostSession::start(client_segment, root, Rc::new(Dispatcher(Nothing)), info, None);
-        let session = session.map_err(io::Error::other)?;
+        let session = host(client_segment)?;
         let fd = session.fd().ok_or_else(|| io::Error::other("no segment"))?;
         segment.send(fd.try_clone_to_owned()?).map_err(io::Error::other)?;
         while session.is_open() {
@@ -314,6 +325,19 @@ fn serve(client_segment: OwnedFd, waiting: Waiting, segment: &mpsc::Sender<Owned
         }
         Ok(())
     })
+}
+
+/// The host end of the one session.
+fn host(client_segment: OwnedFd) -> io::Result<HostSession> {
+    let info = SessionInfo {
+        id: SESSION,
+        epoch: EPOCH,
+        client: Incarnation(2),
+        client_name: "bench".into(),
+        attenuation: serde_json::Value::Null,
+    };
+    let root = NewCap::new(TheThing, Rights::READ).to_grant();
+    HostSession::start(client_segment, root, Rc::new(Dispatcher(Nothing)), info, None).map_err(io::Error::other)
 }
 
 /// Nanoseconds that one reading of the clock takes.

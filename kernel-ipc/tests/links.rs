@@ -1,0 +1,297 @@
+//! What every link promises, over every carrier.
+
+mod common;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use common::bytes;
+use kernel_ipc::link::{Body, Link, in_process, shm};
+use kernel_ipc::runtime::{self, Sleep, Source, Waiting};
+use kernel_ipc::sys::doorbell::EventDoorbell;
+use kernel_ipc::wire::{Extent, Handle, LeaseName, RawDescriptor, Shape, Submission, Violation};
+use kernel_ipc::{Epoch, LenderId, SessionId};
+
+const SHAPE: Shape = Shape { slots: 4, window_bytes: 4096 };
+
+type Ends = (Box<dyn Link>, Box<dyn Link>);
+
+fn shm_ends() -> (shm::ShmLink, shm::ShmLink) {
+    let segment = shm::client_segment(SHAPE).expect("memory");
+    let fd = segment.fd().try_clone_to_owned().expect("dup");
+    let host = shm::ShmLink::host(fd, SessionId(1), Epoch(2), Handle::NONE).expect("a right header");
+    let fd = host.fd().try_clone_to_owned().expect("dup");
+    let (client, _) = shm::ShmLink::client(segment, SHAPE, fd, SessionId(1), Epoch(2)).expect("a right header");
+    (client, host)
+}
+
+fn shm_with_futex() -> Ends {
+    let (client, host) = shm_ends();
+    (Box::new(client), Box::new(host))
+}
+
+fn shm_with_eventfd() -> Ends {
+    let (client, host) = with_event_doorbells(shm_ends());
+    (Box::new(client), Box::new(host))
+}
+
+fn with_event_doorbells((mut client, mut host): (shm::ShmLink, shm::ShmLink)) -> (shm::ShmLink, shm::ShmLink) {
+    let bell = || EventDoorbell::new().expect("an eventfd");
+    let twin = |bell: &EventDoorbell| EventDoorbell::adopt(bell.fd().try_clone_to_owned().expect("dup"));
+    let (of_client, of_host) = (bell(), bell());
+    client.use_event_doorbells(twin(&of_client), twin(&of_host));
+    host.use_event_doorbells(of_host, of_client);
+    (client, host)
+}
+
+fn inside_one_process() -> Ends {
+    let (client, host) = in_process::pair(SHAPE);
+    (Box::new(client), Box::new(host))
+}
+
+/// Runs a test over each carrier, in both directions.
+fn over_each_carrier(test: impl Fn(&str, &dyn Link, &dyn Link)) {
+    for (name, make) in
+        [("futex", shm_with_futex as fn() -> Ends), ("eventfd", shm_with_eventfd), ("in process", inside_one_process)]
+    {
+        let (client, host) = make();
+        test(name, &*client, &*host);
+        let (client, host) = make();
+        test(name, &*host, &*client);
+    }
+}
+
+fn message(n: u64) -> RawDescriptor {
+    let submission = Submission { slot: (n % 8) as u16, seq: n, inline: [n, !n], ..Submission::default() };
+    submission.to_raw()
+}
+
+fn send(from: &dyn Link, n: u64) -> Result<(), Violation> {
+    from.send(&message(n), (n % 8) as u16, &Body::default())
+}
+
+#[test]
+fn messages_arrive_once_in_order_and_unchanged_round_after_round() {
+    over_each_carrier(|carrier, from, to| {
+        let (mut sent, mut received) = (0, 0);
+        for batch in (0..=8).cycle().take(500) {
+            for _ in 0..batch {
+                send(from, sent).expect("room");
+                sent += 1;
+            }
+            assert_eq!(from.sent(), sent);
+            while let Some(raw) = to.receive() {
+                assert_eq!(raw, message(received), "{carrier}");
+                received += 1;
+            }
+            assert_eq!((received, from.read_by_peer()), (sent, sent), "{carrier}");
+        }
+    });
+}
+
+#[test]
+fn names_and_payloads_stand_in_the_window_of_their_slot() {
+    over_each_carrier(|carrier, from, to| {
+        for slot in 0..SHAPE.all_slots() {
+            let leases = [LeaseName { lender: LenderId(3), index: u32::from(slot), generation: 5, length: 6 }];
+            let capabilities = [Handle { index: 7, generation: 8 }, Handle { index: 9, generation: u32::from(slot) }];
+            let extent = Extent { length: 4056, capabilities: 2, leases: 1 };
+            extent.check(SHAPE.window_bytes).expect("fills the window");
+            let payload = bytes(4056 - usize::from(slot));
+            let body = Body { leases: &leases, capabilities: &capabilities, payload: &payload };
+            from.send(&message(1), slot, &body).expect("room");
+            assert!(to.receive().is_some());
+
+            let mut lease = [0; 24];
+            to.read_window(slot, 0, &mut lease);
+            assert_eq!(LeaseName::from_bytes(lease), leases[0], "{carrier}");
+            let mut handles = [[0; 8]; 2];
+            to.read_window(slot, 24, handles.as_flattened_mut());
+            assert_eq!(handles.map(|word| Handle::from_word(u64::from_le_bytes(word))), capabilities, "{carrier}");
+            let mut seen = vec![0; payload.len()];
+            to.read_window(slot, extent.payload_offset(), &mut seen);
+            assert_eq!(seen, payload, "{carrier}");
+        }
+    });
+}
+
+#[test]
+fn nothing_outside_of_a_window_can_be_read() {
+    over_each_carrier(|carrier, from, to| {
+        from.send(&message(1), 1, &Body { payload: &[1; 4096], ..Body::default() }).expect("room");
+        for (slot, offset, length) in [(1, 4096, 1), (1, 4000, 97), (1, usize::MAX, 2), (8, 0, 1), (u16::MAX, 0, 1)] {
+            let mut seen = vec![7; length];
+            to.read_window(slot, offset, &mut seen);
+            assert_eq!(seen, vec![7; length], "{carrier}: {length} at {offset} of {slot}");
+        }
+    });
+}
+
+#[test]
+fn a_peer_that_reads_nothing_is_an_overrun_after_a_ring() {
+    over_each_carrier(|carrier, from, to| {
+        let entries = u64::from(SHAPE.ring_entries());
+        for n in 0..entries {
+            send(from, n).expect("room");
+        }
+        assert_eq!(send(from, entries), Err(Violation::Overrun), "{carrier}");
+        assert_eq!(from.read_by_peer(), 0);
+        to.receive().expect("the first");
+        assert_eq!(from.read_by_peer(), 1);
+        assert_eq!(send(from, entries), Ok(()), "{carrier}");
+    });
+}
+
+#[test]
+fn who_is_about_to_sleep_sees_what_was_sent() {
+    over_each_carrier(|carrier, from, to| {
+        assert_ne!(to.prepare_sleep(), Ok(Sleep::Work), "{carrier}");
+        to.cancel_sleep();
+        send(from, 0).expect("room");
+        assert_eq!(to.prepare_sleep(), Ok(Sleep::Work), "{carrier}");
+        to.cancel_sleep();
+        to.receive().expect("a message");
+        // Received before its tail was stored: nothing more is there, and that is no violation.
+        assert!(matches!(to.prepare_sleep(), Ok(sleep) if sleep != Sleep::Work), "{carrier}");
+        to.cancel_sleep();
+        from.flush();
+        assert!(matches!(to.prepare_sleep(), Ok(sleep) if sleep != Sleep::Work), "{carrier}");
+        to.cancel_sleep();
+    });
+}
+
+/// A link as a runtime's source: counts what it receives.
+struct Receiver {
+    link: Box<dyn Link>,
+    received: Cell<u64>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Source for Receiver {
+    fn poll(&self) -> bool {
+        let before = self.received.get();
+        while self.link.receive().is_some() {
+            self.received.set(self.received.get() + 1);
+        }
+        let found = self.received.get() > before || self.link.is_closed_by_peer();
+        if found && let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+        found
+    }
+
+    fn prepare_sleep(&self) -> Sleep {
+        self.link.prepare_sleep().expect("the peer is correct")
+    }
+
+    fn cancel_sleep(&self) {
+        self.link.cancel_sleep();
+    }
+}
+
+impl Receiver {
+    async fn until(&self, done: impl Fn(&Receiver) -> bool) {
+        std::future::poll_fn(|cx| {
+            if done(self) {
+                return Poll::Ready(());
+            }
+            *self.waker.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Two ends that can be used by two threads.
+type ThreadedEnds = (Box<dyn Link + Send>, Box<dyn Link + Send>);
+
+#[test]
+fn a_sleeper_is_woken_by_messages_and_by_the_end() {
+    let futex: fn() -> ThreadedEnds = || {
+        let (client, host) = shm_ends();
+        (Box::new(client), Box::new(host))
+    };
+    let eventfd: fn() -> ThreadedEnds = || {
+        let (client, host) = with_event_doorbells(shm_ends());
+        (Box::new(client), Box::new(host))
+    };
+    for make in [futex, eventfd] {
+        let (from, to) = make();
+        let sender = std::thread::spawn(move || {
+            let from: Box<dyn Link> = from;
+            for n in 0..200 {
+                // Most of the time the receiver sleeps already; sometimes it is just about to.
+                std::thread::sleep(Duration::from_micros(n % 40 * 10));
+                while send(&*from, n).is_err() {
+                    std::thread::yield_now();
+                }
+                from.flush();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+            from.close();
+            // One ring for each sleep, or none: never more than there were flushes.
+            assert!(from.system_calls() <= 201, "{} rings", from.system_calls());
+        });
+        common::run_waiting(Waiting::Block, async {
+            let link: Box<dyn Link> = to;
+            let receiver = Rc::new(Receiver { link, received: Cell::new(0), waker: RefCell::new(None) });
+            let _registered = runtime::register(receiver.clone());
+            receiver.until(|receiver| receiver.received.get() == 200).await;
+            receiver.until(|receiver| receiver.link.is_closed_by_peer()).await;
+        });
+        sender.join().expect("no panic");
+    }
+}
+
+#[test]
+fn one_sleep_is_rung_for_once() {
+    let (client, host) = shm_ends();
+    assert!(matches!(host.prepare_sleep(), Ok(Sleep::Futex { .. })));
+    for n in 0..5 {
+        send(&client, n).expect("room");
+        client.flush();
+    }
+    assert_eq!(client.system_calls(), 1);
+    host.cancel_sleep();
+    while host.receive().is_some() {}
+    send(&client, 5).expect("room");
+    client.flush();
+    assert_eq!(client.system_calls(), 1, "an awake peer was rung for");
+    assert!(host.receive().is_some());
+    assert!(matches!(host.prepare_sleep(), Ok(Sleep::Futex { .. })));
+    send(&client, 6).expect("room");
+    client.flush();
+    assert_eq!(client.system_calls(), 2);
+}
+
+#[test]
+fn a_closed_end_is_seen_after_its_last_message() {
+    over_each_carrier(|carrier, from, to| {
+        assert!(!to.is_closed_by_peer());
+        send(from, 0).expect("room");
+        from.close();
+        assert!(to.is_closed_by_peer(), "{carrier}");
+        assert_eq!(to.prepare_sleep(), Ok(Sleep::Work), "{carrier}");
+        to.cancel_sleep();
+        assert_eq!(to.receive(), Some(message(0)), "{carrier}");
+        assert!(!from.is_closed_by_peer(), "closing is each end's own");
+    });
+}
+
+#[test]
+fn a_segment_of_another_session_or_epoch_is_refused() {
+    let host = || {
+        let segment = shm::client_segment(SHAPE).expect("memory");
+        let fd = segment.fd().try_clone_to_owned().expect("dup");
+        let host = shm::ShmLink::host(fd, SessionId(1), Epoch(2), Handle::NONE).expect("a right header");
+        (segment, host.fd().try_clone_to_owned().expect("dup"))
+    };
+    for (session, epoch, shape) in [(1, 3, SHAPE), (2, 2, SHAPE), (1, 2, Shape::default())] {
+        let (segment, fd) = host();
+        assert!(shm::ShmLink::client(segment, shape, fd, SessionId(session), Epoch(epoch)).is_err());
+    }
+    let (segment, fd) = host();
+    assert!(shm::ShmLink::client(segment, SHAPE, fd, SessionId(1), Epoch(2)).is_ok());
+}
