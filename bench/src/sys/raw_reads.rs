@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, types};
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapRaw};
 
 use hdrhistogram::Histogram;
 
@@ -14,7 +14,8 @@ use hdrhistogram::Histogram;
 pub struct RawReads {
     ring: IoUring,
     file: File,
-    memory: MmapMut,
+    /// Raw, because the kernel writes to it while others of its buffers are looked up.
+    memory: MmapRaw,
     length: usize,
     depth: usize,
 }
@@ -33,7 +34,7 @@ impl RawReads {
             .collect();
         // SAFETY: the buffers lie in `memory`, which is dropped after the ring (order of the fields).
         unsafe { ring.submitter().register_buffers(&buffers)? };
-        Ok(RawReads { ring, file, memory, length, depth })
+        Ok(RawReads { ring, file, memory: memory.into(), length, depth })
     }
 
     /// Keeps `depth` reads in flight for `duration`, each at the offset that `next` says, and records how long each
@@ -79,7 +80,8 @@ impl RawReads {
     }
 
     fn push(&mut self, buffer: usize, offset: u64) {
-        let start = self.memory[buffer * self.length..].as_mut_ptr();
+        assert!(buffer < self.depth);
+        let start = self.memory.as_mut_ptr().wrapping_add(buffer * self.length);
         let entry = opcode::ReadFixed::new(types::Fd(self.file.as_raw_fd()), start, self.length as u32, buffer as u16)
             .offset(offset)
             .build()

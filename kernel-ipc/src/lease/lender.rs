@@ -9,7 +9,7 @@
 //!   disappear by releasing leases that it keeps pinned.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
@@ -91,11 +91,15 @@ pub struct HolderLimits {
 }
 
 impl Default for HolderLimits {
-    /// 4,096 leases of together 256 MiB: what 64 connections with 4 MiB in flight each need.
+    /// 16,384 leases of together 256 MiB: a cache of 64 MiB in blocks of 4 KiB, or 64 connections with 4 MiB in flight
+    /// each.
     fn default() -> Self {
-        Self { leases: 4096, bytes: 256 << 20 }
+        Self { leases: 1 << 14, bytes: 256 << 20 }
     }
 }
+
+/// How many dying leases each lend looks at.
+const SWEEP: usize = 4;
 
 /// The ledger's word on one index.
 enum State {
@@ -132,7 +136,8 @@ pub struct Lender {
     /// By index; grows as indices are first used.
     ledger: Vec<Record>,
     free: Vec<u32>,
-    dying: Vec<u32>,
+    /// Waiting for pins to go, in the order in which they are asked for.
+    dying: VecDeque<u32>,
     lent: usize,
     accounts: HashMap<Incarnation, Account>,
     mappers: Vec<Attached>,
@@ -168,7 +173,7 @@ impl Lender {
             limits: HolderLimits::default(),
             ledger: Vec::new(),
             free: Vec::new(),
-            dying: Vec::new(),
+            dying: VecDeque::new(),
             lent: 0,
             accounts: HashMap::new(),
             mappers: Vec::new(),
@@ -176,10 +181,9 @@ impl Lender {
         })
     }
 
-    /// The same lender with other limits for each holder.
-    pub fn with_limits(mut self, limits: HolderLimits) -> Self {
+    /// Sets what each holder may have at a time, from the next lend on.
+    pub fn set_limits(&mut self, limits: HolderLimits) {
         self.limits = limits;
-        self
     }
 
     /// The lender's name.
@@ -210,19 +214,13 @@ impl Lender {
         if lend.length == 0 || lend.offset.checked_add(lend.length).is_none() {
             return Err(LendError::BadRange);
         }
+        self.reclaim_some(SWEEP);
         let account = self.accounts.get(&holder);
         let (leases, bytes) = account.map_or((0, 0), |account| (account.leases, account.bytes));
         if leases >= self.limits.leases || bytes.saturating_add(lend.length) > self.limits.bytes {
             return Err(LendError::HolderQuota);
         }
-        let index = match self.free_index() {
-            Some(index) => index,
-            None => {
-                // Before a caller is refused, dying leases are looked at once more.
-                self.reclaim();
-                self.free_index().ok_or(LendError::TableFull)?
-            }
-        };
+        let index = self.free_index().ok_or(LendError::TableFull)?;
         let account = self.accounts.entry(holder).or_default();
         account.leases += 1;
         account.bytes += lend.length;
@@ -278,12 +276,19 @@ impl Lender {
 
     /// Asks B4 again for every dying lease. Returns how many became free.
     ///
-    /// Cheap, but it is polling: call it while [`Lender::dying`] is not zero, a few times a millisecond at most.
+    /// Cheap, but it is polling: call it while [`Lender::dying`] is not zero, a few times a millisecond at most. Every
+    /// [`Lender::lend`] asks for a few of them as well, so that a caller who never polls runs out of nothing.
     pub fn reclaim(&mut self) -> usize {
-        let waiting = std::mem::take(&mut self.dying);
-        let before = waiting.len();
-        for index in waiting {
-            self.finish(index);
+        self.reclaim_some(usize::MAX)
+    }
+
+    /// Asks B4 again for the `limit` leases that were asked for longest ago.
+    fn reclaim_some(&mut self, limit: usize) -> usize {
+        let before = self.dying.len();
+        for _ in 0..before.min(limit) {
+            if let Some(index) = self.dying.pop_front() {
+                self.finish(index);
+            }
         }
         before - self.dying.len()
     }
@@ -375,7 +380,7 @@ impl Lender {
     fn finish(&mut self, index: u32) -> Ended {
         self.mappers.retain(|attached| !attached.is_fenced());
         if !self.mappers.iter().all(|attached| protocol::unpinned(&attached.pins.memory, index)) {
-            self.dying.push(index);
+            self.dying.push_back(index);
             return Ended::Dying;
         }
         let record = &mut self.ledger[index as usize];
