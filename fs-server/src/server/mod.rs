@@ -27,8 +27,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a new volume has in `/www/index.html`.
 const WELCOME: &[u8] = include_bytes!("../../../systems/welcome/index.html");
-/// Leases that the driver grants one holder are bounded (4,096); nodes on their way in need some too.
-const CACHE_ENTRIES: usize = 3000;
+/// Leases that the driver grants one holder are bounded (16,384, `HolderLimits`); nodes on their way in need some too.
+const CACHE_ENTRIES: usize = 15_000;
 /// Written data that may wait in memory.
 const STAGED_BYTES: u64 = 8 << 20;
 /// Memory of our own that the driver writes from: what waits, what is on its way, and a checkpoint.
