@@ -19,6 +19,7 @@ fn component(name: &str) -> Option<ExitCode> {
     use kernel_ipc::component::run;
     Some(match name {
         "block-file" => run(drivers::block::serve),
+        "fs-server" => run(fs_server::server::serve),
         "net-host" => run(net_server::serve),
         "httpd" => run(apps::httpd::server::serve),
         _ => return None,
