@@ -34,8 +34,35 @@ fn ipc(_options: &BenchOptions) -> Result<Run, Failed> {
     Err(Failed::new("not measured yet"))
 }
 
-fn block(_options: &BenchOptions) -> Result<Run, Failed> {
-    Err(Failed::new("not measured yet"))
+/// Reads of a system of its own that is nothing but a driver, beside the same reads made directly.
+fn block(options: &BenchOptions) -> Result<Run, Failed> {
+    const MANIFEST: &str = r#"
+atoll = 1
+[system]
+name = "bench-block"
+[component.disk]
+run = "builtin:block-file"
+provides.disk = "atoll.block/1"
+config = { path = "disk.img" }
+"#;
+    const IMAGE_BYTES: u64 = 1 << 30;
+    let prepare = |own: &OwnSystem| -> Result<PathBuf, Failed> {
+        std::fs::create_dir_all(own.state())?;
+        ::bench::block::fill(&own.image(), IMAGE_BYTES)?;
+        let manifest = own.directory.join("block.toml");
+        std::fs::write(&manifest, MANIFEST)?;
+        Ok(manifest)
+    };
+    let own = OwnSystem::start_with(prepare, &[])?;
+    let options = ::bench::block::Options { duration: Duration::from_secs(options.seconds) };
+    let run = node::visit(&own.common(), async |context| {
+        let device: protocol::block::Client = node::connect(&context, "disk.disk").await?;
+        ::bench::block::run(&device, &own.image(), &options)
+            .await
+            .map_err(|error| Failed::new(format!("the measurement broke off: {error}")))
+    })?;
+    own.stop()?;
+    Ok(run)
 }
 
 /// Requests a second of a system of its own, at three sizes, beside the floor.
@@ -69,6 +96,9 @@ fn http(options: &BenchOptions) -> Result<Run, Failed> {
     Ok(run)
 }
 
+/// Makes a manifest, and whatever else must be there before the system starts.
+type Prepare<'a> = Box<dyn FnOnce(&OwnSystem) -> Result<PathBuf, Failed> + 'a>;
+
 /// A system of its own for a measurement, in a directory that vanishes with it.
 struct OwnSystem {
     directory: PathBuf,
@@ -77,13 +107,26 @@ struct OwnSystem {
 
 impl OwnSystem {
     fn start(sets: &[&str]) -> Result<OwnSystem, Failed> {
+        OwnSystem::launch(sets, None)
+    }
+
+    /// The same with a manifest that `prepare` makes, in a directory that is there already.
+    fn start_with(
+        prepare: impl FnOnce(&OwnSystem) -> Result<PathBuf, Failed>,
+        sets: &[&str],
+    ) -> Result<OwnSystem, Failed> {
+        OwnSystem::launch(sets, Some(Box::new(prepare)))
+    }
+
+    fn launch(sets: &[&str], prepare: Option<Prepare<'_>>) -> Result<OwnSystem, Failed> {
         let directory = std::env::temp_dir().join(format!("atoll-bench-{}", std::process::id()));
         std::fs::create_dir(&directory)
             .map_err(|error| Failed::new(format!("cannot make {}: {error}", directory.display())))?;
         let mut own = OwnSystem { directory, keeper: None };
         let sets: Vec<String> = sets.iter().map(|set| (*set).to_string()).collect();
-        let state = own.directory.join("state");
-        let options = Options { manifest: None, state: &state, sets: &sets, end_with_parent: true };
+        let manifest = prepare.map(|prepare| prepare(&own)).transpose()?;
+        let state = own.state();
+        let options = Options { manifest: manifest.as_deref(), state: &state, sets: &sets, end_with_parent: true };
         let mut starting = supervisor::up::start(&options)?;
         let last = loop {
             match starting.next() {
@@ -100,8 +143,16 @@ impl OwnSystem {
         }
     }
 
+    fn state(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    fn image(&self) -> PathBuf {
+        self.state().join("disk.img")
+    }
+
     fn common(&self) -> Common {
-        Common { state: self.directory.join("state"), json: false }
+        Common { state: self.state(), json: false }
     }
 
     fn http_address(&self) -> Result<SocketAddr, Failed> {
