@@ -205,17 +205,20 @@ struct Inner {
 #[derive(Default)]
 struct SlotCell {
     answer: RefCell<Option<Result<Reply, Failure>>>,
+    /// Of the caller that waits, or of one that did: waking it for nothing does no harm, and it is often the same.
     waker: RefCell<Option<Waker>>,
     /// As on the wire; 0: none.
     deadline: Cell<u64>,
+    /// The deadline has passed.
+    is_late: Cell<bool>,
 }
 
 impl SlotCell {
+    /// The waker stays; it is out of the cell meanwhile, because waking may run code that comes back here.
     fn wake(&self) {
-        // Taken out before it is woken: waking may run code that comes back here.
-        let waker = self.waker.borrow_mut().take();
-        if let Some(waker) = waker {
-            waker.wake();
+        if let Some(waker) = self.waker.take() {
+            waker.wake_by_ref();
+            self.waker.borrow_mut().get_or_insert(waker);
         }
     }
 }
@@ -258,6 +261,7 @@ impl Inner {
         let body = Body { leases: request.leases, capabilities: request.capabilities, payload };
         let cell = &self.cells[usize::from(slot)];
         cell.deadline.set(deadline);
+        cell.is_late.set(false);
         if self.link.send(&submission.to_raw(), slot, &body).is_err() {
             self.slots.borrow_mut().park(slot);
             self.broken();
@@ -424,7 +428,7 @@ impl Inner {
     /// The caller of this slot no longer waits.
     fn give_up(&self, slot: u16, seq: u64) {
         let cell = &self.cells[usize::from(slot)];
-        cell.waker.borrow_mut().take();
+        cell.deadline.set(0);
         if self.slots.borrow_mut().park(slot) {
             self.later(|pending| pending.cancels.push((slot, seq)));
         } else {
@@ -459,10 +463,12 @@ impl Inner {
         let mut next = u64::MAX;
         for cell in &self.cells {
             let deadline = cell.deadline.get();
-            if deadline == 0 || cell.waker.borrow().is_none() {
+            if deadline == 0 {
                 continue;
             }
             if deadline <= now {
+                cell.is_late.set(true);
+                cell.deadline.set(0);
                 cell.wake();
             } else {
                 next = next.min(deadline);
@@ -630,14 +636,13 @@ impl Future for Answer<'_> {
         let cell = &self.session.cells[usize::from(self.slot)];
         let answer = cell.answer.take();
         if let Some(answer) = answer {
+            cell.deadline.set(0);
             self.session.slots.borrow_mut().take(self.slot);
             self.taken = true;
             self.session.slot_is_free();
             return Poll::Ready(answer);
         }
-        let deadline = cell.deadline.get();
-        // The wake-up may have another reason; the clock is only asked when there was one.
-        if deadline != 0 && cell.waker.borrow().is_none() && deadline <= now() {
+        if cell.is_late.get() {
             self.taken = true;
             self.session.give_up(self.slot, self.seq);
             return Poll::Ready(Err(Failure::unknown(Cause::Deadline)));

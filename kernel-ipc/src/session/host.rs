@@ -9,7 +9,6 @@
 //!   is dropped.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
@@ -108,7 +107,7 @@ impl HostSession {
             cells: (0..shape.slots).map(|_| SlotCell::new(&info)).collect(),
             info,
             lender,
-            lent: RefCell::new(HashMap::new()),
+            lent: RefCell::new(Vec::new()),
             reclaiming: Cell::new(false),
             scratch: RefCell::new(Vec::new()),
             ended: Cell::new(None),
@@ -169,8 +168,8 @@ struct Inner<S> {
     /// By normal slot.
     cells: Box<[SlotCell]>,
     lender: Option<Rc<RefCell<Lender>>>,
-    /// What this session has been lent and not released: index → generation.
-    lent: RefCell<HashMap<u32, u32>>,
+    /// What this session has been lent and not released: the generation by the lease's index; 0: nothing.
+    lent: RefCell<Vec<u32>>,
     reclaiming: Cell<bool>,
     /// Payloads of control calls.
     scratch: RefCell<Vec<u8>>,
@@ -212,10 +211,12 @@ impl SlotCell {
         }
     }
 
+    /// Wakes the slot's task. The waker stays for the next call; it is out of the cell meanwhile, because waking may
+    /// run code that comes back here.
     fn wake(&self) {
-        let waker = self.waker.borrow_mut().take();
-        if let Some(waker) = waker {
-            waker.wake();
+        if let Some(waker) = self.waker.take() {
+            waker.wake_by_ref();
+            self.waker.borrow_mut().get_or_insert(waker);
         }
     }
 }
@@ -328,6 +329,17 @@ impl<S: Service> Inner<S> {
         let Response { operation_error, payload, grants, lends, failure } = response;
         let submission =
             Submission { slot, seq, operation: call.operation, trace: call.trace, ..Submission::default() };
+        let status = operation_error.map_or(Status::Done, Status::OperationError);
+        if failure.is_none()
+            && grants.is_empty()
+            && lends.is_empty()
+            && payload.len() <= self.shape.window_bytes as usize
+        {
+            if let Err(violation) = self.answer(&submission, status, &[], &[], &payload) {
+                self.end(Some(violation));
+            }
+            return;
+        }
         let mut names = Names::default();
         let outcome = match failure {
             Some(failure) => Err(failure),
@@ -335,10 +347,7 @@ impl<S: Service> Inner<S> {
             None => self.name(&payload, &grants, lends, &mut names),
         };
         let answered = match outcome {
-            Ok(()) => {
-                let status = operation_error.map_or(Status::Done, Status::OperationError);
-                self.answer(&submission, status, names.leases(), names.handles(), &payload)
-            }
+            Ok(()) => self.answer(&submission, status, names.leases(), names.handles(), &payload),
             Err(failure) => {
                 for grant in &grants {
                     self.service.dropped(&self.info, grant);
@@ -384,7 +393,12 @@ impl<S: Service> Inner<S> {
         let lender = self.lender.as_ref().ok_or(Cause::Refused)?;
         for lend in lends {
             let name = lender.borrow_mut().lend(self.info.client, lend)?;
-            self.lent.borrow_mut().insert(name.index, name.generation);
+            let mut lent = self.lent.borrow_mut();
+            let index = name.index as usize;
+            if lent.len() <= index {
+                lent.resize(index + 1, 0);
+            }
+            lent[index] = name.generation;
             names.push_lease(name);
         }
         Ok(())
@@ -461,11 +475,13 @@ impl<S: Service> Inner<S> {
     fn take_back(&self, names: &[LeaseName]) {
         let Some(lender) = &self.lender else { return };
         for name in names {
-            let ours = self.lent.borrow().get(&name.index) == Some(&name.generation);
-            if !ours || name.lender != lender.borrow().id() {
+            if name.lender != lender.borrow().id() {
                 continue;
             }
-            self.lent.borrow_mut().remove(&name.index);
+            match self.lent.borrow_mut().get_mut(name.index as usize) {
+                Some(generation) if *generation != 0 && *generation == name.generation => *generation = 0,
+                _ => continue,
+            }
             let ended = lender.borrow_mut().release(self.info.client, name.index, name.generation);
             if ended == Ok(Ended::Dying) {
                 self.reclaim_later(lender);
@@ -497,15 +513,15 @@ impl<S: Service> Inner<S> {
             cell.cancel.set();
             cell.wake();
         }
-        let lent: Vec<LeaseName> = match &self.lender {
-            Some(lender) => {
-                let lender = lender.borrow().id();
-                let name = |(&index, &generation): (&u32, &u32)| LeaseName { lender, index, generation, length: 0 };
-                self.lent.borrow().iter().map(name).collect()
-            }
-            None => Vec::new(),
-        };
-        self.take_back(&lent);
+        if let Some(lender) = &self.lender {
+            let lender = lender.borrow().id();
+            let lent: Vec<LeaseName> = (0u32..)
+                .zip(&*self.lent.borrow())
+                .filter(|(_, generation)| **generation != 0)
+                .map(|(index, generation)| LeaseName { lender, index, generation: *generation, length: 0 })
+                .collect();
+            self.take_back(&lent);
+        }
         let grants = self.table.borrow_mut().drain();
         for grant in &grants {
             self.service.dropped(&self.info, grant);
