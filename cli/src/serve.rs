@@ -2,13 +2,19 @@
 
 use std::process::ExitCode;
 
+use kernel_ipc::component;
+use tracing_subscriber::EnvFilter;
+
 /// If the command line asks for a process of a node, runs it. These are started by `up`, the keeper and the
 /// supervisor, with arguments that clap would take apart.
 pub fn process(arguments: &[String]) -> Option<ExitCode> {
     let rest = || arguments.iter().skip(1).cloned();
     match arguments.first().map(String::as_str) {
         Some("keeper") => Some(supervisor::up::keeper_main(rest())),
-        Some("supervisor") => Some(supervisor::up::supervisor_main(rest())),
+        Some("supervisor") => {
+            log_to_stderr();
+            Some(supervisor::up::supervisor_main(rest()))
+        }
         Some("serve") if arguments.len() == 2 => arguments.get(1).and_then(|name| component(name)),
         _ => None,
     }
@@ -16,12 +22,18 @@ pub fn process(arguments: &[String]) -> Option<ExitCode> {
 
 /// Runs a built-in component.
 fn component(name: &str) -> Option<ExitCode> {
-    use kernel_ipc::component::run;
-    Some(match name {
-        "block-file" => run(drivers::block::serve),
-        "fs-server" => run(fs_server::server::serve),
-        "net-host" => run(net_server::serve),
-        "httpd" => run(apps::httpd::server::serve),
-        _ => return None,
-    })
+    log_to_stderr();
+    match name {
+        "block-file" => Some(component::run(drivers::block::serve)),
+        "fs-server" => Some(component::run(fs_server::server::serve)),
+        "net-host" => Some(component::run(net_server::serve)),
+        "httpd" => Some(component::run(apps::httpd::server::serve)),
+        _ => None,
+    }
+}
+
+/// Log events go to standard error, which the supervisor captures and stamps with the time. `ATOLL_LOG` selects them.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("ATOLL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).with_writer(std::io::stderr).init();
 }
