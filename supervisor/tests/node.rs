@@ -48,7 +48,14 @@ impl block::Handler for Disk {
 
     async fn info(&self, _: &Call, _: Granted<Device>) -> Result<DeviceInfo, CallError<block::InfoError>> {
         let blocks = self.cx.epoch().get();
-        Ok(DeviceInfo { block_size: 4096, max_transfer_blocks: 1, blocks, direct: false, read_only: false, blank: false })
+        Ok(DeviceInfo {
+            block_size: 4096,
+            max_transfer_blocks: 1,
+            blocks,
+            direct: false,
+            read_only: false,
+            blank: false,
+        })
     }
 
     async fn read(

@@ -81,8 +81,11 @@ impl control::Handler for Operator {
         max: u32,
     ) -> Result<LogPage, CallError<LogsError>> {
         let Some(node) = self.0.upgrade() else { return Err(CallError::Operation(LogsError::Io)) };
-        let component = node.find(component).ok_or(CallError::Operation(LogsError::NoSuchComponent))?;
-        match read_log(component.log.path(), cursor, max.min(LOG_PAGE) as usize) {
+        let log = match component {
+            "" => &node.system_log,
+            name => &node.find(name).ok_or(CallError::Operation(LogsError::NoSuchComponent))?.log,
+        };
+        match read_log(log.path(), cursor, max.min(LOG_PAGE) as usize) {
             Ok(Some(page)) => Ok(page),
             Ok(None) => Err(CallError::Operation(LogsError::BadCursor)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -3,6 +3,7 @@
 //! - A component's standard output and error are one pipe; the supervisor reads it, so a component that prints never
 //!   waits for a disk, only for the supervisor.
 //! - At most [`RATE`] lines a second after a burst of [`BURST`] are kept; how many were dropped is a line of its own.
+//! - Every line is also in `STATE/system.log`, after its component's name: what `atoll logs` shows of all together.
 //! - A line is cut at [`LONGEST_LINE`] bytes. A log that reaches [`LONGEST_LOG`] is renamed to `NAME.log.1`, replacing
 //!   an older one.
 
@@ -12,6 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kernel_ipc::runtime::io::{File as Readable, poll_readable};
@@ -34,7 +36,10 @@ const LAST_LINES: usize = 10;
 /// One component's log.
 #[derive(Debug)]
 pub struct Log {
+    name: String,
     path: PathBuf,
+    /// Where its lines are repeated.
+    system: Option<Rc<Log>>,
     inner: RefCell<Inner>,
 }
 
@@ -47,10 +52,19 @@ struct Inner {
 }
 
 impl Log {
+    /// The log of all components together.
+    pub fn of_system(state: &Path) -> Log {
+        Log::at(state.join("system.log"), String::new(), None)
+    }
+
     /// The log of the component `name`, in `STATE/logs`. Opened when the first line comes.
-    pub fn new(state: &Path, name: &str) -> Log {
+    pub fn new(state: &Path, name: &str, system: &Rc<Log>) -> Log {
+        Log::at(state.join("logs").join(format!("{name}.log")), name.to_owned(), Some(system.clone()))
+    }
+
+    fn at(path: PathBuf, name: String, system: Option<Rc<Log>>) -> Log {
         let inner = Inner { file: None, length: 0, limit: Limit::new(), last: VecDeque::new() };
-        Log { path: state.join("logs").join(format!("{name}.log")), inner: RefCell::new(inner) }
+        Log { name, path, system, inner: RefCell::new(inner) }
     }
 
     /// Its file.
@@ -117,6 +131,9 @@ impl Log {
     }
 
     fn write(&self, line: &str) {
+        if let Some(system) = &self.system {
+            system.write(&format!("{}: {line}", self.name));
+        }
         let mut inner = self.inner.borrow_mut();
         inner.last.push_back(line.to_owned());
         if inner.last.len() > LAST_LINES {
@@ -266,7 +283,7 @@ mod tests {
     fn a_full_log_makes_room() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("logs")).unwrap();
-        let log = Log::new(directory.path(), "disk");
+        let log = Log::new(directory.path(), "disk", &Rc::new(Log::of_system(directory.path())));
         log.note("first");
         log.inner.borrow_mut().length = LONGEST_LOG;
         log.note("second");
@@ -274,5 +291,7 @@ mod tests {
         assert!(read("disk.log.1").contains("first"));
         assert!(read("disk.log").contains("second") && !read("disk.log").contains("first"));
         assert_eq!(log.last_lines(), ["atoll: first", "atoll: second"]);
+        let system = std::fs::read_to_string(directory.path().join("system.log")).unwrap();
+        assert!(system.contains("disk: atoll: first") && system.contains("disk: atoll: second"));
     }
 }

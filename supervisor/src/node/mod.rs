@@ -114,6 +114,7 @@ struct Fence {
 /// Everything that the supervisor knows.
 struct Node {
     system: String,
+    system_log: Rc<Log>,
     components: Vec<Component>,
     state: State,
     keeper: Link,
@@ -205,6 +206,7 @@ async fn supervise(checked: Checked, state: State, keeper: Link, progress: Optio
 impl Node {
     fn new(checked: Checked, state: State, keeper: Link, progress: Option<File>) -> std::io::Result<Node> {
         let first_slot = SUPERVISOR_SLOT + 1;
+        let system_log = Rc::new(Log::of_system(state.path()));
         let components = checked.components.into_iter().zip(first_slot..).map(|(entry, slot)| Component {
             slot,
             phase: Cell::new(Phase::Waiting),
@@ -214,7 +216,7 @@ impl Node {
             restarts: RefCell::default(),
             wanted: Cell::new(false),
             changes: Changes::default(),
-            log: Rc::new(Log::new(state.path(), &entry.name)),
+            log: Rc::new(Log::new(state.path(), &entry.name, &system_log)),
             trouble: RefCell::default(),
             facts: RefCell::default(),
             entry,
@@ -225,6 +227,7 @@ impl Node {
         let status = status.ok_or_else(|| std::io::Error::other("no status page"))?;
         Ok(Node {
             system: checked.system,
+            system_log,
             components,
             state,
             keeper,

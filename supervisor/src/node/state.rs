@@ -4,7 +4,8 @@
 //! STATE/lock         locked (flock) as long as the node lives
 //! STATE/boot         how often a node was started here, decimal
 //! STATE/atoll.sock   where guests connect
-//! STATE/logs/NAME.log
+//! STATE/logs/NAME.log   what a component prints
+//! STATE/system.log      all of it together
 //! ```
 //! What components keep (the disk image) lies beside these.
 
