@@ -137,7 +137,8 @@ pub fn run(options: &Options) -> io::Result<Run> {
     let name = "null call, both ends in one thread";
     if wanted(name) {
         run.rows.push(one_thread(name, options.duration)?);
-        run.notes.push("both ends in one thread: what client, host and two turns of a runtime cost by themselves".into());
+        run.notes
+            .push("both ends in one thread: what client, host and two turns of a runtime cost by themselves".into());
     }
     for (waiting, mode) in [(Waiting::Spin, "spin"), (Waiting::Adaptive, "adaptive"), (Waiting::Block, "block")] {
         let name = format!("null calls, {} outstanding, {mode}", options.depth);

@@ -35,5 +35,10 @@ fn component(name: &str) -> Option<ExitCode> {
 /// Log events go to standard error, which the supervisor captures and stamps with the time. `ATOLL_LOG` selects them.
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_env("ATOLL_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .without_time()
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
 }

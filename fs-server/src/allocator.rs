@@ -126,7 +126,12 @@ impl Allocator {
                 let bits = blank_bits(&(superblock.data.get()..superblock.data_end()), group);
                 let free: u32 = bits.iter().map(|word| word.count_zeros()).sum();
                 let places: u32 = bits.iter().map(|word| node_place_bits(!word).count_ones()).sum();
-                GroupEntry { free: U32::new(free), free_nodes: U32::new(places), slot: UNWRITTEN, ..GroupEntry::default() }
+                GroupEntry {
+                    free: U32::new(free),
+                    free_nodes: U32::new(places),
+                    slot: UNWRITTEN,
+                    ..GroupEntry::default()
+                }
             })
             .collect()
     }
@@ -180,7 +185,9 @@ impl Allocator {
         let mut used = blank_bits(&self.data, group);
         if !bytes.is_empty() {
             for (word, eight) in used.iter_mut().zip(bytes.chunks_exact(8)) {
-                *word = u64::from_le_bytes([eight[0], eight[1], eight[2], eight[3], eight[4], eight[5], eight[6], eight[7]]);
+                *word = u64::from_le_bytes([
+                    eight[0], eight[1], eight[2], eight[3], eight[4], eight[5], eight[6], eight[7],
+                ]);
             }
         }
         let free: u32 = used.iter().map(|word| word.count_zeros()).sum();
@@ -303,8 +310,12 @@ impl Allocator {
 
     /// What [`release`](Self::release) would release, in stretches of at least `least` blocks.
     pub(crate) fn releasable(&self, generation: u64, least: u32) -> Vec<(u64, u32)> {
-        let mut ranges: Vec<(u64, u32)> =
-            self.freed.iter().filter(|freed| freed.is_over(generation)).map(|freed| (freed.start, freed.blocks)).collect();
+        let mut ranges: Vec<(u64, u32)> = self
+            .freed
+            .iter()
+            .filter(|freed| freed.is_over(generation))
+            .map(|freed| (freed.start, freed.blocks))
+            .collect();
         ranges.sort_unstable();
         let mut merged: Vec<(u64, u32)> = Vec::new();
         for (start, blocks) in ranges {

@@ -14,9 +14,13 @@ pub async fn check<D: Device>(device: &D, progress: &mut dyn FnMut(Progress)) ->
     Checker::load(device).await?.run(progress).await
 }
 
-pub(crate) struct Checker<'a, D> { device: &'a D }
+pub(crate) struct Checker<'a, D> {
+    device: &'a D,
+}
 impl<'a, D: Device> Checker<'a, D> {
-    pub(crate) async fn load(device: &'a D) -> Result<Self, Error> { Ok(Self { device }) }
+    pub(crate) async fn load(device: &'a D) -> Result<Self, Error> {
+        Ok(Self { device })
+    }
     pub(crate) async fn run(self, progress: &mut dyn FnMut(Progress)) -> Result<Report, Error> {
         let _ = (self.device.blocks(), progress);
         Ok(Report::default())

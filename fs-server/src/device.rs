@@ -81,8 +81,13 @@ pub trait Device: 'static {
     /// Memory for `count` (1 to [`MAX_TRANSFER_BLOCKS`]) blocks; waits until some is free. Its content is arbitrary.
     fn stage(&self, count: u32) -> impl Future<Output = Self::Staging>;
     /// Writes `count` blocks of `staged`, from its block `first` on, to `block`.
-    fn write(&self, block: u64, staged: &Self::Staging, first: u32, count: u32)
-    -> impl Future<Output = Result<(), DeviceError>>;
+    fn write(
+        &self,
+        block: u64,
+        staged: &Self::Staging,
+        first: u32,
+        count: u32,
+    ) -> impl Future<Output = Result<(), DeviceError>>;
     /// Makes every write that had completed survive a power cut.
     fn flush(&self) -> impl Future<Output = Result<(), DeviceError>>;
     /// Says that the content of these blocks is not needed any more. They read as anything afterwards.
@@ -98,7 +103,8 @@ pub trait Source<S: Staging> {
     ///
     /// # Errors
     /// The bytes are no more (their lender took them back). What was copied is arbitrary.
-    fn copy_to(&self, from: u64, staging: &mut S, at: usize, length: usize, crcs: &mut [u32]) -> Result<(), SourceLost>;
+    fn copy_to(&self, from: u64, staging: &mut S, at: usize, length: usize, crcs: &mut [u32])
+    -> Result<(), SourceLost>;
 }
 
 /// The bytes to be written went away while they were copied.
@@ -110,7 +116,14 @@ impl<S: Staging> Source<S> for [u8] {
         self.len() as u64
     }
 
-    fn copy_to(&self, from: u64, staging: &mut S, at: usize, length: usize, crcs: &mut [u32]) -> Result<(), SourceLost> {
+    fn copy_to(
+        &self,
+        from: u64,
+        staging: &mut S,
+        at: usize,
+        length: usize,
+        crcs: &mut [u32],
+    ) -> Result<(), SourceLost> {
         let from = usize::try_from(from).map_err(|_| SourceLost)?;
         let bytes = self.get(from..).and_then(|rest| rest.get(..length)).ok_or(SourceLost)?;
         if crcs.is_empty() {

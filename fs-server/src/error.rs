@@ -124,13 +124,16 @@ impl fmt::Display for Error {
             Self::Corrupt { structure, block, what } => write!(f, "damaged {structure} at block {block}: {what}"),
             Self::NotAVolume(found) => write!(f, "no Atoll volume: {found}"),
             Self::Unfinished => f.write_str("no Atoll volume: its making was interrupted"),
-            Self::Truncated { expected_blocks, device_blocks } => write!(
-                f,
-                "the image is truncated: the volume has {expected_blocks} blocks, the device {device_blocks}"
-            ),
-            Self::Unsupported(bits) => write!(f, "the volume needs features that this program does not know ({bits:#x})"),
+            Self::Truncated { expected_blocks, device_blocks } => {
+                write!(f, "the image is truncated: the volume has {expected_blocks} blocks, the device {device_blocks}")
+            }
+            Self::Unsupported(bits) => {
+                write!(f, "the volume needs features that this program does not know ({bits:#x})")
+            }
             Self::BadGeometry(why) => write!(f, "cannot format: {why}"),
-            Self::Device(DeviceError::Io { errno, block }) => write!(f, "the device failed at block {block} (errno {errno})"),
+            Self::Device(DeviceError::Io { errno, block }) => {
+                write!(f, "the device failed at block {block} (errno {errno})")
+            }
             Self::Device(DeviceError::OutOfRange { block }) => write!(f, "block {block} is beyond the device"),
             Self::Device(DeviceError::ReadOnly) => f.write_str("the device is read-only"),
             Self::Device(DeviceError::Gone) => f.write_str("the block driver is gone"),

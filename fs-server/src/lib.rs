@@ -20,8 +20,8 @@ mod volume;
 
 pub use cache::Held;
 pub use check::check;
-pub use format::items::FileKind;
 pub use error::{Error, Structure};
+pub use format::items::FileKind;
 pub use image::check_image;
 pub use report::{Problem, Progress, Report};
 pub use volume::{DirectoryEntry, FormatOptions, Listing, MountOptions, NodeId, Stat, Volume, VolumeStat};

@@ -234,7 +234,13 @@ impl Tree {
     // --- changing ------------------------------------------------------------------------------------------------
 
     /// Sets the value of `key`, which was prepared.
-    pub(crate) fn put(&mut self, allocator: &mut Allocator, generation: u64, key: &Key, value: &[u8]) -> Result<(), Fault> {
+    pub(crate) fn put(
+        &mut self,
+        allocator: &mut Allocator,
+        generation: u64,
+        key: &Key,
+        value: &[u8],
+    ) -> Result<(), Fault> {
         let mut path = self.descend(key)?;
         self.changes += 1;
         self.make_dirty(&mut path, allocator, generation)?;
@@ -548,8 +554,13 @@ impl Tree {
         let crc = self.dirty_mut(temporary)?.seal(first, generation, &uuid);
         let cached = self.nodes.remove(&temporary).ok_or_else(|| lost(temporary))?;
         self.dirty -= 1;
-        let frozen =
-            Pointer { address, generation: U64::new(generation), crc: U32::new(crc), level: pointer.level, reserved: [0; 3] };
+        let frozen = Pointer {
+            address,
+            generation: U64::new(generation),
+            crc: U32::new(crc),
+            level: pointer.level,
+            reserved: [0; 3],
+        };
         self.unwritten.insert(first, (frozen, Rc::clone(&cached.node)));
         self.nodes.insert(first, Cached { node: cached.node, generation, referenced: Cell::new(true) });
         self.clock.push_back(first);

@@ -17,8 +17,14 @@ fn path() -> impl Strategy<Value = Vec<u8>> {
 
 fn offset() -> impl Strategy<Value = u64> {
     prop_oneof![
-        Just(0), Just(1), Just(4095), Just(4096), Just(5000), 0..20_000_u64,
-        (1_u64 << 20) - 5000..(1 << 20) + 5000, 0..3_000_000_u64
+        Just(0),
+        Just(1),
+        Just(4095),
+        Just(4096),
+        Just(5000),
+        0..20_000_u64,
+        (1_u64 << 20) - 5000..(1 << 20) + 5000,
+        0..3_000_000_u64
     ]
 }
 

@@ -244,7 +244,12 @@ impl FileExtent {
     pub fn part(&self, from: u64, to: u64) -> Self {
         let first = (from - self.start) as usize;
         let last = (to - self.start) as usize;
-        Self { start: from, physical: self.physical + first as u64, birth: self.birth, crcs: self.crcs[first..last].to_vec() }
+        Self {
+            start: from,
+            physical: self.physical + first as u64,
+            birth: self.birth,
+            crcs: self.crcs[first..last].to_vec(),
+        }
     }
 }
 

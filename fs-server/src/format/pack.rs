@@ -124,8 +124,10 @@ impl Pack {
         }
         let length = head.groups.get() as usize * size_of::<GroupEntry>();
         let table = bytes.get(size_of::<PackHead>()..).and_then(|rest| rest.get(..length)).ok_or("wrong length")?;
-        let table: Vec<GroupEntry> =
-            table.chunks_exact(size_of::<GroupEntry>()).filter_map(|entry| GroupEntry::read_from_bytes(entry).ok()).collect();
+        let table: Vec<GroupEntry> = table
+            .chunks_exact(size_of::<GroupEntry>())
+            .filter_map(|entry| GroupEntry::read_from_bytes(entry).ok())
+            .collect();
         if table.iter().any(|entry| entry.slot > UNWRITTEN || entry.free.get() > super::GROUP_BLOCKS) {
             return Err("impossible group");
         }

@@ -144,8 +144,16 @@ impl Staging for StagedMemory {
 async fn again(cause: Cause, until: Instant) -> Result<(), DeviceError> {
     let gone = !matches!(
         cause,
-        Cause::PeerDied | Cause::SessionClosed | Cause::NotConnected | Cause::StaleEpoch | Cause::Busy | Cause::Quota
-            | Cause::StaleLease | Cause::Revoked | Cause::Deadline | Cause::Cancelled
+        Cause::PeerDied
+            | Cause::SessionClosed
+            | Cause::NotConnected
+            | Cause::StaleEpoch
+            | Cause::Busy
+            | Cause::Quota
+            | Cause::StaleLease
+            | Cause::Revoked
+            | Cause::Deadline
+            | Cause::Cancelled
     );
     if gone || Instant::now() >= until {
         return Err(DeviceError::Gone);

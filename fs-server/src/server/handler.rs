@@ -210,8 +210,7 @@ impl fs::Handler for Server {
         max: u32,
     ) -> Answer<DirectoryPage, fs::ReaddirError> {
         let max = max.max(1) as usize;
-        let listing =
-            self.volume.readdir(dir.object, cursor, max, DirectoryPage::LIMIT).await.map_err(failed)?;
+        let listing = self.volume.readdir(dir.object, cursor, max, DirectoryPage::LIMIT).await.map_err(failed)?;
         let mut page = DirectoryPage { next: listing.next, bytes: Vec::new() };
         for entry in &listing.entries {
             let Ok(name) = Name::new(&entry.name) else { continue };
@@ -324,7 +323,9 @@ fn failed<E: FromVolume>(error: Error) -> CallError<E> {
     }
     match E::from_volume(&error) {
         Some(error) => CallError::Operation(error),
-        None if error == Error::SourceLost => CallError::Failed { cause: Cause::StaleLease, executed: Executed::Unknown },
+        None if error == Error::SourceLost => {
+            CallError::Failed { cause: Cause::StaleLease, executed: Executed::Unknown }
+        }
         None => CallError::Failed { cause: Cause::BadArguments, executed: Executed::No },
     }
 }

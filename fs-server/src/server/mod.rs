@@ -60,8 +60,12 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
     let pool = Pool::new(region, crate::device::BLOCK_SIZE);
     let device = LeasedDevice::new(&cx, client, pool, info.blocks);
     let environment = Rc::new(RuntimeEnvironment::default());
-    let options =
-        MountOptions { cache_bytes: config.cache, cache_entries: CACHE_ENTRIES, staged_bytes: STAGED_BYTES, ..MountOptions::default() };
+    let options = MountOptions {
+        cache_bytes: config.cache,
+        cache_entries: CACHE_ENTRIES,
+        staged_bytes: STAGED_BYTES,
+        ..MountOptions::default()
+    };
     let volume = match Volume::mount(device.clone(), environment.clone(), options).await {
         Err(Error::NotAVolume(_)) if info.blank => make(device, environment, options).await,
         Err(Error::Unfinished) => make(device, environment, options).await,

@@ -230,8 +230,5 @@ impl<D: Device> Inner<D> {
 
 /// Cuts a sorted list of (first block, …), each `blocks` long, into contiguous stretches of at most `limit`.
 fn contiguous<T>(sorted: &[(u64, T)], blocks: u64, limit: usize) -> Vec<&[(u64, T)]> {
-    sorted
-        .chunk_by(|before, after| before.0 + blocks == after.0)
-        .flat_map(|stretch| stretch.chunks(limit))
-        .collect()
+    sorted.chunk_by(|before, after| before.0 + blocks == after.0).flat_map(|stretch| stretch.chunks(limit)).collect()
 }

@@ -246,7 +246,8 @@ impl<D: Device> Inner<D> {
             };
             let chunk = |block: u64| block / u64::from(EXTENT_BLOCKS);
             if let Some(run) = open {
-                let fits = chunk(run.first) == chunk(blocks.start) && run.first <= blocks.start && blocks.start <= run.end();
+                let fits =
+                    chunk(run.first) == chunk(blocks.start) && run.first <= blocks.start && blocks.start <= run.end();
                 let alone = overlapping.as_ref().is_none_or(|other| Rc::ptr_eq(other, &run));
                 if fits && alone {
                     return Ok(Some(run));
@@ -417,4 +418,3 @@ fn copy_in<T: Staging, S: Source<T> + ?Sized>(
     }
     Ok(())
 }
-

@@ -66,7 +66,11 @@ impl<D: Device> Volume<D> {
                 }
                 let inode = state.referred_inode(at)?;
                 if inode.kind != kind {
-                    return Err(state.corrupt(Structure::Inode, &Key::inode(at), "of another kind than its entry says"));
+                    return Err(state.corrupt(
+                        Structure::Inode,
+                        &Key::inode(at),
+                        "of another kind than its entry says",
+                    ));
                 }
                 Ok(state.stat(at, &inode))
             })
@@ -234,8 +238,12 @@ impl<D: Device> Inner<D> {
             let mut moved_raw = state.referred_inode(moved.inode)?.raw;
             let target_inode = target.map(|target| state.referred_inode(target.inode)).transpose()?;
             match (moved.kind, &target_inode) {
-                (FileKind::File, Some(inode)) if inode.kind == FileKind::Directory => return Err(Error::IsDirectory.into()),
-                (FileKind::Directory, Some(inode)) if inode.kind == FileKind::File => return Err(Error::NotDirectory.into()),
+                (FileKind::File, Some(inode)) if inode.kind == FileKind::Directory => {
+                    return Err(Error::IsDirectory.into());
+                }
+                (FileKind::Directory, Some(inode)) if inode.kind == FileKind::File => {
+                    return Err(Error::NotDirectory.into());
+                }
                 (FileKind::Directory, Some(inode)) if inode.raw.size != 0 => return Err(Error::NotEmpty.into()),
                 _ => {}
             }
@@ -257,7 +265,8 @@ impl<D: Device> Inner<D> {
                 Some(target) => {
                     let (key, mut value) = state.without_entry(to_directory.inode, target.position)?;
                     let slot = (target.position & SLOT_MASK) as u8;
-                    crate::format::items::Entry { inode: moved.inode, kind: moved.kind, slot, name: to }.encode(&mut value);
+                    crate::format::items::Entry { inode: moved.inode, kind: moved.kind, slot, name: to }
+                        .encode(&mut value);
                     (key, value, target.position)
                 }
                 None => state.with_entry(to_directory.inode, to, moved.inode, moved.kind)?,

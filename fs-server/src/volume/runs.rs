@@ -38,15 +38,7 @@ pub(crate) struct Vnode<S> {
 
 impl<S> Vnode<S> {
     pub(crate) fn new() -> Self {
-        Self {
-            opens: 0,
-            lock: Rc::default(),
-            runs: Vec::new(),
-            size: 0,
-            modified_ns: 0,
-            read_end: 0,
-            ahead_end: 0,
-        }
+        Self { opens: 0, lock: Rc::default(), runs: Vec::new(), size: 0, modified_ns: 0, read_end: 0, ahead_end: 0 }
     }
 
     /// Size and time, if the inode does not have them yet.
@@ -148,7 +140,8 @@ impl<D: Device> Inner<D> {
 
     fn all_runs(&self) -> Vec<(u64, Rc<Run<D::Staging>>)> {
         let state = self.state.borrow();
-        let all = state.vnodes.iter().flat_map(|(&inode, vnode)| vnode.runs.iter().map(move |run| (inode, Rc::clone(run))));
+        let all =
+            state.vnodes.iter().flat_map(|(&inode, vnode)| vnode.runs.iter().map(move |run| (inode, Rc::clone(run))));
         all.collect()
     }
 
@@ -285,7 +278,8 @@ impl<D: Device> Inner<D> {
                 (start, at, blocks)
             })
             .collect();
-        let writes = writes.into_iter().map(async |(start, at, blocks)| self.device.write(start, staging, at, blocks).await);
+        let writes =
+            writes.into_iter().map(async |(start, at, blocks)| self.device.write(start, staging, at, blocks).await);
         all_of(WIDTH, writes).await?;
 
         let crcs: Vec<u32> = {

@@ -83,7 +83,9 @@ pub(crate) async fn read_slot<D: Device>(device: &D, superblock: &Superblock, sl
             }
         };
         match Pack::check(&bytes, superblock) {
-            Ok(pack) if found.pack.as_ref().is_none_or(|other| other.head.generation.get() < pack.head.generation.get()) => {
+            Ok(pack)
+                if found.pack.as_ref().is_none_or(|other| other.head.generation.get() < pack.head.generation.get()) =>
+            {
                 found.pack = Some(pack);
             }
             Ok(_) => {}
@@ -141,7 +143,8 @@ impl<D: Device> Volume<D> {
         inner.write_bytes(0, &unfinished).await?;
         {
             let mut state = inner.state.borrow_mut();
-            let mut raw = new_inode(FileKind::Directory, superblock.created_ns.get(), ROOT, 0, inner.environment.now_ns());
+            let mut raw =
+                new_inode(FileKind::Directory, superblock.created_ns.get(), ROOT, 0, inner.environment.now_ns());
             raw.links.set(1);
             state.put_inode(ROOT, &raw).map_err(|_| Error::BadGeometry("no room for a root"))?;
             state.directories = 1;

@@ -87,8 +87,7 @@ impl<S> State<S> {
         if self.allocator.node_places() < places {
             return false;
         }
-        blocks == 0
-            || self.allocator.available() >= self.promised_blocks() + blocks + places * u64::from(NODE_BLOCKS)
+        blocks == 0 || self.allocator.available() >= self.promised_blocks() + blocks + places * u64::from(NODE_BLOCKS)
     }
 
     // --- inodes --------------------------------------------------------------------------------------------------
@@ -249,8 +248,7 @@ impl<S> State<S> {
     }
 
     fn check_extent(&self, key: &Key, value: &[u8]) -> Result<FileExtent, Fault> {
-        FileExtent::check(key.offset, value, &self.data)
-            .map_err(|what| self.corrupt(Structure::ExtentItem, key, what))
+        FileExtent::check(key.offset, value, &self.data).map_err(|what| self.corrupt(Structure::ExtentItem, key, what))
     }
 
     /// The extents that hold a block of `blocks`, in order, at most `limit` of them.
