@@ -129,7 +129,7 @@ impl OwnSystem {
         let options = Options { manifest: manifest.as_deref(), state: &state, sets: &sets, end_with_parent: true };
         let mut starting = supervisor::up::start(&options)?;
         let last = loop {
-            match starting.next() {
+            match starting.next_step() {
                 last @ (Progress::Up | Progress::Failed { .. }) => break last,
                 Progress::Starting { .. } | Progress::Ready { .. } => {}
             }

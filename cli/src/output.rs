@@ -100,7 +100,6 @@ pub enum Colour {
     Yellow,
     Cyan,
     Bold,
-    Dim,
 }
 
 /// `text` in a colour, if `colours`.
@@ -114,7 +113,6 @@ pub fn paint(text: &str, colour: Colour, colours: bool) -> String {
         Colour::Yellow => "33",
         Colour::Cyan => "36",
         Colour::Bold => "1",
-        Colour::Dim => "2",
     };
     format!("\x1b[{code}m{text}\x1b[0m")
 }

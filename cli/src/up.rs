@@ -121,7 +121,7 @@ fn wait_for_signals() -> Result<Events, Failed> {
 fn report(mut starting: Starting, sender: mpsc::Sender<Event>) {
     std::thread::spawn(move || {
         loop {
-            let event = match starting.next() {
+            let event = match starting.next_step() {
                 last @ (Progress::Up | Progress::Failed { .. }) => {
                     // The receiver is gone only when this process is ending.
                     let _ = sender.send(Event::Started(starting, last));

@@ -569,7 +569,7 @@ mod tests {
         assert_eq!(this.take_node(0), Err(Shortage::Full));
         this.release(5);
         assert_eq!(this.available(), total);
-        assert!(this.take_node(0).unwrap() % 4 == 0);
+        assert!(this.take_node(0).unwrap().is_multiple_of(4));
     }
 
     #[test]

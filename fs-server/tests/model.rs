@@ -32,7 +32,7 @@ fn length() -> impl Strategy<Value = usize> {
     prop_oneof![Just(0), Just(1), Just(4096), 1..9000_usize, Just(1 << 20), 1..1_500_000_usize]
 }
 
-pub fn operation() -> impl Strategy<Value = Operation> {
+fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
         4 => path().prop_map(Operation::Create),
         2 => path().prop_map(Operation::Mkdir),

@@ -87,7 +87,7 @@ pub fn start(options: &Options<'_>) -> io::Result<Starting> {
 
 impl Starting {
     /// Waits for the next step. A keeper that dies without a word is a failed start.
-    pub fn next(&mut self) -> Progress {
+    pub fn next_step(&mut self) -> Progress {
         let mut line = String::new();
         match self.report.read_line(&mut line) {
             Ok(length) if length > 0 => {

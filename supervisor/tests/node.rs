@@ -145,11 +145,11 @@ impl Service for Files {
     const INTERFACE: &'static kernel_ipc::interface::Description = &fs::DESCRIPTION;
 
     async fn serve(&self, _: &mut Call) -> Response {
-        let blocks = match self.disk.info(&self.disk.root()).await {
+        let blocks = match self.disk.info(self.disk.root()).await {
             Ok(info) => info.blocks,
             Err(_) => 0,
         };
-        if let Ok(lease) = self.disk.read(&self.disk.root(), 99, 1).await {
+        if let Ok(lease) = self.disk.read(self.disk.root(), 99, 1).await {
             let mut bytes = [0; 8];
             match self.cx.holder().borrow().read(&lease.name(), 0, &mut bytes) {
                 Ok(()) if u64::from_le_bytes(bytes) == 99 => self.reads.set(self.reads.get() + 1),
@@ -213,7 +213,7 @@ impl Node {
         let mut starting = up::start(&options).unwrap();
         let mut progress = Vec::new();
         loop {
-            progress.push(starting.next());
+            progress.push(starting.next_step());
             if matches!(progress.last(), Some(Progress::Up | Progress::Failed { .. })) {
                 break;
             }
@@ -266,7 +266,7 @@ impl Node {
     fn down(&mut self) {
         self.guest(async |cx| {
             let control: control::Client = cx.connect("control").await.unwrap();
-            control.down(&control.root()).await.unwrap();
+            control.down(control.root()).await.unwrap();
         });
         assert_eq!(self.wait(), Some(0));
     }
@@ -288,7 +288,7 @@ impl Drop for Node {
 
 async fn ps(cx: &Context) -> Vec<ComponentStatus> {
     let control: control::Client = cx.connect("control").await.unwrap();
-    let page = control.ps(&control.root(), 0).await.unwrap();
+    let page = control.ps(control.root(), 0).await.unwrap();
     assert_eq!(page.next, None);
     page.components
 }
@@ -368,7 +368,7 @@ fn what_components_print_is_in_their_logs_with_time_stamps() {
     node.assert_up();
     node.guest(async |cx| {
         let disk: block::Client = cx.connect("disk.disk").await.unwrap();
-        disk.write_zeroes(&disk.root(), 3000, 1).await.unwrap();
+        disk.write_zeroes(disk.root(), 3000, 1).await.unwrap();
     });
     node.down();
     let log = node.log("disk");
@@ -401,7 +401,7 @@ fn a_second_node_on_the_same_state_is_refused_and_harms_nothing() {
     let manifest = node.directory.path().join("test.toml");
     let options = Options { manifest: Some(&manifest), state: &node.state(), sets: &[], end_with_parent: true };
     let mut second = up::start(&options).unwrap();
-    let Progress::Failed { reason } = second.next() else { panic!("a second node started") };
+    let Progress::Failed { reason } = second.next_step() else { panic!("a second node started") };
     assert!(reason.contains("a node already runs on"), "{reason}");
     assert_eq!(second.into_keeper().wait().unwrap().code(), Some(1));
     assert_eq!(node.guest(async |cx| statfs(&cx).await).0, 1);
@@ -426,9 +426,9 @@ fn a_killed_component_comes_back_with_a_new_epoch_and_its_clients_find_it() {
             kill(listed[0].pid as i32, "KILL");
             until("the disk's end", async || !exists(listed[0].pid as i32)).await;
             // The same client; the call waits for the new incarnation.
-            let mut info = disk.info(&disk.root()).await;
+            let mut info = disk.info(disk.root()).await;
             if matches!(info, Err(CallError::Failed { cause: Cause::PeerDied, .. })) {
-                info = disk.info(&disk.root()).await;
+                info = disk.info(disk.root()).await;
             }
             assert_eq!(info.unwrap().blocks, round + 1);
         }
@@ -444,7 +444,7 @@ fn a_call_on_which_its_host_dies_says_that_nobody_knows_and_a_later_one_that_it_
     node.assert_up();
     node.guest(async |cx| {
         let disk: block::Client = cx.connect("disk.disk").await.unwrap();
-        let lease = disk.read(&disk.root(), 1, 1).await.unwrap();
+        let lease = disk.read(disk.root(), 1, 1).await.unwrap();
         let session = disk.root().session();
         let call = async |session: kernel_ipc::session::ClientSession, operation: u16| {
             let (handle, retry) = (session.root(), kernel_ipc::interface::Retry::Idempotent);
@@ -470,7 +470,7 @@ fn a_call_on_which_its_host_dies_says_that_nobody_knows_and_a_later_one_that_it_
         let failure = call(session, number("info")).await.unwrap_err();
         assert_eq!(failure.executed, Executed::No);
         drop(lease); // Of the dead: gives nothing back, and does not wait.
-        assert_eq!(disk.info(&disk.root()).await.unwrap().blocks, 2);
+        assert_eq!(disk.info(disk.root()).await.unwrap().blocks, 2);
     });
     node.down();
 }
@@ -481,16 +481,16 @@ fn a_component_that_dies_of_its_own_making_again_and_again_is_given_up_until_the
     node.guest(async |cx| {
         let disk: block::Client = cx.connect("disk.disk").await.unwrap();
         let control: control::Client = cx.connect("control").await.unwrap();
-        let _ = disk.discard(&disk.root(), 0, 1).await;
+        let _ = disk.discard(disk.root(), 0, 1).await;
         until("the end of its restarts", async || ps(&cx).await[0].state == State::Quarantined).await;
         let listed = ps(&cx).await;
         assert_eq!((listed[0].restarts, listed[0].pid), (4, 0), "{listed:?}");
         assert!(listed[0].trouble.contains("it worked once"), "{listed:?}");
         // Its clients are told, and the rest of the node lives.
-        let failure = disk.info(&disk.root()).await.unwrap_err();
+        let failure = disk.info(disk.root()).await.unwrap_err();
         assert!(matches!(failure, CallError::Failed { executed: Executed::No, .. }), "{failure:?}");
         assert_eq!(statfs(&cx).await.0, 0);
-        control.restart(&control.root(), "disk").await.unwrap();
+        control.restart(control.root(), "disk").await.unwrap();
         until("another end", async || ps(&cx).await[0].state == State::Quarantined).await;
         assert_eq!(ps(&cx).await[0].restarts, 9);
     });
@@ -502,10 +502,10 @@ fn the_operator_can_restart_a_healthy_component() {
     node.assert_up();
     node.guest(async |cx| {
         let control: control::Client = cx.connect("control").await.unwrap();
-        control.restart(&control.root(), "disk").await.unwrap();
+        control.restart(control.root(), "disk").await.unwrap();
         assert_eq!(statfs(&cx).await.0, 2);
         assert_eq!(ps(&cx).await[0].state, State::Ready);
-        let unknown = control.restart(&control.root(), "nobody").await;
+        let unknown = control.restart(control.root(), "nobody").await;
         assert!(matches!(unknown, Err(CallError::Operation(control::RestartError::NoSuchComponent))));
     });
     assert_eq!(std::fs::read_to_string(node.state().join("order")).unwrap(), "disk\n", "it was stopped in order");
@@ -638,12 +638,12 @@ fn the_log_of_a_component_can_be_read_through_the_control_endpoint() {
     node.assert_up();
     node.guest(async |cx| {
         let control: control::Client = cx.connect("control").await.unwrap();
-        let page = control.logs(&control.root(), "disk", 0, 100_000).await.unwrap();
+        let page = control.logs(control.root(), "disk", 0, 100_000).await.unwrap();
         assert!(String::from_utf8(page.text).unwrap().contains("a disk called plain"));
         assert!(page.end);
-        let beyond = control.logs(&control.root(), "disk", page.next + 1, 100).await;
+        let beyond = control.logs(control.root(), "disk", page.next + 1, 100).await;
         assert!(matches!(beyond, Err(CallError::Operation(control::LogsError::BadCursor))));
-        let nobody = control.logs(&control.root(), "nobody", 0, 100).await;
+        let nobody = control.logs(control.root(), "nobody", 0, 100).await;
         assert!(matches!(nobody, Err(CallError::Operation(control::LogsError::NoSuchComponent))));
     });
     node.down();

@@ -52,11 +52,6 @@ impl VolumePath {
         Path::new(&self.0).expect("checked when it was made")
     }
 
-    /// Its bytes.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
     /// Whether it is the root.
     pub fn is_root(&self) -> bool {
         self.0.is_empty()
@@ -133,7 +128,7 @@ mod tests {
     #[test]
     fn slashes_at_the_ends_do_not_matter() {
         for same in ["/a/b", "a/b", "a/b/", "/a/b/"] {
-            assert_eq!(VolumePath::parse(same).unwrap().as_bytes(), b"a/b");
+            assert_eq!(VolumePath::parse(same).unwrap().0, b"a/b");
         }
         assert!(VolumePath::parse("/").unwrap().is_root());
         assert_eq!(VolumePath::parse("/").unwrap().to_string(), "/");

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -71,14 +72,13 @@ impl Introductions {
     /// Learns a region from which a lender may lend.
     pub(super) fn meet_region(&self, lender: LenderId, region: RegionId, memory: OwnedFd) -> io::Result<()> {
         let mut regions = self.regions.borrow_mut();
-        if !regions.contains_key(&region) {
-            regions.insert(region, (RegionReader::open(memory, region)?, Vec::new()));
-        }
-        if let Some((reader, lenders)) = regions.get_mut(&region) {
-            lenders.push(lender);
-            self.mapper.borrow_mut().add_region(lender, reader.clone());
-            self.holder.borrow_mut().add_region(lender, reader.clone());
-        }
+        let (reader, lenders) = match regions.entry(region) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert((RegionReader::open(memory, region)?, Vec::new())),
+        };
+        lenders.push(lender);
+        self.mapper.borrow_mut().add_region(lender, reader.clone());
+        self.holder.borrow_mut().add_region(lender, reader.clone());
         Ok(())
     }
 
