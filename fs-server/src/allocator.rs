@@ -559,8 +559,10 @@ mod tests {
                 Err(Shortage::Load(_)) => unreachable!(),
             }
         }
-        // Data stops where it would eat a node place that is spared; a few stay.
-        assert!(this.available() < 16, "{} of {total} left", this.available());
+        // A run that is not aligned may break one place more than it fills, so data always leaves one.
+        assert_eq!((this.node_places(), this.available()), (1, 4), "of {total}");
+        let spared = this.take_node(0).unwrap();
+        assert_eq!(this.take_node(0), Err(Shortage::Full));
         for &(start, length) in &runs {
             this.free(start, length, 5, &[]);
         }
@@ -568,6 +570,7 @@ mod tests {
         assert!(this.release(4).is_empty());
         assert_eq!(this.take_node(0), Err(Shortage::Full));
         this.release(5);
+        this.put_back(spared, NODE_BLOCKS);
         assert_eq!(this.available(), total);
         assert!(this.take_node(0).unwrap().is_multiple_of(4));
     }
