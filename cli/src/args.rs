@@ -1,5 +1,6 @@
 //! The command line, as clap reads it. What a verb does is in the module of its name.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
@@ -109,7 +110,7 @@ pub enum Fs {
     Ls {
         /// Directory or file
         #[arg(default_value = "/")]
-        path: String,
+        path: OsString,
         /// With size and time of last change
         #[arg(short, long)]
         long: bool,
@@ -117,7 +118,7 @@ pub enum Fs {
     /// Print files
     Cat {
         #[arg(required = true)]
-        paths: Vec<String>,
+        paths: Vec<OsString>,
     },
     /// Copy files from this machine into the volume
     Put {
@@ -125,7 +126,7 @@ pub enum Fs {
         #[arg(required = true, value_hint = ValueHint::AnyPath)]
         sources: Vec<PathBuf>,
         /// A directory of the volume, or the new name of the one source
-        target: String,
+        target: OsString,
         /// Copy directories with all that is in them
         #[arg(short, long)]
         recursive: bool,
@@ -134,7 +135,7 @@ pub enum Fs {
     Get {
         /// Files, with -r also directories; `DIR/.` means what is in DIR
         #[arg(required = true)]
-        sources: Vec<String>,
+        sources: Vec<OsString>,
         /// A directory here, the new name of the one source, or `-` for standard output
         #[arg(value_hint = ValueHint::AnyPath)]
         target: PathBuf,
@@ -145,7 +146,7 @@ pub enum Fs {
     /// Remove files
     Rm {
         #[arg(required = true)]
-        paths: Vec<String>,
+        paths: Vec<OsString>,
         /// Remove directories with all that is in them
         #[arg(short, long)]
         recursive: bool,
@@ -153,17 +154,17 @@ pub enum Fs {
     /// Make directories
     Mkdir {
         #[arg(required = true)]
-        paths: Vec<String>,
+        paths: Vec<OsString>,
         /// Also the directories above; no error if it is there already
         #[arg(short, long)]
         parents: bool,
     },
     /// Rename or move; a file that has the new name is replaced
-    Mv { from: String, to: String },
+    Mv { from: OsString, to: OsString },
     /// Show what is known about a file or directory
     Stat {
         #[arg(default_value = "/")]
-        path: String,
+        path: OsString,
     },
     /// Show the room on the volume
     Df,

@@ -75,7 +75,7 @@ fn http(options: &BenchOptions) -> Result<Run, Failed> {
         std::fs::write(&file, vec![b'x'; length])?;
         files.push(file);
     }
-    fs::put::copy(&own.common(), &files, "/www", false)?;
+    fs::put::copy(&own.common(), &files, "/www".as_ref(), false)?;
     let server = own.http_address()?;
     let mut run = Run::begin("http");
     let load = Load { duration: Duration::from_secs(options.seconds), ..Load::default() };

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bar;
 mod bench;
 mod check;
 mod control;

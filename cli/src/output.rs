@@ -132,19 +132,6 @@ fn colours_wanted() -> bool {
     set("NO_COLOR").is_none() && set("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// A progress bar for `total` bytes or things on standard error; an invisible one where nobody would see it.
-pub fn bar(total: u64, bytes: bool) -> indicatif::ProgressBar {
-    let bar = if stderr_colours() { indicatif::ProgressBar::new(total) } else { indicatif::ProgressBar::hidden() };
-    let template = if bytes {
-        "{msg:20!} {wide_bar} {bytes:>10} of {total_bytes:<10} {bytes_per_sec:>12} {eta:>4}"
-    } else {
-        "{msg:20!} {wide_bar} {human_pos:>10} of {human_len:<10} {eta:>4}"
-    };
-    let style = indicatif::ProgressStyle::with_template(template).expect("the template is constant and valid");
-    bar.set_style(style.progress_chars("━╸ "));
-    bar
-}
-
 /// A number of bytes for people: three digits and a binary unit.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];

@@ -12,6 +12,7 @@ use supervisor::manifest::{Manifest, Origin};
 use supervisor::up::{Options, Progress, Starting};
 
 use crate::args::{Common, Up};
+use crate::bar::{Bar, Counts};
 use crate::output::{self, Colour, Failed, paint, stderr_colours};
 use crate::{check, control, node};
 
@@ -39,15 +40,15 @@ pub fn up(common: &Common, up: &Up) -> Result<(), Failed> {
     let starting = supervisor::up::start(&options)
         .map_err(|error| Failed::new(format!("cannot start in {}: {error}", common.state.display())))?;
     let keeper = Pid::from_raw(i32::try_from(starting.pid()).unwrap_or(i32::MAX));
-    let bar = output::bar(checked.components.len() as u64, false);
+    let bar = Bar::new(Counts::Things, checked.components.len() as u64);
     report(starting, events.sender);
     let mut interrupted = false;
     let started = loop {
         match events.receiver.recv() {
-            Ok(Event::Progress(Progress::Starting { component })) => bar.set_message(format!("starting {component}")),
-            Ok(Event::Progress(_)) => bar.inc(1),
+            Ok(Event::Progress(Progress::Starting { component })) => bar.name(&format!("starting {component}")),
+            Ok(Event::Progress(_)) => bar.done(1),
             Ok(Event::Started(starting, last)) => {
-                bar.finish_and_clear();
+                bar.end();
                 break (starting, last);
             }
             Ok(Event::Signal(Signal::SIGCHLD)) => {}

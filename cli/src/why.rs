@@ -45,6 +45,11 @@ pub fn lost(what: &impl Display, cause: Cause, executed: Executed) -> Failed {
     Failed { help: help.map(str::to_string), ..Failed::new(format!("{what}: {words}; {ran}")) }
 }
 
+/// Whether something on the volume is damaged: what is next to it may be good.
+pub fn is_damage(failed: &Failed) -> bool {
+    failed.help.as_deref() == Some(DAMAGED)
+}
+
 const FULL: &str = "`atoll fs df` shows the room; `atoll fs rm` makes some";
 const DAMAGED: &str = "`atoll fs check` says what is damaged";
 

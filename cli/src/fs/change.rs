@@ -1,5 +1,6 @@
 //! `atoll fs rm|mkdir|mv|sync`: changes of the tree.
 
+use std::ffi::{OsStr, OsString};
 use std::pin::Pin;
 use std::rc::Rc;
 
@@ -18,7 +19,7 @@ use crate::why::why;
 const AT_A_TIME: usize = 16;
 
 /// `atoll fs rm`.
-pub fn rm(common: &Common, texts: &[String], recursive: bool) -> Result<(), Failed> {
+pub fn rm(common: &Common, texts: &[OsString], recursive: bool) -> Result<(), Failed> {
     let paths = paths(texts)?;
     if paths.iter().any(VolumePath::is_root) {
         return Err(Failed::usage("the root cannot be removed"));
@@ -91,7 +92,7 @@ fn empty<'a>(volume: &'a Volume, path: &'a VolumePath) -> Pin<Box<dyn Future<Out
 }
 
 /// `atoll fs mkdir`.
-pub fn mkdir(common: &Common, texts: &[String], parents: bool) -> Result<(), Failed> {
+pub fn mkdir(common: &Common, texts: &[OsString], parents: bool) -> Result<(), Failed> {
     let paths = paths(texts)?;
     if !parents && paths.iter().any(VolumePath::is_root) {
         return Err(Failed::new("/: it exists already"));
@@ -140,7 +141,7 @@ pub async fn make(volume: &Volume, path: &VolumePath, existing: bool) -> Result<
 }
 
 /// `atoll fs mv`.
-pub fn mv(common: &Common, from: &str, to: &str) -> Result<(), Failed> {
+pub fn mv(common: &Common, from: &OsStr, to: &OsStr) -> Result<(), Failed> {
     let (from, mut to) = (VolumePath::parse(from)?, VolumePath::parse(to)?);
     let Some((from_above, from_name)) = from.split() else {
         return Err(Failed::usage("the root cannot be moved"));

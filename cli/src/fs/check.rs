@@ -7,13 +7,14 @@ use serde_json::json;
 
 use super::with_volume;
 use crate::args::Common;
+use crate::bar::{Bar, Counts};
 use crate::output::{self, Colour, Failed, paint};
 use crate::why::why;
 
 /// Asks the running file system.
 pub fn running(common: &Common) -> Result<(), Failed> {
-    let bar = output::bar(1, false);
-    bar.set_message("checking");
+    let bar = Bar::new(Counts::Things, 1);
+    bar.name("checking");
     let (checked, problems) = with_volume(common, async |volume| {
         let mut problems = Vec::new();
         let mut checked = 0;
@@ -21,15 +22,14 @@ pub fn running(common: &Common) -> Result<(), Failed> {
         while let Some(at) = cursor {
             let CheckPage { next, checked_blocks, total_blocks, problems: more } =
                 volume.client.check(volume.client.root(), at).await.map_err(|error| why(&"the volume", &error))?;
-            bar.set_length(total_blocks);
-            bar.set_position(checked_blocks);
+            bar.at(checked_blocks, total_blocks);
             checked = checked_blocks;
             problems.extend(more);
             cursor = next;
         }
         Ok((checked, problems))
     })?;
-    bar.finish_and_clear();
+    bar.end();
     tell(common, checked, &problems)
 }
 
@@ -42,13 +42,12 @@ pub fn image(common: &Common, image: &Path) -> Result<(), Failed> {
         return Err(Failed::new(format!("{}: a running system uses it", image.display()))
             .help("`atoll fs check` asks the running system; or stop it with `atoll down`"));
     }
-    let bar = output::bar(1, false);
-    bar.set_message("checking");
+    let bar = Bar::new(Counts::Things, 1);
+    bar.name("checking");
     let found = fs_server::check_image(image, &mut |progress| {
-        bar.set_length(progress.total_blocks);
-        bar.set_position(progress.checked_blocks);
+        bar.at(progress.checked_blocks, progress.total_blocks);
     });
-    bar.finish_and_clear();
+    bar.end();
     let report =
         found.map_err(|error| failed(&error))?.map_err(|error| Failed::new(format!("{}: {error}", image.display())))?;
     let mut problems: Vec<String> = report

@@ -3,14 +3,17 @@
 //! * The file system lends ranges of the driver's region, which this guest maps; the kernel writes files straight from
 //!   there. A lease is looked at again after each use: bytes of a lease that had ended are never kept.
 //! * A file appears under its name when it is complete.
+//! * Of several files, those that are damaged are named and left out; all others come.
 
+use std::cell::Cell;
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
 
-use indicatif::ProgressBar;
 use kernel_ipc::Rights;
 use kernel_ipc::interface::Cap;
 use kernel_ipc::runtime::io::{self, File};
@@ -18,10 +21,11 @@ use protocol::fs::{EXTENT_MAX, Kind, Node};
 
 use super::path::VolumePath;
 use super::pool::Pool;
-use super::{Volume, list, with_volume};
+use super::{Volume, cannot, list, with_volume};
 use crate::args::Common;
+use crate::bar::{Bar, Counts};
 use crate::output::{self, Failed};
-use crate::why::why;
+use crate::why::{self, why};
 
 /// Files at a time in a tree, and ranges at a time in a file.
 const AT_A_TIME: usize = 16;
@@ -31,23 +35,23 @@ const RANGES_AT_A_TIME: usize = 6;
 const TRIES: usize = 3;
 
 /// `atoll fs get`.
-pub fn get(common: &Common, sources: &[String], target: &Path, recursive: bool) -> Result<(), Failed> {
+pub fn get(common: &Common, sources: &[OsString], target: &Path, recursive: bool) -> Result<(), Failed> {
     if target == Path::new("-") {
         return cat(common, sources);
     }
     let into_directory = target.is_dir();
     if sources.len() > 1 && !into_directory {
-        return Err(Failed::new(format!("{}: not a directory here", target.display()))
+        return Err(Failed::new(format!("{}: not a directory here", super::shown(target)))
             .help("several files need a directory that exists"));
     }
     let mut plan = Vec::new();
     for source in sources {
         // `DIR/.` means what is in DIR.
-        let (text, contents) = match source.strip_suffix("/.") {
-            Some(directory) => (if directory.is_empty() { "/" } else { directory }, true),
-            None => (source.as_str(), false),
+        let (text, contents) = match source.as_bytes().strip_suffix(b"/.") {
+            Some(directory) => (if directory.is_empty() { b"/" } else { directory }, true),
+            None => (source.as_bytes(), false),
         };
-        let path = VolumePath::parse(text)?;
+        let path = VolumePath::parse(OsStr::from_bytes(text))?;
         let name = path.split().map(|(_, name)| local_name(name.as_bytes()));
         let local = match name {
             Some(name) if into_directory && !contents => target.join(name),
@@ -56,14 +60,18 @@ pub fn get(common: &Common, sources: &[String], target: &Path, recursive: bool) 
         plan.push((path, local));
     }
     let start = std::time::Instant::now();
-    let bar = output::bar(0, true);
+    let bar = Bar::new(if recursive { Counts::Files } else { Counts::Bytes }, 0);
     let done = with_volume(common, async |volume| {
-        let copy = Copy { volume, pool: Pool::new(AT_A_TIME), bar: bar.clone(), counts: Rc::default() };
+        let go_on = recursive || plan.len() > 1;
+        let copy = Copy { volume, pool: Pool::new(AT_A_TIME), bar: bar.clone(), counts: Rc::default(), go_on };
         for (path, local) in &plan {
             let stat = copy.volume.look(path).await?;
             match stat.kind {
                 Kind::File => copy.file(path.clone(), local.clone()).await?,
-                Kind::Directory if recursive => copy.tree(path.clone(), local.clone()).await?,
+                Kind::Directory if recursive => {
+                    let tree = copy.tree(path.clone(), local.clone()).await;
+                    copy.unless_damaged(tree)?;
+                }
                 Kind::Directory => {
                     return Err(Failed::new(format!("{path}: it is a directory"))
                         .help("use -r to copy it with all that is in it"));
@@ -73,14 +81,28 @@ pub fn get(common: &Common, sources: &[String], target: &Path, recursive: bool) 
         copy.pool.finish().await?;
         Ok(copy.counts.get())
     });
-    bar.finish_and_clear();
-    let (files, bytes) = done?;
-    super::put::summary(common, "got", files, bytes, start.elapsed())
+    bar.end();
+    let done = done?;
+    super::put::summary(common, "got", done.files, done.bytes, start.elapsed())?;
+    match done.damaged {
+        0 => Ok(()),
+        1 => Err(Failed::new("1 entry is damaged and was left out; everything else was copied")),
+        more => Err(Failed::new(format!("{more} entries are damaged and were left out; everything else was copied"))),
+    }
 }
 
 /// A name of the volume as a name here. Both are bytes without NUL and `/`.
-fn local_name(name: &[u8]) -> &std::ffi::OsStr {
-    std::ffi::OsStr::from_bytes(name)
+fn local_name(name: &[u8]) -> &OsStr {
+    OsStr::from_bytes(name)
+}
+
+/// What has come.
+#[derive(Clone, Copy, Default)]
+struct Got {
+    files: u64,
+    bytes: u64,
+    /// Files and directories that could not be read.
+    damaged: u64,
 }
 
 /// One copy out of the volume.
@@ -88,16 +110,32 @@ fn local_name(name: &[u8]) -> &std::ffi::OsStr {
 struct Copy {
     volume: Volume,
     pool: Pool,
-    bar: ProgressBar,
-    /// Files and bytes that have come.
-    counts: Rc<std::cell::Cell<(u64, u64)>>,
+    bar: Bar,
+    counts: Rc<Cell<Got>>,
+    /// What is damaged does not end the copy.
+    go_on: bool,
+}
+
+/// A file on its way.
+struct Transfer {
+    node: Cap<Node>,
+    path: VolumePath,
+    file: File,
+    local: PathBuf,
 }
 
 impl Copy {
     /// Copies a directory. Boxed because it calls itself.
     fn tree(&self, path: VolumePath, local: PathBuf) -> Pin<Box<dyn Future<Output = Result<(), Failed>> + '_>> {
         Box::pin(async move {
-            fs::create_dir_all(&local).map_err(|error| here(&local, &error))?;
+            // Not `create_dir_all`: it says that a file which is in the way exists.
+            match fs::create_dir(&local) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists && local.is_dir() => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    return Err(Failed::new(format!("{}: not a directory here", super::shown(&local))));
+                }
+                made => made.map_err(|error| cannot("make", &local, &error))?,
+            }
             let directory = self.volume.open_directory(&path, Rights::empty()).await?;
             let mut cursor = Some(0);
             while let Some(at) = cursor {
@@ -106,7 +144,10 @@ impl Copy {
                 for entry in entries {
                     let (path, local) = (path.join(&entry.name)?, local.join(local_name(&entry.name)));
                     match entry.kind {
-                        Kind::Directory => self.tree(path, local).await?,
+                        Kind::Directory => {
+                            let tree = self.tree(path, local).await;
+                            self.unless_damaged(tree)?;
+                        }
                         Kind::File => self.file(path, local).await?,
                     }
                 }
@@ -115,26 +156,44 @@ impl Copy {
         })
     }
 
+    /// Names what is damaged and goes on, if this copy does.
+    fn unless_damaged(&self, done: Result<(), Failed>) -> Result<(), Failed> {
+        match done {
+            Err(failed) if self.go_on && why::is_damage(&failed) => {
+                self.bar.aside(|| output::message(&format!("left out: {}", failed.message)));
+                let mut counts = self.counts.get();
+                counts.damaged += 1;
+                self.counts.set(counts);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
     /// Copies a file, beside others.
     async fn file(&self, path: VolumePath, local: PathBuf) -> Result<(), Failed> {
         let copy = self.clone();
-        self.pool.start(async move { copy.one(&path, &local).await }).await
+        self.pool
+            .start(async move {
+                let done = copy.one(path, &local).await;
+                copy.unless_damaged(done)
+            })
+            .await
     }
 
-    async fn one(&self, path: &VolumePath, local: &Path) -> Result<(), Failed> {
-        let (node, stat) = self.volume.open(path, Rights::READ).await?;
-        self.bar.inc_length(stat.size);
-        self.bar.set_message(path.to_string());
+    async fn one(&self, path: VolumePath, local: &Path) -> Result<(), Failed> {
+        let (node, stat) = self.volume.open(&path, Rights::READ).await?;
+        self.bar.more(stat.size);
+        self.bar.name(&path.to_string());
         let part = Part::create(local)?;
-        let file = File::from(part.file.try_clone().map_err(|error| here(local, &error))?);
-        let node = Rc::new(node);
+        let file = File::from(part.file.try_clone().map_err(|error| cannot("write", local, &error))?);
+        let transfer = Rc::new(Transfer { node, path, file, local: local.to_path_buf() });
         let ranges = Pool::new(RANGES_AT_A_TIME);
         let mut offset = 0;
         while offset < stat.size {
             let length = stat.size.saturating_sub(offset).min(u64::from(EXTENT_MAX));
-            let (copy, node, file, path, local) =
-                (self.clone(), node.clone(), file.clone(), path.clone(), local.to_path_buf());
-            let range = async move { copy.range(&node, &path, &file, &local, offset, length).await };
+            let (copy, transfer) = (self.clone(), transfer.clone());
+            let range = async move { copy.range(&transfer, offset, length).await };
             if stat.size <= u64::from(EXTENT_MAX) {
                 // A small file is one range: no need for a task of its own.
                 range.await?;
@@ -145,21 +204,17 @@ impl Copy {
         }
         ranges.finish().await?;
         part.keep(local)?;
-        let (files, bytes) = self.counts.get();
-        self.counts.set((files + 1, bytes + stat.size));
+        let mut counts = self.counts.get();
+        counts.files += 1;
+        counts.bytes += stat.size;
+        self.counts.set(counts);
+        self.bar.file_done();
         Ok(())
     }
 
     /// Copies one range of a file. The end of the file may have come nearer meanwhile.
-    async fn range(
-        &self,
-        node: &Cap<Node>,
-        path: &VolumePath,
-        file: &File,
-        local: &Path,
-        from: u64,
-        length: u64,
-    ) -> Result<(), Failed> {
+    async fn range(&self, transfer: &Transfer, from: u64, length: u64) -> Result<(), Failed> {
+        let Transfer { node, path, file, local } = transfer;
         let end = from + length;
         let mut at = from;
         let mut tries = 0;
@@ -180,11 +235,11 @@ impl Copy {
                 tries = again(path, tries)?;
                 continue;
             }
-            let written = written.map_err(|error| here(local, &error))? as u64;
+            let written = written.map_err(|error| cannot("write", local, &error))? as u64;
             if written == 0 {
-                return Err(Failed::new(format!("{}: the file takes no more bytes", local.display())));
+                return Err(Failed::new(format!("{}: the file takes no more bytes", super::shown(local))));
             }
-            self.bar.inc(written);
+            self.bar.done(written);
             at += written;
         }
         Ok(())
@@ -200,10 +255,6 @@ fn again(path: &VolumePath, tries: usize) -> Result<usize, Failed> {
         .help("try again; `atoll ps` shows how it is"))
 }
 
-fn here(local: &Path, error: &std::io::Error) -> Failed {
-    Failed::new(format!("{}: {error}", local.display()))
-}
-
 /// A file that is not complete yet, under another name. Removed when dropped without `keep`.
 struct Part {
     file: fs::File,
@@ -216,18 +267,18 @@ impl Part {
         use std::sync::atomic::{AtomicU64, Ordering};
         static NEXT: AtomicU64 = AtomicU64::new(0);
         if local.is_dir() {
-            return Err(Failed::new(format!("{}: it is a directory here", local.display())));
+            return Err(Failed::new(format!("{}: it is a directory here", super::shown(local))));
         }
         // Relaxed: only its uniqueness counts.
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = local.with_file_name(format!(".atoll-get-{}-{number}", std::process::id()));
-        let file = fs::File::create(&path).map_err(|error| here(local, &error))?;
+        let file = fs::File::create(&path).map_err(|error| cannot("write", local, &error))?;
         Ok(Part { file, path, kept: false })
     }
 
     /// Gives it its name, in place of what had it.
     fn keep(mut self, local: &Path) -> Result<(), Failed> {
-        fs::rename(&self.path, local).map_err(|error| here(local, &error))?;
+        fs::rename(&self.path, local).map_err(|error| cannot("write", local, &error))?;
         self.kept = true;
         Ok(())
     }
@@ -243,7 +294,7 @@ impl Drop for Part {
 }
 
 /// `atoll fs cat`.
-pub fn cat(common: &Common, texts: &[String]) -> Result<(), Failed> {
+pub fn cat(common: &Common, texts: &[OsString]) -> Result<(), Failed> {
     let paths = super::paths(texts)?;
     with_volume(common, async |volume| {
         for path in &paths {

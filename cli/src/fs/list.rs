@@ -1,5 +1,7 @@
 //! `atoll fs ls|stat|df`: what is on the volume.
 
+use std::ffi::OsStr;
+
 use kernel_ipc::Rights;
 use kernel_ipc::interface::Cap;
 use protocol::fs::{Kind, Node, Stat};
@@ -54,7 +56,7 @@ pub async fn entries(volume: &Volume, path: &VolumePath, directory: &Cap<Node>) 
 }
 
 /// `atoll fs ls`.
-pub fn ls(common: &Common, path: &str, long: bool) -> Result<(), Failed> {
+pub fn ls(common: &Common, path: &OsStr, long: bool) -> Result<(), Failed> {
     let path = VolumePath::parse(path)?;
     let (entries, stats) = with_volume(common, async |volume| {
         let stat = volume.look(&path).await?;
@@ -130,7 +132,7 @@ pub fn word(kind: Kind) -> &'static str {
 }
 
 /// `atoll fs stat`.
-pub fn stat(common: &Common, path: &str) -> Result<(), Failed> {
+pub fn stat(common: &Common, path: &OsStr) -> Result<(), Failed> {
     let path = VolumePath::parse(path)?;
     let stat = with_volume(common, async |volume| volume.look(&path).await)?;
     if common.json {

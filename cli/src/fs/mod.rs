@@ -11,6 +11,8 @@ mod path;
 mod pool;
 pub mod put;
 
+use std::ffi::OsString;
+
 use kernel_ipc::Rights;
 use kernel_ipc::component::Context;
 use kernel_ipc::interface::Cap;
@@ -92,6 +94,19 @@ fn with_volume<T>(common: &Common, work: impl AsyncFnOnce(Volume) -> Result<T, F
 }
 
 /// Checks all the paths before anything is done.
-fn paths(texts: &[String]) -> Result<Vec<VolumePath>, Failed> {
-    texts.iter().map(|text| VolumePath::parse(text)).collect()
+fn paths(texts: &[OsString]) -> Result<Vec<VolumePath>, Failed> {
+    texts.iter().map(VolumePath::parse).collect()
+}
+
+/// A failure of a file of this machine.
+fn cannot(what: &str, local: &std::path::Path, error: &std::io::Error) -> Failed {
+    // The number behind the words helps nobody here.
+    let reason = error.to_string();
+    let reason = reason.split(" (os error").next().unwrap_or_default().to_lowercase();
+    Failed::new(format!("cannot {what} {} here: {reason}", shown(local)))
+}
+
+/// A path of this machine for a terminal.
+fn shown(local: &std::path::Path) -> String {
+    path::printable(std::os::unix::ffi::OsStrExt::as_bytes(local.as_os_str()))
 }

@@ -3,7 +3,9 @@
 //! * `/a/b`, `a/b` and `a/b/` are the same path; `/` is the root. Parts are checked here, with words for people;
 //!   the file system checks them again.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 
 use protocol::fs::{BadPath, NAME_MAX, Name, PATH_MAX, Path};
 
@@ -18,11 +20,15 @@ impl VolumePath {
     ///
     /// # Errors
     /// Exit code 2, and which part is wrong.
-    pub fn parse(text: &str) -> Result<VolumePath, Failed> {
+    pub fn parse(text: &(impl AsRef<OsStr> + ?Sized)) -> Result<VolumePath, Failed> {
+        let text = text.as_ref().as_bytes();
         if text.is_empty() {
             return Err(Failed::usage("an empty path names nothing").help("write / for the root"));
         }
-        let bytes = text.trim_matches('/').as_bytes().to_vec();
+        let slash = |byte: &u8| *byte == b'/';
+        let begin = text.iter().take_while(|byte| slash(byte)).count();
+        let end = text.len() - text[begin..].iter().rev().take_while(|byte| slash(byte)).count();
+        let bytes = text[begin..end].to_vec();
         match Path::new(&bytes) {
             Ok(_) => Ok(VolumePath(bytes)),
             Err(bad) => Err(refuse(text, bad)),
@@ -34,7 +40,7 @@ impl VolumePath {
     /// # Errors
     /// Exit code 1: the name is none, or the path becomes too long.
     pub fn join(&self, name: &[u8]) -> Result<VolumePath, Failed> {
-        let failed = |bad| Failed { code: 1, ..refuse(&format!("{self}/{}", String::from_utf8_lossy(name)), bad) };
+        let failed = |bad| Failed { code: 1, ..refuse(&[&b"/"[..], &self.0, b"/", name].concat(), bad) };
         Name::new(name).map_err(failed)?;
         let mut bytes = self.0.clone();
         if !bytes.is_empty() {
@@ -104,8 +110,8 @@ pub fn printable(bytes: &[u8]) -> String {
     shown
 }
 
-fn refuse(text: &str, bad: BadPath) -> Failed {
-    let shown = printable(text.as_bytes());
+fn refuse(text: &[u8], bad: BadPath) -> Failed {
+    let shown = printable(text);
     let shown: String =
         if shown.chars().count() > 80 { shown.chars().take(77).chain("...".chars()).collect() } else { shown };
     match bad {
@@ -131,6 +137,7 @@ mod tests {
             assert_eq!(VolumePath::parse(same).unwrap().0, b"a/b");
         }
         assert!(VolumePath::parse("/").unwrap().is_root());
+        assert!(VolumePath::parse("///").unwrap().is_root());
         assert_eq!(VolumePath::parse("/").unwrap().to_string(), "/");
     }
 
@@ -149,6 +156,12 @@ mod tests {
         assert!(VolumePath::parse("/").unwrap().split().is_none());
         assert_eq!(above.join(b"c").unwrap(), path);
         assert!(above.join(b"..").is_err());
+    }
+
+    #[test]
+    fn names_are_bytes() {
+        let path = VolumePath::parse(OsStr::from_bytes(b"/a/\xff")).unwrap();
+        assert_eq!((path.path().as_bytes(), path.to_string().as_str()), (&b"a/\xff"[..], "/a/\\xff"));
     }
 
     #[test]

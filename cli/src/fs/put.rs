@@ -6,6 +6,7 @@
 //!   that fails loses nothing.
 
 use std::cell::Cell;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
@@ -14,7 +15,6 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use indicatif::ProgressBar;
 use kernel_ipc::component::Context;
 use kernel_ipc::interface::{Cap, LeasePart};
 use kernel_ipc::lease::{Lend, Region};
@@ -25,8 +25,9 @@ use serde_json::json;
 
 use super::path::VolumePath;
 use super::pool::{Place, Places, Pool};
-use super::{Volume, change};
+use super::{Volume, cannot, change, shown};
 use crate::args::Common;
+use crate::bar::{Bar, Counts};
 use crate::node::visit;
 use crate::output::{self, Failed};
 use crate::why::{self, why};
@@ -40,7 +41,7 @@ const PIECES_OF_A_FILE: usize = 8;
 const INLINE: u64 = 3072;
 
 /// `atoll fs put`.
-pub fn put(common: &Common, sources: &[PathBuf], target: &str, recursive: bool) -> Result<(), Failed> {
+pub fn put(common: &Common, sources: &[PathBuf], target: &OsStr, recursive: bool) -> Result<(), Failed> {
     let start = Instant::now();
     let Copied { files, bytes, skipped } = copy(common, sources, target, recursive)?;
     summary(common, "put", files, bytes, start.elapsed())?;
@@ -61,9 +62,12 @@ pub struct Copied {
 }
 
 /// Copies `sources` to `target` of the running system's volume.
-pub fn copy(common: &Common, sources: &[PathBuf], target: &str, recursive: bool) -> Result<Copied, Failed> {
+pub fn copy(common: &Common, sources: &[PathBuf], target: &OsStr, recursive: bool) -> Result<Copied, Failed> {
     let target = VolumePath::parse(target)?;
-    let bar = output::bar(0, true);
+    let bar = Bar::new(Counts::Bytes, 0);
+    if bar.is_wanted() {
+        bar.more(sources.iter().map(|source| bytes_of(source)).sum());
+    }
     let done = visit(common, async |context| {
         let region = own_region(&context).await?;
         let volume = Volume::connect(context).await?;
@@ -91,7 +95,7 @@ pub fn copy(common: &Common, sources: &[PathBuf], target: &str, recursive: bool)
         copy.0.pool.finish().await?;
         Ok(Copied { files: copy.0.files.get(), bytes: copy.0.bytes.get(), skipped: copy.0.skipped.get() })
     });
-    bar.finish_and_clear();
+    bar.end();
     done
 }
 
@@ -127,7 +131,7 @@ struct Copying {
     region: Rc<Region>,
     places: Places,
     pool: Pool,
-    bar: ProgressBar,
+    bar: Bar,
     files: Cell<u64>,
     bytes: Cell<u64>,
     skipped: Cell<u64>,
@@ -147,19 +151,18 @@ impl Copy {
         if source == Path::new("-") {
             return self.standard_input(target, into_directory).await;
         }
-        let metadata = fs::metadata(source).map_err(|error| here(source, &error))?;
+        let metadata = fs::metadata(source).map_err(|error| cannot("read", source, &error))?;
         let contents = source.as_os_str().as_bytes().ends_with(b"/.") || source == Path::new(".");
         let path = if into_directory && !contents {
-            let absolute = std::path::absolute(source).map_err(|error| here(source, &error))?;
-            let name =
-                absolute.file_name().ok_or_else(|| Failed::usage(format!("{}: has no name", source.display())))?;
+            let absolute = std::path::absolute(source).map_err(|error| cannot("read", source, &error))?;
+            let name = absolute.file_name().ok_or_else(|| Failed::usage(format!("{}: has no name", shown(source))))?;
             target.join(name.as_bytes())?
         } else {
             target.clone()
         };
         if metadata.is_dir() {
             if !recursive {
-                return Err(Failed::new(format!("{}: it is a directory", source.display()))
+                return Err(Failed::new(format!("{}: it is a directory", shown(source)))
                     .help("use -r to copy it with all that is in it"));
             }
             change::make(&self.0.volume, &path, true).await?;
@@ -167,7 +170,7 @@ impl Copy {
             return self.tree(source.to_path_buf(), path, directory).await;
         }
         if !metadata.is_file() {
-            return Err(Failed::new(format!("{}: not a regular file", source.display())));
+            return Err(Failed::new(format!("{}: not a regular file", shown(source))));
         }
         let Some((above, _)) = path.split() else {
             return Err(Failed::new("/: it is a directory"));
@@ -190,11 +193,11 @@ impl Copy {
     ) -> Pin<Box<dyn Future<Output = Result<(), Failed>> + '_>> {
         Box::pin(async move {
             let mut entries: Vec<fs::DirEntry> =
-                fs::read_dir(&local).and_then(Iterator::collect).map_err(|error| here(&local, &error))?;
+                fs::read_dir(&local).and_then(Iterator::collect).map_err(|error| cannot("read", &local, &error))?;
             entries.sort_by_key(fs::DirEntry::file_name);
             for entry in entries {
                 let (local, path) = (entry.path(), path.join(entry.file_name().as_bytes())?);
-                let kind = entry.file_type().map_err(|error| here(&local, &error))?;
+                let kind = entry.file_type().map_err(|error| cannot("read", &local, &error))?;
                 if kind.is_dir() {
                     let child = self.make_in(&directory, &path).await?;
                     self.tree(local, path, child).await?;
@@ -206,8 +209,8 @@ impl Copy {
                         self.start(local, metadata.len(), path, directory.clone()).await?
                     }
                     _ => {
-                        self.0.bar.suspend(|| {
-                            output::message(&format!("skipped: {} is neither a file nor a directory", local.display()))
+                        self.0.bar.aside(|| {
+                            output::message(&format!("skipped: {} is neither a file nor a directory", shown(&local)))
                         });
                         self.0.skipped.set(self.0.skipped.get() + 1);
                     }
@@ -237,13 +240,12 @@ impl Copy {
     /// Copies a file, beside others.
     async fn start(&self, local: PathBuf, size: u64, path: VolumePath, parent: Rc<Cap<Node>>) -> Result<(), Failed> {
         let copy = self.clone();
-        self.0.bar.inc_length(size);
         self.0.pool.start(async move { copy.file(&local, size, &path, &parent).await }).await
     }
 
     async fn file(&self, local: &Path, size: u64, path: &VolumePath, parent: &Cap<Node>) -> Result<(), Failed> {
-        self.0.bar.set_message(path.to_string());
-        let file = fs::File::open(local).map_err(|error| here(local, &error))?;
+        self.0.bar.name(&path.to_string());
+        let file = fs::File::open(local).map_err(|error| cannot("read", local, &error))?;
         let new = self.begin(path, parent).await?;
         let written = match size {
             0..=INLINE => self.small(file, local, &new.node, path).await,
@@ -315,14 +317,14 @@ impl Copy {
         path: &VolumePath,
     ) -> Result<u64, Failed> {
         let mut bytes = Vec::with_capacity(INLINE as usize);
-        file.read_to_end(&mut bytes).map_err(|error| here(local, &error))?;
+        file.read_to_end(&mut bytes).map_err(|error| cannot("read", local, &error))?;
         let mut offset = 0;
         // More than one chunk only if the file grew meanwhile.
         for chunk in bytes.chunks(INLINE as usize) {
             self.0.volume.client.write(node, offset, chunk).await.map_err(|error| why(path, &error))?;
             offset += chunk.len() as u64;
         }
-        self.0.bar.inc(offset);
+        self.0.bar.done(offset);
         Ok(offset)
     }
 
@@ -349,7 +351,7 @@ impl Copy {
                     Err(error) => {
                         // What was lent must be given back before this ends.
                         writes.finish().await?;
-                        return Err(here(local, &error));
+                        return Err(cannot("read", local, &error));
                     }
                 }
             }
@@ -388,7 +390,7 @@ impl Copy {
         // The file system has copied it, or never will: its place is free again when it is taken back.
         let _ = lender.borrow_mut().take_back(name.index, name.generation);
         written.map_err(|error| why(path, &error))?;
-        self.0.bar.inc(length as u64);
+        self.0.bar.done(length as u64);
         Ok(())
     }
 
@@ -436,6 +438,18 @@ fn last_name(path: &VolumePath) -> Result<Name<'_>, Failed> {
     path.name().ok_or_else(|| Failed::new("/: it is a directory"))
 }
 
-fn here(local: &Path, error: &std::io::Error) -> Failed {
-    Failed::new(format!("{}: {error}", local.display()))
+/// How many bytes there are to copy, as far as they can be seen; what cannot be read is an error later.
+fn bytes_of(local: &Path) -> u64 {
+    match fs::metadata(local) {
+        Ok(metadata) if metadata.is_file() => metadata.len(),
+        Ok(metadata) if metadata.is_dir() => {
+            let entries = fs::read_dir(local).into_iter().flatten().flatten();
+            // A link to a directory is not followed, see `Copy::tree`.
+            entries
+                .filter(|entry| entry.path().is_file() || entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| bytes_of(&entry.path()))
+                .sum()
+        }
+        _ => 0,
+    }
 }
