@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::rc::Weak;
 use zerocopy::little_endian::U32;
 
-const WORDS: usize = GROUP_BLOCKS as usize / 64;
+pub(crate) const WORDS: usize = GROUP_BLOCKS as usize / 64;
 /// Groups that are searched for a run of full length before a shorter one is taken.
 const PATIENCE: usize = 16;
 
@@ -89,7 +89,8 @@ pub(crate) struct Allocator {
     node_places: u64,
 }
 
-fn node_place_bits(free: u64) -> u64 {
+/// The first bits of node places among the free bits of a word.
+pub(crate) fn node_place_bits(free: u64) -> u64 {
     free & (free >> 1) & (free >> 2) & (free >> 3) & 0x1111_1111_1111_1111
 }
 

@@ -32,6 +32,8 @@ pub struct Report {
     pub blocks: u64,
     /// Blocks in use.
     pub used_blocks: u64,
+    /// Blocks that were read and verified.
+    pub checked_blocks: u64,
     /// Blocks of file data whose checksums were verified.
     pub data_blocks: u64,
     /// Nodes of the tree (each counted once).
@@ -63,7 +65,8 @@ impl Report {
 pub struct Progress {
     /// Blocks looked at so far.
     pub checked_blocks: u64,
-    /// Blocks in use, all of which will be looked at.
+    /// Blocks that will be looked at: all in use but the room of the log, which has no content yet, and bitmaps and
+    /// packs that the newest one has replaced.
     pub total_blocks: u64,
 }
 

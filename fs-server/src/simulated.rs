@@ -181,6 +181,15 @@ impl SimulatedDevice {
         self.simulation.borrow().content.get(&block).map_or([0; BLOCK_SIZE], |bytes| **bytes)
     }
 
+    /// Puts other bytes from `block` on, whole blocks; no write was seen.
+    pub fn overwrite(&self, block: u64, bytes: &[u8]) {
+        let (blocks, _) = bytes.as_chunks::<BLOCK_SIZE>();
+        let mut simulation = self.simulation.borrow_mut();
+        for (at, bytes) in (block..).zip(blocks) {
+            simulation.content.insert(at, Rc::new(*bytes));
+        }
+    }
+
     /// Flips bits of one byte of a block.
     pub fn flip(&self, block: u64, byte: usize, bits: u8) {
         let mut bytes = self.block(block);

@@ -50,22 +50,7 @@ pub fn image(common: &Common, image: &Path) -> Result<(), Failed> {
     bar.end();
     let report =
         found.map_err(|error| failed(&error))?.map_err(|error| Failed::new(format!("{}: {error}", image.display())))?;
-    let mut problems: Vec<String> = report
-        .problems
-        .iter()
-        .map(|problem| format!("{} in block {}: {}", problem.structure, problem.block, problem.what))
-        .collect();
-    let kept = problems.len() as u64;
-    if report.problem_count > kept {
-        problems.push(format!("{} more of the same kind", report.problem_count - kept));
-    }
-    if report.leaked_blocks > 0 {
-        problems.push(format!("{} blocks are marked used and belong to nothing", report.leaked_blocks));
-    }
-    if report.damaged_copies > 0 {
-        problems.push(format!("{} structures have only one good copy left", report.damaged_copies));
-    }
-    tell(common, report.used_blocks, &problems)
+    tell(common, report.checked_blocks, &report.lines())
 }
 
 fn tell(common: &Common, checked: u64, problems: &[String]) -> Result<(), Failed> {

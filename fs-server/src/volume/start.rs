@@ -99,7 +99,8 @@ pub(crate) async fn read_slot<D: Device>(device: &D, superblock: &Superblock, sl
     }
 }
 
-async fn read_bytes<D: Device>(device: &D, block: u64, blocks: u64) -> Result<Vec<u8>, Error> {
+/// Reads whole blocks into memory.
+pub(crate) async fn read_bytes<D: Device>(device: &D, block: u64, blocks: u64) -> Result<Vec<u8>, Error> {
     let mut bytes = vec![0; blocks as usize * BLOCK_SIZE];
     let step = crate::device::MAX_TRANSFER_BLOCKS as usize * BLOCK_SIZE;
     for (index, part) in bytes.chunks_mut(step).enumerate() {

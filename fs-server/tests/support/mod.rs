@@ -1,6 +1,8 @@
 //! A file system in plain memory that the real one is compared with.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod surgery;
+
 use fs_server::simulated::{SimulatedDevice, SimulatedEnvironment};
 use fs_server::{Error, FormatOptions, MountOptions, NodeId, Volume};
 use std::collections::BTreeMap;
