@@ -90,9 +90,7 @@ impl Bar {
     /// What is being worked on.
     pub fn name(&self, name: &str) {
         self.show();
-        if self.0.shown.get() {
-            self.0.bar.set_message(tail(name, NAME));
-        }
+        self.0.bar.set_message(tail(name, NAME));
     }
 
     /// Prints something else meanwhile.

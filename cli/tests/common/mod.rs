@@ -7,6 +7,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod http;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -18,7 +20,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 /// What ends a test that waits in vain. Not a bound on how fast anything is.
-const WATCHDOG: Duration = Duration::from_secs(180);
+pub const WATCHDOG: Duration = Duration::from_secs(180);
 
 /// What `up` is given unless the test gives it something else.
 const SETS: [&str; 2] = ["httpd.listen=127.0.0.1:0", "disk.size=256MiB"];
@@ -224,6 +226,34 @@ pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
 pub fn said(output: &Output) -> String {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     format!("{}\n{out}{err}", output.status)
+}
+
+/// Numbers that look random and are the same each time.
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next of them (xorshift64).
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// One below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    /// So many bytes.
+    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(count + 8);
+        while bytes.len() < count {
+            bytes.extend_from_slice(&self.next().to_le_bytes());
+        }
+        bytes.truncate(count);
+        bytes
+    }
 }
 
 /// One GET on a connection of its own.
