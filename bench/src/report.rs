@@ -23,6 +23,12 @@ pub struct Row {
     pub p99_ns: u64,
     /// 99.9th percentile, nanoseconds.
     pub p999_ns: u64,
+    /// Processor time of everybody involved, nanoseconds for each, where it was measured.
+    #[serde(default)]
+    pub cpu_ns: Option<f64>,
+    /// System calls of the server for each, where they were counted.
+    #[serde(default)]
+    pub system_calls: Option<f64>,
     /// The row of this run that it is compared with.
     pub floor: Option<String>,
     /// How it compares, by the figure that the benchmark is about: 0.9 = nine tenths of the floor's rate, or for
@@ -43,6 +49,8 @@ impl Row {
             p50_ns: latencies.value_at_quantile(0.5),
             p99_ns: latencies.value_at_quantile(0.99),
             p999_ns: latencies.value_at_quantile(0.999),
+            cpu_ns: None,
+            system_calls: None,
             floor: None,
             ratio: None,
             higher_is_better: true,

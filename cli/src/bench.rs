@@ -30,8 +30,12 @@ pub fn bench(common: &Common, what: &Bench) -> Result<(), Failed> {
     if common.json { output::json(&run) } else { output::write(show(&run).as_bytes()) }
 }
 
-fn ipc(_options: &BenchOptions) -> Result<Run, Failed> {
-    Err(Failed::new("not measured yet"))
+/// Calls between this process and another one of the same binary, beside raw ping-pong.
+fn ipc(options: &BenchOptions) -> Result<Run, Failed> {
+    let mut host = std::process::Command::new(std::env::current_exe()?);
+    host.args(["serve", crate::serve::BENCH_HOST]);
+    let options = ::bench::ipc::Options { duration: Duration::from_secs(options.seconds), only: None, host };
+    ::bench::ipc::run(options).map_err(|error| Failed::new(format!("the measurement broke off: {error}")))
 }
 
 /// Reads of a system of its own that is nothing but a driver, beside the same reads made directly.
@@ -193,7 +197,16 @@ fn show(run: &Run) -> String {
     if payload {
         columns.push(("payload", Right));
     }
-    columns.extend([("p50", Right), ("p99", Right), ("p99.9", Right), ("ratio", Right)]);
+    columns.extend([("p50", Right), ("p99", Right), ("p99.9", Right)]);
+    let processor = run.rows.iter().any(|row| row.cpu_ns.is_some());
+    let calls = run.rows.iter().any(|row| row.system_calls.is_some());
+    if processor {
+        columns.push(("processor", Right));
+    }
+    if calls {
+        columns.push(("system calls", Right));
+    }
+    columns.push(("ratio", Right));
     let mut table = Table::new(&columns);
     for row in &run.rows {
         let mut cells = vec![row.name.clone(), rate(row.per_second)];
@@ -201,6 +214,12 @@ fn show(run: &Run) -> String {
             cells.push(format!("{}/s", size(row.bytes_per_second as u64)));
         }
         cells.extend([row.p50_ns, row.p99_ns, row.p999_ns].map(duration));
+        if processor {
+            cells.push(row.cpu_ns.map_or_else(String::new, |nanos| duration(nanos as u64)));
+        }
+        if calls {
+            cells.push(row.system_calls.map_or_else(String::new, |calls| format!("{calls:.3}")));
+        }
         cells.push(row.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}")));
         table.row(cells);
     }

@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use kernel_ipc::component;
 use tracing_subscriber::EnvFilter;
 
+/// The other process of `atoll bench ipc`.
+pub const BENCH_HOST: &str = "bench-null";
+
 /// If the command line asks for a process of a node, runs it. These are started by `up`, the keeper and the
 /// supervisor, with arguments that clap would take apart.
 pub fn process(arguments: &[String]) -> Option<ExitCode> {
@@ -27,6 +30,7 @@ fn component(name: &str) -> Option<ExitCode> {
         "block-file" => Some(component::run(drivers::block::serve)),
         "fs-server" => Some(component::run(fs_server::server::serve)),
         "net-host" => Some(component::run(net_server::serve)),
+        BENCH_HOST => Some(bench::ipc::host::main()),
         "httpd" => Some(component::run(apps::httpd::server::serve)),
         _ => None,
     }

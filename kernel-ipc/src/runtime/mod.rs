@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 pub use self::signal::Signal;
 pub use self::source::{Sleep, Source, SourceGuard, register};
 pub use self::tasks::{Cancelled, JoinHandle};
+pub use crate::sys::calls::{SystemCalls, made as system_calls};
 pub use crate::sys::futex::WordAddress;
 pub use crate::sys::memory::{IoMemory, IoMemoryMut};
 pub use crate::sys::ring::Features;
@@ -36,6 +37,7 @@ use self::source::Sources;
 use self::tasks::{MAIN, Tasks};
 use self::timers::{TimerKey, Timers};
 use self::waiting::{Ladder, Step};
+use crate::sys::calls;
 use crate::sys::ring::{Released, Ring, SharedRing};
 
 /// How a thread waits when it has nothing to do.
@@ -251,6 +253,7 @@ impl Core {
             Step::Yield => {
                 let before = Instant::now();
                 std::thread::yield_now();
+                calls::count(|made| made.yields += 1);
                 self.ladder.borrow_mut().yielded(before.elapsed());
             }
             Step::Park => {

@@ -56,8 +56,8 @@ impl Ladder {
     ///
     /// | waiting  | core   | idle up to                     | step  |
     /// |----------|--------|--------------------------------|-------|
-    /// | spin     | ours   | for ever                       | pause |
-    /// | spin     | shared | for ever                       | yield |
+    /// | spin     | ours   | 20 µs                          | pause |
+    /// | spin     | any    | for ever                       | yield |
     /// | adaptive | ours   | 2 x expected, if that is short | pause |
     /// | adaptive | any    | 2 x expected, if not long      | yield |
     /// | adaptive | any    | after that                     | park  |
@@ -65,7 +65,8 @@ impl Ladder {
     pub fn step(&self, idle: Duration) -> Step {
         match self.waiting {
             Waiting::Block => Step::Park,
-            Waiting::Spin if self.shared => Step::Yield,
+            // Only a yield finds out that the core is shared; in a wait of this length it costs nothing.
+            Waiting::Spin if self.shared || idle > SPIN_MAX => Step::Yield,
             Waiting::Spin => Step::Pause,
             Waiting::Adaptive if self.expected > YIELD_MAX => Step::Park,
             Waiting::Adaptive => {
@@ -118,7 +119,8 @@ mod tests {
         use Waiting::{Adaptive, Block, Spin};
         let table = [
             (Spin, us(0), false, us(0), Pause),
-            (Spin, us(500), false, us(1_000_000), Pause),
+            (Spin, us(500), false, us(20), Pause),
+            (Spin, us(500), false, us(1_000_000), Yield),
             (Spin, us(0), true, us(1_000_000), Yield),
             (Adaptive, us(0), false, us(3), Pause),
             (Adaptive, us(0), false, us(5), Yield),

@@ -36,6 +36,7 @@ impl EventDoorbell {
 
     /// Wakes the sleeper, now or when it goes to sleep next. One system call.
     pub fn ring(&self) {
+        super::calls::count(|made| made.wakes += 1);
         let one = 1u64;
         // SAFETY: eight bytes of a live local are written. A full counter (EAGAIN) is rung already.
         unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
@@ -43,6 +44,7 @@ impl EventDoorbell {
 
     /// Forgets earlier rings. One system call.
     pub fn clear(&self) {
+        super::calls::count(|made| made.sleeps += 1);
         let mut count = 0u64;
         // SAFETY: eight bytes of a live local are filled. EAGAIN: it was not rung.
         unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), 8) };

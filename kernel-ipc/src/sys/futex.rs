@@ -66,6 +66,7 @@ pub const WAIT_MAX: usize = 128;
 pub fn wait_any(waits: &[Wait], timeout: Option<Duration>) -> io::Result<()> {
     let waits: Vec<FutexWaitV> = waits.iter().map(|wait| wait.to_kernel()).collect();
     let deadline = timeout.map(monotonic_after);
+    super::calls::count(|made| made.sleeps += 1);
     let deadline_ptr = deadline.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: `FutexWaitV` is transparent over the kernel's `struct futex_waitv`; array and time outlive the call.
     let result = unsafe {
@@ -83,6 +84,7 @@ pub fn wait_any(waits: &[Wait], timeout: Option<Duration>) -> io::Result<()> {
 
 /// Wakes up to `count` waiters of `word`, in this and every other process that maps it.
 pub fn wake(word: WordAddress, count: i32) {
+    super::calls::count(|made| made.wakes += 1);
     // SAFETY: FUTEX_WAKE uses the address as a key only; the kernel answers EFAULT for one that is not mapped,
     // and then nobody can wait there.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, count, 0, 0, 0) };

@@ -1,6 +1,7 @@
 //! The room for unsafe code and raw system calls of this crate.
 #![allow(unsafe_code)]
 
+pub mod calls;
 pub mod crc32c;
 pub mod descriptors;
 pub mod doorbell;

@@ -209,6 +209,7 @@ impl Ring {
     /// One `io_uring_enter`, after moving the backlog into the queue as far as it goes.
     fn enter(&mut self, want: usize, timeout: Option<Duration>) {
         self.refill();
+        super::calls::count(|made| made.ring += 1);
         // A full queue with entries behind it: submit without waiting until everything is in.
         let want = if self.backlog.is_empty() { want } else { 0 };
         let result = match timeout {

@@ -1,0 +1,77 @@
+//! An interface whose operations do nothing, and what serves it.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use kernel_ipc::interface::{Granted, Object, OperationError, interface};
+use kernel_ipc::runtime::Signal;
+use kernel_ipc::session::{Call, SessionInfo};
+use kernel_ipc::CallError;
+
+/// Calls that do nothing.
+#[interface("atoll.null/1")]
+pub trait Null {
+    /// Something to call.
+    type Thing;
+
+    /// Call it.
+    const READ: Rights;
+
+    /// Does nothing.
+    #[op(1, requires = READ, retry = idempotent, deadline = "5s")]
+    fn null(thing: Thing) -> Result<(), NullError>;
+
+    /// Returns the bytes.
+    #[op(2, requires = READ, retry = idempotent, deadline = "5s")]
+    fn echo(thing: Thing, bytes: &[u8]) -> Result<Vec<u8>, NullError>;
+}
+
+/// Never happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
+pub enum NullError {
+    /// It cannot.
+    Impossible = 1,
+}
+
+/// What is called.
+pub struct TheThing;
+
+impl Object for TheThing {
+    type Kind = Thing;
+
+    fn to_words(&self) -> [u64; 2] {
+        [0; 2]
+    }
+
+    fn from_words(_: [u64; 2]) -> Self {
+        TheThing
+    }
+}
+
+/// Serves the calls, counts them, and says when the session has ended.
+#[derive(Default)]
+pub struct Nothing {
+    /// Calls served.
+    pub served: Rc<Cell<u64>>,
+    /// Raised when the client has closed its session.
+    pub closed: Rc<Signal>,
+}
+
+impl Handler for Nothing {
+    type Thing = TheThing;
+
+    async fn null(&self, _: &Call, _: Granted<TheThing>) -> Result<(), CallError<NullError>> {
+        self.served.set(self.served.get() + 1);
+        Ok(())
+    }
+
+    async fn echo(&self, _: &Call, _: Granted<TheThing>, bytes: &[u8]) -> Result<Vec<u8>, CallError<NullError>> {
+        self.served.set(self.served.get() + 1);
+        Ok(bytes.to_vec())
+    }
+
+    fn closed(&self, _: &SessionInfo) {
+        self.closed.raise();
+    }
+}
