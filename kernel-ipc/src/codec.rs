@@ -89,7 +89,8 @@ pub trait Decode<'a>: Layout + Sized {
 pub struct Encoder {
     /// Where the fixed part is written next.
     cursor: usize,
-    buffers: Buffers,
+    /// Boxed, because an encoder moves from hand to hand before its call is sent. `None` after its drop.
+    buffers: Option<Box<Buffers>>,
 }
 
 #[derive(Default)]
@@ -112,7 +113,7 @@ impl Encoder {
         let pooled = POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten();
         let mut buffers = pooled.unwrap_or_default();
         buffers.payload.resize(fixed_bytes, 0);
-        Encoder { cursor: 0, buffers }
+        Encoder { cursor: 0, buffers: Some(buffers) }
     }
 
     /// A message of one value.
@@ -128,7 +129,8 @@ impl Encoder {
     /// When a type writes more than its `FIXED_BYTES`.
     pub fn fixed(&mut self, bytes: &[u8]) {
         let end = self.cursor + bytes.len();
-        let place = self.buffers.payload.get_mut(self.cursor..end);
+        let cursor = self.cursor;
+        let place = self.buffers_mut().payload.get_mut(cursor..end);
         place.expect("a type writes no more than its FIXED_BYTES").copy_from_slice(bytes);
         self.cursor = end;
     }
@@ -140,34 +142,34 @@ impl Encoder {
 
     /// Appends to the tail.
     pub fn tail(&mut self, bytes: &[u8]) {
-        self.buffers.payload.extend_from_slice(bytes);
+        self.buffers_mut().payload.extend_from_slice(bytes);
     }
 
     /// Adds a handle argument.
     pub fn handle(&mut self, handle: Handle) {
-        self.buffers.handles.push(handle);
+        self.buffers_mut().handles.push(handle);
     }
 
     /// Adds a lease argument.
     pub fn lease(&mut self, name: LeaseName) {
-        self.buffers.leases.push(name);
+        self.buffers_mut().leases.push(name);
     }
 
     /// Adds a new capability to a reply.
     pub fn grant(&mut self, grant: Grant) {
-        self.buffers.grants.push(grant);
+        self.buffers_mut().grants.push(grant);
     }
 
     /// Adds a new lease to a reply.
     pub fn lend(&mut self, lend: Lend) {
-        self.buffers.lends.push(lend);
+        self.buffers_mut().lends.push(lend);
     }
 
     /// Writes a list's element: a fixed part of its own at the end of the tail.
     fn nested(&mut self, fixed_bytes: usize, write: impl FnOnce(&mut Encoder)) {
-        let end = self.buffers.payload.len();
+        let end = self.buffers().payload.len();
         let outer = std::mem::replace(&mut self.cursor, end);
-        self.buffers.payload.resize(end + fixed_bytes, 0);
+        self.buffers_mut().payload.resize(end + fixed_bytes, 0);
         write(self);
         self.cursor = outer;
     }
@@ -179,32 +181,43 @@ impl Encoder {
 
     /// The payload so far.
     pub fn payload(&self) -> &[u8] {
-        &self.buffers.payload
+        &self.buffers().payload
     }
 
     /// The handle arguments so far.
     pub fn handles(&self) -> &[Handle] {
-        &self.buffers.handles
+        &self.buffers().handles
     }
 
     pub(crate) fn handles_mut(&mut self) -> &mut [Handle] {
-        &mut self.buffers.handles
+        &mut self.buffers_mut().handles
     }
 
     /// The lease arguments so far.
     pub fn leases(&self) -> &[LeaseName] {
-        &self.buffers.leases
+        &self.buffers().leases
     }
 
     /// What a reply gives beside its payload: new capabilities, new leases.
     pub(crate) fn take_given(&mut self) -> (Vec<Grant>, Vec<Lend>) {
-        (std::mem::take(&mut self.buffers.grants), std::mem::take(&mut self.buffers.lends))
+        let buffers = self.buffers_mut();
+        (std::mem::take(&mut buffers.grants), std::mem::take(&mut buffers.lends))
+    }
+
+    #[inline]
+    fn buffers(&self) -> &Buffers {
+        self.buffers.as_ref().expect("only a drop takes the buffers")
+    }
+
+    #[inline]
+    fn buffers_mut(&mut self) -> &mut Buffers {
+        self.buffers.as_mut().expect("only a drop takes the buffers")
     }
 }
 
 impl Drop for Encoder {
     fn drop(&mut self) {
-        let mut buffers = std::mem::take(&mut self.buffers);
+        let Some(mut buffers) = self.buffers.take() else { return };
         if buffers.payload.capacity() > MAX_POOLED_BYTES {
             return;
         }
@@ -230,13 +243,14 @@ const MAX_POOLED: usize = 64;
 const MAX_POOLED_BYTES: usize = crate::wire::MAX_WINDOW_BYTES as usize;
 
 thread_local! {
-    static POOL: RefCell<Vec<Buffers>> = const { RefCell::new(Vec::new()) };
+    #[expect(clippy::vec_box, reason = "a message takes one pointer from here, and not its five vectors")]
+    static POOL: RefCell<Vec<Box<Buffers>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Appends one element of a list that is kept as bytes (a page of directory entries, a batch of events).
 pub fn push_element<T: Encode>(list: &mut Vec<u8>, element: &T) {
     let mut encoder = Encoder::of(element);
-    list.append(&mut encoder.buffers.payload);
+    list.append(&mut encoder.buffers_mut().payload);
 }
 
 /// Bytes that an element adds to a list that is kept as bytes.

@@ -3,10 +3,10 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use kernel_ipc::CallError;
 use kernel_ipc::interface::{Granted, Object, OperationError, interface};
 use kernel_ipc::runtime::Signal;
 use kernel_ipc::session::{Call, SessionInfo};
-use kernel_ipc::CallError;
 
 /// Calls that do nothing.
 #[interface("atoll.null/1")]

@@ -98,6 +98,10 @@ impl Encode for Lend {
 pub fn answer<T: Encode, E: OperationError>(result: Result<T, CallError<E>>) -> Response {
     match result {
         Ok(value) => {
+            // Most results are of constant size, some of none: such a one never leaves the stack.
+            if size_of::<T>() == 0 {
+                return Response::default();
+            }
             let mut encoder = Encoder::of(&value);
             let (grants, lends) = encoder.take_given();
             Response { payload: Payload::from(encoder.payload()), grants, lends, ..Response::default() }

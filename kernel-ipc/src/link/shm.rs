@@ -46,6 +46,9 @@ pub struct ShmLink {
     mine: SegmentWriter,
     theirs: SegmentReader,
     shape: Shape,
+    /// Of the shape: where position p stands in the ring and which lap it is in, without computing the ring's size anew.
+    mask: u64,
+    lap_shift: u32,
     /// Messages sent; what `mine` says at the last flush is `flushed`.
     sent: Cell<u64>,
     flushed: Cell<u64>,
@@ -136,6 +139,8 @@ impl ShmLink {
             mine,
             theirs,
             shape,
+            mask: u64::from(shape.ring_entries()) - 1,
+            lap_shift: shape.ring_entries().trailing_zeros(),
             sent: Cell::new(0),
             flushed: Cell::new(0),
             received: Cell::new(0),
@@ -148,15 +153,28 @@ impl ShmLink {
         }
     }
 
+    /// [`Shape::entry_offset`].
+    #[inline]
+    fn entry_offset(&self, position: u64) -> usize {
+        header::RING + (position & self.mask) as usize * DESCRIPTOR_BYTES
+    }
+
+    /// [`Shape::lap`].
+    #[inline]
+    fn lap(&self, position: u64) -> u64 {
+        u64::from(((position >> self.lap_shift) as u16).wrapping_add(1))
+    }
+
     /// Whether the next message is there, without taking it.
     fn has_message(&self) -> bool {
         let position = self.received.get();
-        let first = self.theirs.load_u64(self.shape.entry_offset(position), Acquire);
-        first & LAP_MASK == u64::from(self.shape.lap(position))
+        let first = self.theirs.load_u64(self.entry_offset(position), Acquire);
+        first & LAP_MASK == self.lap(position)
     }
 
+    #[inline]
     fn has_room(&self) -> bool {
-        let entries = u64::from(self.shape.ring_entries());
+        let entries = self.mask + 1;
         let sent = self.sent.get();
         if sent - self.read_by_peer.get() < entries {
             return true;
@@ -185,9 +203,9 @@ impl Link for ShmLink {
         }
         let position = self.sent.get();
         let mut line = descriptor.0;
-        line[0] |= u64::from(self.shape.lap(position));
+        line[0] |= self.lap(position);
         // The line's Release makes the window visible before it (paired in `receive`).
-        self.mine.store_line(self.shape.entry_offset(position), &line);
+        self.mine.store_line(self.entry_offset(position), &line);
         self.sent.set(position + 1);
         Ok(())
     }
@@ -204,8 +222,8 @@ impl Link for ShmLink {
     #[inline]
     fn receive(&self) -> Option<RawDescriptor> {
         let position = self.received.get();
-        let lap = u64::from(self.shape.lap(position));
-        let mut line = self.theirs.load_line(self.shape.entry_offset(position), |first| first & LAP_MASK == lap)?;
+        let lap = self.lap(position);
+        let mut line = self.theirs.load_line(self.entry_offset(position), |first| first & LAP_MASK == lap)?;
         line[0] &= !LAP_MASK;
         self.received.set(position + 1);
         // Release: the copy above comes before the peer's permission to overwrite. Stored before anything is done

@@ -82,6 +82,8 @@ struct Core {
     park: park::Park,
     /// Since when nothing was found; `None` while there is work.
     idle_since: Cell<Option<Instant>>,
+    /// How long that was when the clock was looked at last: near enough to learn from, and free.
+    waited: Cell<Duration>,
 }
 
 thread_local! {
@@ -119,8 +121,8 @@ impl Drop for Entered {
     }
 }
 
-/// Turns that are spun through between two looks at the clock.
-const PAUSES: u32 = 8;
+/// Looks at the sources between two looks at everything else (completions, other threads, the clock).
+const LOOKS: u32 = 16;
 /// Busy turns after which timers are looked at, though nothing is idle.
 const BUSY_TURNS: u32 = 32;
 
@@ -143,6 +145,7 @@ impl Runtime {
             ladder: RefCell::new(Ladder::new(options.waiting)),
             park: park::Park::default(),
             idle_since: Cell::new(None),
+            waited: Cell::new(Duration::ZERO),
         };
         Ok(Runtime { core: Rc::new(core) })
     }
@@ -182,10 +185,8 @@ impl Runtime {
             if turns.is_multiple_of(BUSY_TURNS) {
                 core.expire_timers();
             }
-            if ready > 0 || found || core.tasks.ready_count() > 0 {
+            if ready > 0 || found || core.tasks.ready_count() > 0 || core.idle() {
                 core.end_of_idleness();
-            } else {
-                core.idle(turns);
             }
         }
     }
@@ -208,6 +209,9 @@ impl Drop for Runtime {
 impl Core {
     /// Submits and collects completions. True when there were any.
     fn turn_ring(&self) -> bool {
+        if self.ring.borrow().is_quiet() {
+            return false;
+        }
         let mut released = Released::default();
         let found = self.ring.borrow_mut().turn(&mut released);
         released.finish();
@@ -228,28 +232,28 @@ impl Core {
         }
     }
 
-    /// Nothing was found in this turn: what the ladder says.
-    fn idle(&self, turns: u32) {
-        let since = match self.idle_since.get() {
-            // Most turns of a spin do not even look at the clock.
-            Some(_) if !turns.is_multiple_of(PAUSES) => {
-                std::hint::spin_loop();
-                return;
-            }
-            Some(since) => since,
+    /// Nothing was found in this turn: what the ladder says. True when a source found something meanwhile.
+    fn idle(&self) -> bool {
+        let waited = match self.idle_since.get() {
+            Some(since) => since.elapsed(),
             None => {
-                let now = Instant::now();
-                self.idle_since.set(Some(now));
-                now
+                // Most waits of two that both spin end here, and cost no look at the clock.
+                if self.ladder.borrow().may_spin() && self.look() {
+                    self.ladder.borrow_mut().found(Duration::ZERO);
+                    return true;
+                }
+                self.idle_since.set(Some(Instant::now()));
+                Duration::ZERO
             }
         };
+        self.waited.set(waited);
         self.expire_timers();
         if self.tasks.ready_count() > 0 {
-            return;
+            return false;
         }
-        let step = self.ladder.borrow().step(since.elapsed());
+        let step = self.ladder.borrow().step(waited);
         match step {
-            Step::Pause => std::hint::spin_loop(),
+            Step::Pause => return self.look(),
             Step::Yield => {
                 let before = Instant::now();
                 std::thread::yield_now();
@@ -258,14 +262,28 @@ impl Core {
             }
             Step::Park => {
                 park::park(self);
+                // The peer may have taken any time.
+                self.waited.set(self.idle_since.get().map_or(Duration::ZERO, |since| since.elapsed()));
                 self.expire_timers();
             }
         }
+        false
+    }
+
+    /// Watches the sources alone for a while: the shorter the way round, the sooner an answer is seen.
+    fn look(&self) -> bool {
+        for _ in 0..LOOKS {
+            if self.sources.poll_all() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        false
     }
 
     fn end_of_idleness(&self) {
-        if let Some(since) = self.idle_since.take() {
-            self.ladder.borrow_mut().found(since.elapsed());
+        if self.idle_since.take().is_some() {
+            self.ladder.borrow_mut().found(self.waited.get());
         }
     }
 }

@@ -207,6 +207,17 @@ impl Tasks {
         self.end(index);
     }
 
+    /// Polls a task at once, wherever it stands in the queue. Nothing if it runs already or has ended.
+    fn run_now(&self, id: TaskId) {
+        let slots = self.slots.borrow();
+        let slot = &slots[id.index as usize];
+        let wanted = slot.generation == id.generation && slot.live;
+        drop(slots);
+        if wanted {
+            self.run(id.index);
+        }
+    }
+
     /// Drops a task's future; if it runs at the moment, when its poll returns.
     pub fn cancel(&self, id: TaskId) {
         let mut slots = self.slots.borrow_mut();
@@ -289,6 +300,14 @@ impl<T> JoinHandle<T> {
     pub fn cancel(&self) {
         if let Some(core) = self.core.upgrade() {
             core.tasks.cancel(self.id);
+        }
+    }
+
+    /// Polls the task at once instead of queueing it: for who has just given it what it waits for, and would only go
+    /// round the loop to get there. Nothing if it runs at the moment or has ended.
+    pub(crate) fn run_now(&self) {
+        if let Some(core) = self.core.upgrade() {
+            core.tasks.run_now(self.id);
         }
     }
 

@@ -82,6 +82,11 @@ impl Ladder {
         }
     }
 
+    /// Whether a wait begins with spinning.
+    pub fn may_spin(&self) -> bool {
+        self.step(Duration::ZERO) == Step::Pause
+    }
+
     /// A wait ended with work after `idle`.
     pub fn found(&mut self, idle: Duration) {
         self.expected = (7 * self.expected + idle.min(WAIT_CAP)) / 8;

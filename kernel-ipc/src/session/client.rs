@@ -27,9 +27,7 @@ use crate::link::{Body, Link, shm};
 use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
 use crate::slots::{ClientSlots, Ended};
 use crate::sys::segment::SegmentWriter;
-use crate::wire::{
-    Completion, Extent, Handle, LeaseName, Shape, Status, Submission, Violation, control, inline_bytes, inline_words,
-};
+use crate::wire::{Completion, Extent, Handle, LeaseName, Shape, Status, Submission, Violation, control, inline_words};
 
 /// A session that a client has asked for: its C-segment exists, the host's S-segment is awaited.
 #[derive(Debug)]
@@ -304,6 +302,10 @@ impl Inner {
             Status::Failed(failure) => return Err(failure),
         };
         let (slot, extent) = (completion.slot, completion.extent);
+        if extent.is_inline() && extent.leases == 0 && extent.capabilities == 0 {
+            let payload = Payload::inline(completion.inline, extent.length as usize);
+            return Ok(Reply { operation_error, payload, capabilities: Vec::new(), leases: Vec::new() });
+        }
         let lease = |i: u8| {
             let mut name = [0; LeaseName::BYTES];
             self.link.read_window(slot, usize::from(i) * LeaseName::BYTES, &mut name);
@@ -316,8 +318,7 @@ impl Inner {
             Handle::from_word(u64::from_le_bytes(handle))
         };
         let payload = if extent.is_inline() {
-            let bytes = inline_bytes(completion.inline);
-            Payload::from(bytes.get(..extent.length as usize).unwrap_or_default())
+            Payload::inline(completion.inline, extent.length as usize)
         } else {
             let mut payload = Payload::zeroed(extent.length as usize);
             self.link.read_window(slot, extent.payload_offset(), payload.bytes_mut());

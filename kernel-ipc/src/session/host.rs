@@ -21,7 +21,7 @@ use crate::capability::Table;
 use crate::error::{Cause, Executed, Failure};
 use crate::lease::{Ended, Lend, Lender};
 use crate::link::{Body, Link, in_process, shm};
-use crate::runtime::{self, Sleep, Source, SourceGuard};
+use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
 use crate::slots::HostSlots;
 use crate::wire::{
     Completion, Extent, Handle, LeaseName, MAX_CAPABILITIES, MAX_LEASES, Shape, Status, Submission, Violation, control,
@@ -184,7 +184,8 @@ struct SlotCell {
     ready: Cell<bool>,
     /// The slot's task, while it waits for a call.
     waker: RefCell<Option<Waker>>,
-    has_task: Cell<bool>,
+    /// The slot's task, once it was used. Taken out while it is run from here.
+    task: Cell<Option<JoinHandle<()>>>,
     cancel: Rc<Cancel>,
 }
 
@@ -206,7 +207,7 @@ impl SlotCell {
             call: RefCell::new(Some(Box::new(call))),
             ready: Cell::new(false),
             waker: RefCell::new(None),
-            has_task: Cell::new(false),
+            task: Cell::new(None),
             cancel,
         }
     }
@@ -291,11 +292,17 @@ impl<S: Service> Inner<S> {
         let cell = &self.cells[usize::from(slot)];
         cell.cancel.reset();
         cell.ready.set(true);
-        if cell.has_task.replace(true) {
-            cell.wake();
-        } else if let Some(this) = self.this.upgrade() {
-            runtime::spawn(this.run_slot(slot));
-        }
+        let task = match cell.task.take() {
+            Some(task) => {
+                // At once, not by its waker: the task is at the place where it waits for the next call, and the way
+                // through the run queue would be a tenth of a call's cost. A handler runs in its session's poll,
+                // therefore, until it waits for something.
+                task.run_now();
+                Some(task)
+            }
+            None => self.this.upgrade().map(|this| runtime::spawn(this.run_slot(slot))),
+        };
+        cell.task.set(task);
     }
 
     /// The task of one slot.

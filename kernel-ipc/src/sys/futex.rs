@@ -64,7 +64,17 @@ pub const WAIT_MAX: usize = 128;
 /// # Errors
 /// What `futex_waitv(2)` refuses: more than [`WAIT_MAX`] words, or none; nothing mapped at a word.
 pub fn wait_any(waits: &[Wait], timeout: Option<Duration>) -> io::Result<()> {
-    let waits: Vec<FutexWaitV> = waits.iter().map(|wait| wait.to_kernel()).collect();
+    // Most threads wait for a few words, and again for each call: that must not allocate.
+    const FEW: usize = 8;
+    let (mut few, many): ([FutexWaitV; FEW], Vec<FutexWaitV>);
+    let waits = if waits.len() <= FEW {
+        few = [FutexWaitV::new(); FEW];
+        few.iter_mut().zip(waits).for_each(|(kernel, wait)| *kernel = wait.to_kernel());
+        &few[..waits.len()]
+    } else {
+        many = waits.iter().map(|wait| wait.to_kernel()).collect();
+        &many[..]
+    };
     let deadline = timeout.map(monotonic_after);
     super::calls::count(|made| made.sleeps += 1);
     let deadline_ptr = deadline.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);

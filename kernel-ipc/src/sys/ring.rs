@@ -120,6 +120,8 @@ pub struct Ring {
     /// Waits that were cancelled and have not completed: until then they may take a wake.
     retired: Vec<Armed>,
     next_tag: u32,
+    /// Something was queued since the last `enter`.
+    unsubmitted: bool,
     /// Registered buffers that exist; 0 while there is no table.
     pub(super) buffers: u16,
 }
@@ -161,6 +163,7 @@ impl Ring {
             polled: Vec::new(),
             retired: Vec::new(),
             next_tag: 0,
+            unsubmitted: false,
             buffers: 0,
         })
     }
@@ -182,6 +185,11 @@ impl Ring {
             && self.retired.is_empty()
             && self.polled.is_empty()
             && self.backlog.is_empty()
+    }
+
+    /// A turn would find nothing and has nothing to submit: what a thread that only calls and answers finds each time.
+    pub fn is_quiet(&self) -> bool {
+        !self.unsubmitted && self.is_idle()
     }
 
     /// Operations in flight.
@@ -209,6 +217,7 @@ impl Ring {
     /// One `io_uring_enter`, after moving the backlog into the queue as far as it goes.
     fn enter(&mut self, want: usize, timeout: Option<Duration>) {
         self.refill();
+        self.unsubmitted = false;
         super::calls::count(|made| made.ring += 1);
         // A full queue with entries behind it: submit without waiting until everything is in.
         let want = if self.backlog.is_empty() { want } else { 0 };
@@ -243,6 +252,7 @@ impl Ring {
     /// Everything that the entry points to stays valid until its last completion, except what the kernel
     /// copies at submission, which stays valid until the next `enter` (`SUBMIT_STABLE`).
     unsafe fn queue(&mut self, entry: Entry) {
+        self.unsubmitted = true;
         // Behind a backlog everything waits, so that entries keep their order.
         // SAFETY: passed on to the caller.
         if !self.backlog.is_empty() || unsafe { self.uring.submission().push(&entry) }.is_err() {
