@@ -99,6 +99,27 @@ fn cancelling_a_task_that_has_ended_leaves_the_next_one_in_its_place_alone() {
 }
 
 #[test]
+fn a_wake_of_a_task_that_has_ended_takes_nothing_from_the_next_one_in_its_place() {
+    runtime(Waiting::Block).block_on(async {
+        let (kept, keep) = (Rc::new(RefCell::new(None)), Rc::new(RefCell::new(None)));
+        let waker = keep.clone();
+        runtime::spawn(std::future::poll_fn(move |cx| {
+            *waker.borrow_mut() = Some(cx.waker().clone());
+            std::task::Poll::Ready(())
+        }))
+        .await
+        .unwrap();
+        // Its place is empty now, and is woken.
+        let stale: Option<std::task::Waker> = keep.borrow_mut().take();
+        stale.unwrap().wake();
+        runtime::yield_now().await;
+        let result = kept.clone();
+        runtime::spawn(async move { *result.borrow_mut() = Some(7) }).await.unwrap();
+        assert_eq!(*kept.borrow(), Some(7));
+    });
+}
+
+#[test]
 fn a_task_may_cancel_itself() {
     runtime(Waiting::Block).block_on(async {
         let own = Rc::new(RefCell::new(None::<Rc<runtime::JoinHandle<()>>>));

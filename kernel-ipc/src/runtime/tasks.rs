@@ -189,7 +189,10 @@ impl Tasks {
     pub fn run(&self, index: u32) {
         let mut slots = self.slots.borrow_mut();
         let slot = &mut slots[index as usize];
-        let (Some(mut future), Some(waker)) = (slot.future.take(), slot.waker.take()) else { return };
+        // The future first: a waker of a task that has ended may wake an empty slot, whose waker is the next task's.
+        let Some(mut future) = slot.future.take() else { return };
+        let waker =
+            slot.waker.take().expect("only a task that runs has lent its waker, and then its future is out too");
         drop(slots);
 
         let poll = future.as_mut().poll(&mut Context::from_waker(&waker));
