@@ -15,6 +15,7 @@ pub mod error;
 pub mod id;
 pub mod interface;
 pub mod lease;
+pub mod ledger;
 pub mod link;
 pub mod rights;
 pub mod runtime;

@@ -348,11 +348,11 @@ impl Extent {
         }
     }
 
-    fn to_word(self) -> u64 {
+    pub(crate) fn to_word(self) -> u64 {
         u64::from(self.length) | u64::from(self.capabilities) << 32 | u64::from(self.leases) << 40
     }
 
-    fn from_word(word: u64) -> Result<Extent, Violation> {
+    pub(crate) fn from_word(word: u64) -> Result<Extent, Violation> {
         if word >> 48 != 0 {
             return Err(Violation::Reserved);
         }
@@ -430,7 +430,7 @@ impl Status {
         }
     }
 
-    fn from_word(word: u64) -> Result<Status, Violation> {
+    pub(crate) fn from_word(word: u64) -> Result<Status, Violation> {
         let number = (word >> 16) as u16;
         match (word >> 32, word as u8, (word >> 8) as u8) {
             (0, 0, 0) if number == 0 => Ok(Status::Done),

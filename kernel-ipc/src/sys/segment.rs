@@ -4,6 +4,8 @@
 //!   nobody, not even the next incarnation of the writer, can map it writable again, and nobody can resize it.
 //! - A reader checks seals and size *before* it maps, and maps read-only: an unsealed file could be truncated under
 //!   it, which is a `SIGBUS`.
+//! - A ledger is the exception: memory that only its host and the keeper ever have, which the host's next incarnation
+//!   maps writable again. It is sealed against resizing alone.
 //! - References into shared memory never exist outside this file, and inside it only references to single atomic
 //!   words. Byte ranges are copied by volatile accesses, whatever the writer does meanwhile.
 //! - Offsets are checked against the mapping's length. An offset that is out of bounds in a load or store of a word
@@ -30,7 +32,9 @@ impl std::fmt::Display for OutOfBounds {
 
 impl std::error::Error for OutOfBounds {}
 
-const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_FUTURE_WRITE | libc::F_SEAL_SEAL;
+const SEALS: i32 = KEPT_SEALS | libc::F_SEAL_FUTURE_WRITE;
+/// The seals of memory that a writer's next incarnation writes on: nobody can resize it.
+const KEPT_SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
 /// `MFD_NOEXEC_SEAL` (Linux 6.3): the file can never be executed.
 const MFD_NOEXEC_SEAL: u32 = 0x0008;
 
@@ -57,13 +61,29 @@ impl SegmentWriter {
     /// # Errors
     /// As for [`create`](Self::create). `PermissionDenied` if the file was sealed by an earlier writer.
     pub fn adopt(fd: OwnedFd) -> io::Result<SegmentWriter> {
+        Self::map_and_seal(fd, SEALS)
+    }
+
+    /// Maps memory that one incarnation after the other writes, fresh or used: a ledger. Only its host and the keeper
+    /// ever have `fd`, so it still has one writer at a time.
+    ///
+    /// # Errors
+    /// As for [`create`](Self::create). `PermissionDenied` for memory that was sealed as an ordinary segment.
+    pub fn open_kept(fd: OwnedFd) -> io::Result<SegmentWriter> {
+        if seals(fd.as_fd()) & (SEALS | KEPT_SEALS) == KEPT_SEALS {
+            return Self::map_and_seal(fd, 0);
+        }
+        Self::map_and_seal(fd, KEPT_SEALS)
+    }
+
+    fn map_and_seal(fd: OwnedFd, add: i32) -> io::Result<SegmentWriter> {
         let len = file_len(fd.as_fd())?;
         if len == 0 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let map = MmapOptions::new().len(len).map_raw(&fd)?;
         // SAFETY: fcntl with F_ADD_SEALS takes an int and touches no memory.
-        if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, SEALS) } < 0 {
+        if add != 0 && unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, add) } < 0 {
             return Err(io::Error::last_os_error());
         }
         // Only now can nobody shrink it any more: a mapping beyond the file's end would be a SIGBUS.
@@ -196,10 +216,7 @@ impl SegmentReader {
     /// # Errors
     /// `InvalidData` if the file is not sealed as [`SegmentWriter`] seals, or is too small; else what the kernel says.
     pub fn open(fd: OwnedFd, min_len: usize) -> io::Result<SegmentReader> {
-        // SAFETY: fcntl with F_GET_SEALS touches no memory.
-        let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
-        // A file that cannot be sealed at all (not a memfd) answers EINVAL: the peer's fault, not the system's.
-        if seals < 0 || seals & SEALS != SEALS {
+        if seals(fd.as_fd()) & SEALS != SEALS {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the segment is not sealed"));
         }
         // Only after the seals have been seen does the size no longer change.
@@ -322,6 +339,12 @@ pub fn memfd(name: &str) -> io::Result<OwnedFd> {
 pub fn set_len(fd: &OwnedFd, len: usize) -> io::Result<()> {
     let len = i64::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     nix::unistd::ftruncate(fd, len).map_err(io::Error::from)
+}
+
+/// The seals of a file. One that cannot be sealed at all (not a memfd) has none: the peer's fault, not the system's.
+fn seals(fd: BorrowedFd<'_>) -> i32 {
+    // SAFETY: fcntl with F_GET_SEALS touches no memory.
+    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) }.max(0)
 }
 
 fn file_len(fd: BorrowedFd<'_>) -> io::Result<usize> {

@@ -1,0 +1,385 @@
+//! The ledger of one session.
+//!
+//! ```text
+//! header, one page
+//!   0 magic "ATOLL-L1" | 8 version u64 | 16 session u64 | 24 connection u64 | 32 secret 16 bytes
+//!  48 slots u64 | 56 window bytes u64 | 64 capability quota u64 | 72 root handle u64 | 80 entries ever used u64
+//!
+//! cell, 512 bytes, one for each normal slot       (control calls are idempotent and answered as they are read)
+//!   0 operation u16, class u16 << 16 | 8 begun: seq u64 | 16 capability used | 24 status | 32 extent
+//!  40 inline 16 bytes                | 56 done: seq u64, last
+//!  64 reply window: lease names, handles, payload as on the wire; at most 448 bytes
+//!
+//! entry, 64 bytes, one for each index up to the quota
+//!   0 object 16 bytes | 16 kind << 32, rights | 24 badge | 32 parent | 40 slot | 48 seq
+//!  56 generation u32 << 32, state u32, last
+//! ```
+//!
+//! An entry counts if it is live and the call that granted it is done: `done[slot] >= seq`, or it came with the session.
+//! A cell's reply counts if its `done` is the seq that is asked for. `begun` and `done` are stored with release; the
+//! stores before them are relaxed.
+
+use std::sync::atomic::Ordering::{Relaxed, Release};
+
+use super::Kept;
+use crate::capability::Grant;
+use crate::id::SessionId;
+use crate::interface::Retry;
+use crate::rights::Rights;
+use crate::wire::{Completion, Extent, Handle, Shape, Status};
+
+const MAGIC: u64 = u64::from_le_bytes(*b"ATOLL-L1");
+const VERSION: u64 = 1;
+
+mod header {
+    pub const MAGIC: usize = 0;
+    pub const VERSION: usize = 8;
+    pub const SESSION: usize = 16;
+    pub const SLOTS: usize = 48;
+    pub const WINDOW_BYTES: usize = 56;
+    pub const QUOTA: usize = 64;
+    pub const ROOT: usize = 72;
+    pub const ENTRIES: usize = 80;
+    /// A page.
+    pub const BYTES: usize = 4096;
+}
+
+mod cell {
+    pub const CLASS: usize = 0;
+    pub const BEGUN: usize = 8;
+    pub const USED: usize = 16;
+    pub const STATUS: usize = 24;
+    pub const EXTENT: usize = 32;
+    pub const INLINE: usize = 40;
+    pub const DONE: usize = 56;
+    pub const IMAGE: usize = 64;
+    pub const BYTES: usize = 512;
+}
+
+mod entry {
+    pub const OBJECT: usize = 0;
+    pub const RIGHTS: usize = 16;
+    pub const BADGE: usize = 24;
+    pub const PARENT: usize = 32;
+    pub const SLOT: usize = 40;
+    pub const SEQ: usize = 48;
+    pub const WORD: usize = 56;
+    pub const BYTES: usize = 64;
+}
+
+const FREE: u32 = 0;
+const LIVE: u32 = 1;
+/// In the place of a slot: the entry came with the session.
+const NO_SLOT: u64 = u64::MAX;
+/// Longest window part of a reply that a ledger keeps.
+const IMAGE_BYTES: usize = cell::BYTES - cell::IMAGE;
+
+/// Which call an entry belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tag {
+    /// None: it is there from the session's beginning.
+    Session,
+    /// The call that granted it.
+    Call {
+        /// Its slot.
+        slot: u16,
+        /// Its number.
+        seq: u64,
+    },
+}
+
+/// Why a ledger cannot be gone on with. The session ends; nothing else does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Poisoned(pub &'static str);
+
+impl std::fmt::Display for Poisoned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the session's ledger is damaged: {}", self.0)
+    }
+}
+
+impl std::error::Error for Poisoned {}
+
+/// A session's ledger, mapped by its host.
+#[derive(Debug)]
+pub struct SessionLedger<M> {
+    memory: M,
+    shape: Shape,
+    quota: u32,
+}
+
+/// The last reply of a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The completion's own fields.
+    pub completion: Completion,
+    /// The capability that the call was made on.
+    pub used: Handle,
+    /// What stood in the reply window.
+    pub window: Vec<u8>,
+}
+
+/// What a slot's cell says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cell {
+    /// The operation of the last call that began.
+    pub operation: u16,
+    /// Its class, if the number is one.
+    pub retry: Option<Retry>,
+    /// Its seq; 0 if none ever began.
+    pub begun: u64,
+    /// Seq of the last call whose reply is kept; 0 if there is none.
+    pub done: u64,
+}
+
+/// What a ledger holds for the next incarnation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// The session.
+    pub session: SessionId,
+    /// Its measures.
+    pub shape: Shape,
+    /// The session's first capability.
+    pub root: Handle,
+    /// By normal slot.
+    pub cells: Vec<Cell>,
+    /// By index: the generation, and the entry if it counts.
+    pub entries: Vec<(u32, Option<Grant>)>,
+}
+
+impl<M: Kept> SessionLedger<M> {
+    /// Bytes of memory for a session of this shape. Its pages are taken as they are used.
+    pub fn bytes(shape: Shape, quota: u32) -> usize {
+        entries_at(shape) + quota as usize * entry::BYTES
+    }
+
+    /// Begins a ledger in fresh memory.
+    ///
+    /// # Errors
+    /// [`Poisoned`]: the memory is too small, or not fresh.
+    pub fn create(memory: M, session: SessionId, shape: Shape, quota: u32, root: Handle) -> Result<Self, Poisoned> {
+        if memory.bytes() < Self::bytes(shape, quota) {
+            return Err(Poisoned("its memory is too small"));
+        }
+        if memory.load(header::MAGIC) != 0 {
+            return Err(Poisoned("its memory has been used"));
+        }
+        memory.store(header::VERSION, VERSION, Relaxed);
+        memory.store(header::SESSION, session.get(), Relaxed);
+        memory.store(header::SLOTS, shape.slots.into(), Relaxed);
+        memory.store(header::WINDOW_BYTES, shape.window_bytes.into(), Relaxed);
+        memory.store(header::QUOTA, quota.into(), Relaxed);
+        memory.store(header::ROOT, root.to_word(), Relaxed);
+        memory.store(header::MAGIC, MAGIC, Release);
+        Ok(Self { memory, shape, quota })
+    }
+
+    /// Maps the ledger that a dead incarnation left, and checks all of it. `committed` gives, for each slot, the seq of
+    /// the last call of this session that has a record in the component's ring (0: none): it is done, whatever the cell
+    /// says.
+    ///
+    /// # Errors
+    /// [`Poisoned`]: says what is impossible.
+    pub fn recover(
+        memory: M,
+        session: SessionId,
+        committed: impl Fn(u16) -> u64,
+    ) -> Result<(Self, Recovered), Poisoned> {
+        if memory.bytes() < header::BYTES
+            || memory.load(header::MAGIC) != MAGIC
+            || memory.load(header::VERSION) != VERSION
+        {
+            return Err(Poisoned("it has no header"));
+        }
+        if memory.load(header::SESSION) != session.get() {
+            return Err(Poisoned("it is another session's"));
+        }
+        let number = |at| u32::try_from(memory.load(at)).unwrap_or(u32::MAX);
+        let slots = u16::try_from(memory.load(header::SLOTS)).unwrap_or(u16::MAX);
+        let shape = Shape::checked(slots, number(header::WINDOW_BYTES)).ok_or(Poisoned("impossible measures"))?;
+        let (quota, used) = (number(header::QUOTA), number(header::ENTRIES));
+        if used > quota || memory.bytes() < Self::bytes(shape, quota) {
+            return Err(Poisoned("impossible measures"));
+        }
+        let root = Handle::from_word(memory.load(header::ROOT));
+        let ledger = Self { memory, shape, quota };
+        // Before any entry is looked at: entries count by what is done.
+        for slot in 0..shape.slots {
+            let committed = committed(slot);
+            if committed > ledger.memory.load(ledger.cell_at(slot) + cell::DONE) {
+                ledger.done(slot, committed);
+            }
+        }
+        let cells: Vec<Cell> = (0..shape.slots).map(|slot| ledger.cell(slot)).collect::<Result<_, _>>()?;
+        let entries = (0..used).map(|index| ledger.entry(index, &cells)).collect::<Result<_, _>>()?;
+        Ok((ledger, Recovered { session, shape, root, cells, entries }))
+    }
+
+    /// A call is about to run.
+    #[inline]
+    pub fn begin(&self, slot: u16, seq: u64, operation: u16, retry: Retry) {
+        let at = self.cell_at(slot);
+        self.memory.store(at + cell::CLASS, u64::from(operation) | u64::from(retry as u8) << 16, Relaxed);
+        self.memory.store(at + cell::BEGUN, seq, Release);
+    }
+
+    /// Keeps the reply of the call that began last on the completion's slot; it counts from [`done`](Self::done) on, or
+    /// from the commit of its record. False: it is too long to be kept, and nothing was stored.
+    #[inline]
+    #[must_use]
+    pub fn prepare(&self, used: Handle, completion: &Completion, window: &[&[u8]]) -> bool {
+        if window.iter().map(|part| part.len()).sum::<usize>() > IMAGE_BYTES {
+            return false;
+        }
+        let at = self.cell_at(completion.slot);
+        let [_, _, extent, status, _, _, inline @ ..] = completion.to_raw().0;
+        self.memory.store(at + cell::USED, used.to_word(), Relaxed);
+        self.memory.store(at + cell::STATUS, status, Relaxed);
+        self.memory.store(at + cell::EXTENT, extent, Relaxed);
+        self.memory.store(at + cell::INLINE, inline[0], Relaxed);
+        self.memory.store(at + cell::INLINE + 8, inline[1], Relaxed);
+        let mut to = at + cell::IMAGE;
+        for part in window {
+            self.memory.write(to, part);
+            to += part.len();
+        }
+        true
+    }
+
+    /// The call is done: its entries and its reply count.
+    #[inline]
+    pub fn done(&self, slot: u16, seq: u64) {
+        self.memory.store(self.cell_at(slot) + cell::DONE, seq, Release);
+    }
+
+    /// Stores a capability that a call grants. False: its index is beyond the quota, and nothing was stored.
+    #[must_use]
+    pub fn enter(&self, handle: Handle, grant: &Grant, tag: Tag) -> bool {
+        if handle.index >= self.quota {
+            return false;
+        }
+        let at = self.entry_at(handle.index);
+        let (slot, seq) = match tag {
+            Tag::Session => (NO_SLOT, 0),
+            Tag::Call { slot, seq } => (u64::from(slot), seq),
+        };
+        self.memory.store(at + entry::OBJECT, grant.object[0], Relaxed);
+        self.memory.store(at + entry::OBJECT + 8, grant.object[1], Relaxed);
+        let rights = u64::from(grant.kind) << 32 | u64::from(grant.rights.bits());
+        self.memory.store(at + entry::RIGHTS, rights, Relaxed);
+        self.memory.store(at + entry::BADGE, grant.badge, Relaxed);
+        self.memory.store(at + entry::PARENT, 0, Relaxed);
+        self.memory.store(at + entry::SLOT, slot, Relaxed);
+        self.memory.store(at + entry::SEQ, seq, Relaxed);
+        self.memory.store(at + entry::WORD, u64::from(handle.generation) << 32 | u64::from(LIVE), Release);
+        let used = u64::from(handle.index) + 1;
+        if self.memory.load(header::ENTRIES) < used {
+            self.memory.store(header::ENTRIES, used, Release);
+        }
+        true
+    }
+
+    /// The entry is gone; `next` is the generation of the next one at its index.
+    pub fn leave(&self, index: u32, next: u32) {
+        if index >= self.quota {
+            return;
+        }
+        self.memory.store(self.entry_at(index) + entry::WORD, u64::from(next) << 32 | u64::from(FREE), Release);
+    }
+
+    /// The kept reply of call `seq`, if it is done.
+    ///
+    /// # Errors
+    /// [`Poisoned`]: there is one, and it is impossible.
+    pub fn reply(&self, slot: u16, seq: u64) -> Result<Option<Reply>, Poisoned> {
+        let at = self.cell_at(slot);
+        if self.memory.load(at + cell::DONE) != seq {
+            return Ok(None);
+        }
+        let poisoned = |_| Poisoned("an impossible reply");
+        let word = |offset| self.memory.load(at + offset);
+        let extent = Extent::from_word(word(cell::EXTENT)).map_err(poisoned)?;
+        extent.check(self.shape.window_bytes).map_err(poisoned)?;
+        let status = Status::from_word(word(cell::STATUS)).map_err(poisoned)?;
+        let inline = [word(cell::INLINE), word(cell::INLINE + 8)];
+        let payload = if extent.is_inline() { 0 } else { extent.length as usize };
+        let mut window = vec![0; extent.payload_offset() + payload];
+        if window.len() > IMAGE_BYTES {
+            return Err(Poisoned("a reply that is too long"));
+        }
+        self.memory.read(at + cell::IMAGE, &mut window);
+        let operation = word(cell::CLASS) as u16;
+        let completion = Completion { slot, operation, seq, extent, status, trace: 0, inline };
+        Ok(Some(Reply { completion, used: Handle::from_word(word(cell::USED)), window }))
+    }
+
+    fn cell(&self, slot: u16) -> Result<Cell, Poisoned> {
+        let at = self.cell_at(slot);
+        let class = self.memory.load(at + cell::CLASS);
+        let cell = Cell {
+            operation: class as u16,
+            retry: retry_of((class >> 16) as u16),
+            begun: self.memory.load(at + cell::BEGUN),
+            done: self.memory.load(at + cell::DONE),
+        };
+        if class >> 32 != 0 || cell.done > cell.begun || (cell.begun != 0 && cell.retry.is_none()) {
+            return Err(Poisoned("an impossible cell"));
+        }
+        Ok(cell)
+    }
+
+    /// An index's generation, and its entry if that counts. One whose call did not happen makes way for the next.
+    fn entry(&self, index: u32, cells: &[Cell]) -> Result<(u32, Option<Grant>), Poisoned> {
+        let at = self.entry_at(index);
+        let word = |offset| self.memory.load(at + offset);
+        let (generation, state) = ((word(entry::WORD) >> 32) as u32, word(entry::WORD) as u32);
+        let counts = match (word(entry::SLOT), word(entry::SEQ)) {
+            (NO_SLOT, _) => true,
+            (slot, seq) => {
+                let cell = usize::try_from(slot).ok().and_then(|slot| cells.get(slot));
+                cell.ok_or(Poisoned("an entry of no slot"))?.done >= seq
+            }
+        };
+        match state {
+            // An index that was counted before its first entry was complete.
+            FREE if generation == 0 => Ok((1, None)),
+            FREE => Ok((generation, None)),
+            LIVE if generation == 0 => Err(Poisoned("an entry without a generation")),
+            LIVE if !counts => {
+                let next = generation.saturating_add(1);
+                self.leave(index, next);
+                Ok((next, None))
+            }
+            LIVE => {
+                let rights = word(entry::RIGHTS);
+                Ok((
+                    generation,
+                    Some(Grant {
+                        object: [word(entry::OBJECT), word(entry::OBJECT + 8)],
+                        kind: u8::try_from(rights >> 32).map_err(|_| Poisoned("an entry of an impossible kind"))?,
+                        rights: Rights::from_bits_retain(rights as u32),
+                        badge: word(entry::BADGE),
+                    }),
+                ))
+            }
+            _ => Err(Poisoned("an entry in an impossible state")),
+        }
+    }
+
+    #[inline]
+    fn cell_at(&self, slot: u16) -> usize {
+        header::BYTES + usize::from(slot) * cell::BYTES
+    }
+
+    fn entry_at(&self, index: u32) -> usize {
+        entries_at(self.shape) + index as usize * entry::BYTES
+    }
+}
+
+fn entries_at(shape: Shape) -> usize {
+    (header::BYTES + usize::from(shape.slots) * cell::BYTES).next_multiple_of(4096)
+}
+
+fn retry_of(number: u16) -> Option<Retry> {
+    [Retry::Idempotent, Retry::Cached, Retry::Never].into_iter().find(|&retry| retry as u16 == number)
+}
