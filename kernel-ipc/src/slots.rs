@@ -143,6 +143,17 @@ impl ClientSlots {
         waiting
     }
 
+    /// Slots of all kinds whose call is still to be answered, wanted or parked, and where the call stands in the ring.
+    pub fn outstanding(&self) -> Vec<(u16, u64)> {
+        let open = |entry: &ClientSlot| matches!(entry.state, ClientState::Wanted | ClientState::Parked);
+        (0..).zip(&*self.slots).filter(|(_, entry)| open(entry)).map(|(slot, entry)| (slot, entry.position)).collect()
+    }
+
+    /// An outstanding call stands elsewhere now: in another ring.
+    pub fn moved(&mut self, slot: u16, position: u64) {
+        self.slots[usize::from(slot)].position = position;
+    }
+
     /// What the client knows of a slot.
     pub fn state(&self, slot: u16) -> ClientState {
         self.slots[usize::from(slot)].state
@@ -189,6 +200,13 @@ impl HostSlots {
     /// All slots idle; nothing was ever called.
     pub fn new(shape: Shape) -> HostSlots {
         HostSlots { slots: vec![HostSlot::default(); usize::from(shape.all_slots())].into() }
+    }
+
+    /// What a ledger says of a slot: the last call that began on it, whose answer is not owed any more.
+    pub fn recovered(&mut self, slot: u16, last: u64) {
+        if let Some(entry) = self.slots.get_mut(usize::from(slot)) {
+            *entry = HostSlot { last, busy: false };
+        }
     }
 
     /// A call has arrived. From now on the host owes it one completion.

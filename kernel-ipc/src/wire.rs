@@ -14,7 +14,7 @@
 //!     24     8        session id                                 0                    this session
 //!     32     4        ring entries (a power of two, >= slots + control slots)
 //!     36     4        window bytes (a power of two, 4096 ..= 65536)
-//!     40     4        RESUME descriptors that open the ring      0 (a new session)    0
+//!     40     4        RESUME descriptors that open the ring      0: a new session     0
 //!     44     4        zero
 //!     48     8        root handle {index u32, generation u32}    0                    the session's first handle
 //!     56     8        zero
@@ -141,8 +141,15 @@ pub mod control {
     pub const LONG_ENTRY: usize = 16;
 }
 
-/// Descriptor flag: the descriptor offers an outstanding call of the last epoch (resume; refused in this version).
-pub const FLAG_RESUME: u16 = 1;
+/// Flags of a descriptor. All others, and any of these in another place, are refused.
+pub mod flag {
+    /// A submission that offers a call of an earlier epoch which is still outstanding. Only at the front of a ring.
+    pub const RESUME: u16 = 1;
+    /// In answer to it: the call did not happen and never will.
+    pub const NOT_SEEN: u16 = 2;
+    /// In answer to it: the call had begun, and nothing more is known.
+    pub const LOST: u16 = 4;
+}
 
 /// How a client names a capability of its session. An index and nothing more: authority is in the host's table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -357,6 +364,45 @@ impl Extent {
             return Err(Violation::Reserved);
         }
         Ok(Extent { length: word as u32, capabilities: (word >> 32) as u8, leases: (word >> 40) as u8 })
+    }
+}
+
+impl RawDescriptor {
+    /// Its flags.
+    pub fn flags(&self) -> u16 {
+        (self.0[0] >> 16) as u16
+    }
+}
+
+/// A call of an earlier epoch, as client and host speak of it when they resume: by its slot and seq alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outstanding {
+    /// Its slot.
+    pub slot: u16,
+    /// Its number.
+    pub seq: u64,
+}
+
+impl Outstanding {
+    /// The descriptor that says this [`flag`] of the call, with lap 0.
+    pub fn to_raw(self, flag: u16) -> RawDescriptor {
+        RawDescriptor([first_word(flag, self.slot, 0), self.seq, 0, 0, 0, 0, 0, 0])
+    }
+
+    /// The call in a descriptor that has one flag and nothing else, and only names normal slots.
+    ///
+    /// # Errors
+    /// The first field that is impossible.
+    pub fn check(raw: &RawDescriptor, shape: Shape) -> Result<Outstanding, Violation> {
+        let [first, seq, rest @ ..] = raw.0;
+        let slot = (first >> 32) as u16;
+        if rest != [0; 6] || first >> 48 != 0 || seq == 0 {
+            return Err(Violation::Reserved);
+        }
+        if slot >= shape.slots {
+            return Err(Violation::Slot);
+        }
+        Ok(Outstanding { slot, seq })
     }
 }
 

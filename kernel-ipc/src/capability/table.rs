@@ -83,6 +83,19 @@ impl Table {
         Self { slots: Vec::new(), first_free: NONE, live: 0, quota, last_generation: u32::MAX }
     }
 
+    /// The table that a ledger tells of: by index, the generation, and the entry if there is one.
+    pub(crate) fn recovered(quota: u32, entries: &[(u32, Option<Grant>)]) -> Self {
+        let mut table = Self::new(quota);
+        for (index, (generation, entry)) in (0u32..).zip(entries) {
+            // An index that may have been used up is not used again.
+            let free = entry.is_none() && *generation < table.last_generation;
+            let next_free = if free { std::mem::replace(&mut table.first_free, index) } else { NONE };
+            table.live += u32::from(entry.is_some());
+            table.slots.push(Slot { generation: *generation, entry: *entry, next_free, links: Links::UNUSED });
+        }
+        table
+    }
+
     /// Stores `grant` under a handle that no entry of this table ever had. Amortised O(1).
     ///
     /// # Errors

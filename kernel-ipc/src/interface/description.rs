@@ -75,7 +75,7 @@ pub struct HandleArgument {
 }
 
 /// What may be done with a call whose answer is lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Retry {
     /// Running it twice is as good as once: it is run again.
@@ -83,5 +83,6 @@ pub enum Retry {
     /// At most once: it is sent again only when it certainly did not run, and its reply can be repeated.
     Cached = 2,
     /// At most once, and its reply is not kept: it is never sent again, whatever is known.
+    #[default]
     Never = 3,
 }

@@ -313,7 +313,11 @@ impl<M: Kept> SessionLedger<M> {
         Ok(Some(Reply { completion, used: Handle::from_word(word(cell::USED)), window }))
     }
 
-    fn cell(&self, slot: u16) -> Result<Cell, Poisoned> {
+    /// What a slot's cell says. The slot is one of the session's normal ones.
+    ///
+    /// # Errors
+    /// [`Poisoned`]: something impossible.
+    pub fn cell(&self, slot: u16) -> Result<Cell, Poisoned> {
         let at = self.cell_at(slot);
         let class = self.memory.load(at + cell::CLASS);
         let cell = Cell {

@@ -47,6 +47,14 @@ pub fn pair(shape: Shape) -> (InProcessLink, InProcessLink) {
 }
 
 impl InProcessLink {
+    fn copy_out(&self, half: &Half, slot: u16, offset: usize, bytes: &mut [u8]) {
+        let window = self.shape.window_bytes as usize;
+        if slot < self.shape.all_slots() && offset <= window && bytes.len() <= window - offset {
+            let start = self.window(slot) + offset;
+            bytes.copy_from_slice(&half.windows.borrow()[start..start + bytes.len()]);
+        }
+    }
+
     fn window(&self, slot: u16) -> usize {
         usize::from(slot) * self.shape.window_bytes as usize
     }
@@ -91,11 +99,11 @@ impl Link for InProcessLink {
     }
 
     fn read_window(&self, slot: u16, offset: usize, bytes: &mut [u8]) {
-        let window = self.shape.window_bytes as usize;
-        if slot < self.shape.all_slots() && offset <= window && bytes.len() <= window - offset {
-            let start = self.window(slot) + offset;
-            bytes.copy_from_slice(&self.theirs.windows.borrow()[start..start + bytes.len()]);
-        }
+        self.copy_out(&self.theirs, slot, offset, bytes);
+    }
+
+    fn read_own_window(&self, slot: u16, offset: usize, bytes: &mut [u8]) {
+        self.copy_out(&self.mine, slot, offset, bytes);
     }
 
     fn read_by_peer(&self) -> u64 {

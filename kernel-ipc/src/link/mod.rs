@@ -50,6 +50,9 @@ pub trait Link {
     /// Copies from the peer's window of this slot. A range outside of the window leaves `bytes` as they were.
     fn read_window(&self, slot: u16, offset: usize, bytes: &mut [u8]);
 
+    /// Copies from this end's own window of this slot, as [`read_window`](Self::read_window) does from the peer's.
+    fn read_own_window(&self, slot: u16, offset: usize, bytes: &mut [u8]);
+
     /// How many of this end's messages the peer says it has read.
     fn read_by_peer(&self) -> u64;
 

@@ -35,7 +35,16 @@ const LAP_MASK: u64 = 0xffff;
 /// # Errors
 /// What the kernel says to a new memfd.
 pub fn client_segment(shape: Shape) -> std::io::Result<SegmentWriter> {
+    resuming_segment(shape, 0)
+}
+
+/// The same for a session that goes on: its ring will begin with `outstanding` calls of earlier epochs.
+///
+/// # Errors
+/// What the kernel says to a new memfd.
+pub fn resuming_segment(shape: Shape, outstanding: u16) -> std::io::Result<SegmentWriter> {
     let segment = SegmentWriter::create("atoll-c", shape.segment_bytes())?;
+    segment.store_u32(header::OUTSTANDING, outstanding.into(), Relaxed);
     write_header(&segment, shape, MAGIC_CLIENT);
     Ok(segment)
 }
@@ -105,14 +114,31 @@ impl ShmLink {
     /// The host's end: takes the shape from the client's segment and makes its own.
     ///
     /// # Errors
-    /// [`Violation::Segment`] if the client's segment is none, [`Violation::Epoch`] if it was made for another epoch;
-    /// else what the kernel says to a new memfd.
+    /// [`Violation::Segment`] if the client's segment is none, [`Violation::Epoch`] if it was made for another epoch, or
+    /// to go on with an earlier one; else what the kernel says to a new memfd.
     pub fn host(client_segment: OwnedFd, session: SessionId, epoch: Epoch, root: Handle) -> Result<ShmLink, OpenError> {
+        match Self::host_resuming(client_segment, session, epoch, root)? {
+            (link, 0) => Ok(link),
+            _ => Err(Violation::Epoch.into()),
+        }
+    }
+
+    /// The same for a session that goes on. Gives also with how many outstanding calls the client's ring begins.
+    ///
+    /// # Errors
+    /// As [`host`](Self::host).
+    pub fn host_resuming(
+        client_segment: OwnedFd,
+        session: SessionId,
+        epoch: Epoch,
+        root: Handle,
+    ) -> Result<(ShmLink, u32), OpenError> {
         let theirs = open_segment(client_segment)?;
         let shape = read_shape(&theirs, MAGIC_CLIENT).ok_or(Violation::Segment)?;
-        // A client that does not know the epoch says 0. Resuming is not spoken in this version.
+        // A client that does not know the epoch says 0.
         let asked = theirs.load_u64(header::EPOCH, Relaxed);
-        if (asked != 0 && asked != epoch.get()) || theirs.load_u32(header::OUTSTANDING, Relaxed) != 0 {
+        let outstanding = theirs.load_u32(header::OUTSTANDING, Relaxed);
+        if (asked != 0 && asked != epoch.get()) || outstanding > u32::from(shape.slots) {
             return Err(Violation::Epoch.into());
         }
         let mine = SegmentWriter::create("atoll-s", shape.segment_bytes())?;
@@ -121,7 +147,7 @@ impl ShmLink {
         mine.store_u64(header::ROOT, root.to_word(), Relaxed);
         mine.store_u32(header::CREDITS, u32::from(shape.slots), Relaxed);
         write_header(&mine, shape, MAGIC_HOST);
-        Ok(ShmLink::new(mine, theirs, shape))
+        Ok((ShmLink::new(mine, theirs, shape), outstanding))
     }
 
     /// Rings and waits by descriptors from now on, for event loops that cannot wait for a futex. Both ends must.
@@ -238,6 +264,13 @@ impl Link for ShmLink {
         if slot < self.shape.all_slots() && offset <= window && bytes.len() <= window - offset {
             // Inside the segment, whose length was compared with the shape when it was opened.
             let _ = self.theirs.copy_out(self.shape.window_offset(slot) + offset, bytes);
+        }
+    }
+
+    fn read_own_window(&self, slot: u16, offset: usize, bytes: &mut [u8]) {
+        let window = self.shape.window_bytes as usize;
+        if slot < self.shape.all_slots() && offset <= window && bytes.len() <= window - offset {
+            let _ = self.mine.copy_out(self.shape.window_offset(slot) + offset, bytes);
         }
     }
 

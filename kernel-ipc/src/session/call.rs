@@ -7,12 +7,15 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::{Grant, SessionInfo, nanoseconds, now};
-use crate::wire::LeaseName;
+use crate::wire::{Handle, LeaseName};
 
 /// One call, as a host sees it: every handle is resolved and its rights are checked.
 #[derive(Debug)]
 pub struct Call {
     pub(super) operation: u16,
+    pub(super) handle: Handle,
+    /// What the call did to the host's state, for the component's ledger.
+    pub(super) effect: RefCell<Option<Vec<u8>>>,
     pub(super) payload: Vec<u8>,
     pub(super) target: Grant,
     pub(super) capabilities: Vec<Grant>,
@@ -53,6 +56,13 @@ impl Call {
     /// All lease arguments, as the client named them.
     pub fn leases(&self) -> &[LeaseName] {
         &self.leases
+    }
+
+    /// Says what this call has done to the host's state, so that the host's next incarnation can do it again. Kept with
+    /// the answer, as one, if the session survives and the operation is `cached`. Said once, and only by a handler that
+    /// does not wait between the effect and its return.
+    pub fn effect(&self, effect: Vec<u8>) {
+        self.effect.replace(Some(effect));
     }
 
     /// The session that it came on.

@@ -6,6 +6,8 @@
 //! - Releases and cancels are collected and travel in batches on the control slots.
 //! - When the session ends, every outstanding call ends too, and says whether it ran: `No` only if the host's
 //!   submission head shows that it was never read.
+//! - When the host of a session that survives has died, the session is suspended: callers wait, and its next incarnation
+//!   says of each outstanding call what became of it (see [`resume`]).
 //! - One session belongs to one thread. Between two polls nothing of the host's is looked at, and what is looked at is
 //!   copied first.
 
@@ -23,11 +25,14 @@ use super::host::extent_of;
 use super::{OpenError, Payload, Reply, Request, now};
 use crate::error::{Cause, Executed, Failure};
 use crate::id::{Epoch, SessionId};
+use crate::interface::Retry;
 use crate::link::{Body, Link, shm};
 use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
 use crate::slots::{ClientSlots, Ended};
 use crate::sys::segment::SegmentWriter;
 use crate::wire::{Completion, Extent, Handle, LeaseName, Shape, Status, Submission, Violation, control, inline_words};
+
+mod resume;
 
 /// A session that a client has asked for: its C-segment exists, the host's S-segment is awaited.
 #[derive(Debug)]
@@ -56,8 +61,31 @@ impl Offer {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(self, host_segment: OwnedFd, session: SessionId, epoch: Epoch) -> Result<ClientSession, OpenError> {
+        self.open_as(host_segment, session, epoch, false)
+    }
+
+    /// The same for a host that keeps a ledger of the session: its death only suspends it.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_surviving(
+        self,
+        host_segment: OwnedFd,
+        session: SessionId,
+        epoch: Epoch,
+    ) -> Result<ClientSession, OpenError> {
+        self.open_as(host_segment, session, epoch, true)
+    }
+
+    fn open_as(
+        self,
+        host_segment: OwnedFd,
+        session: SessionId,
+        epoch: Epoch,
+        survives: bool,
+    ) -> Result<ClientSession, OpenError> {
         let (link, root) = shm::ShmLink::client(self.segment, self.shape, host_segment, session, epoch)?;
-        Ok(ClientSession::over(link, root, session, epoch))
+        Ok(ClientSession::with(link, root, session, epoch, survives))
     }
 }
 
@@ -80,16 +108,22 @@ impl Drop for Registered {
 impl ClientSession {
     /// A session over any link.
     pub fn over(link: impl Link + 'static, root: Handle, id: SessionId, epoch: Epoch) -> ClientSession {
+        Self::with(link, root, id, epoch, false)
+    }
+
+    fn with(link: impl Link + 'static, root: Handle, id: SessionId, epoch: Epoch, survives: bool) -> ClientSession {
         let shape = link.shape();
         let inner = Rc::new_cyclic(|this| Inner {
             this: this.clone(),
-            link: Box::new(link),
+            link: RefCell::new(Box::new(link)),
             shape,
             root,
             id,
-            epoch,
+            epoch: Cell::new(epoch),
             slots: RefCell::new(ClientSlots::new(shape)),
             cells: (0..shape.slots).map(|_| SlotCell::default()).collect(),
+            survival: survives.then(|| Box::new(resume::Survival::new(shape))),
+            suspended: Cell::new(false),
             waiters: RefCell::new(VecDeque::new()),
             next_ticket: Cell::new(0),
             pending: RefCell::new(Pending::default()),
@@ -136,7 +170,7 @@ impl ClientSession {
 
     /// The endpoint's epoch.
     pub fn epoch(&self) -> Epoch {
-        self.0.inner.epoch
+        self.0.inner.epoch.get()
     }
 
     /// The session's number.
@@ -160,13 +194,13 @@ impl ClientSession {
         let inner = &self.0.inner;
         if inner.ended.get().is_none() {
             inner.drain();
-            inner.end(Cause::PeerDied, Cause::StaleEpoch, inner.link.read_by_peer());
+            inner.end(Cause::PeerDied, Cause::StaleEpoch, inner.link.borrow().read_by_peer());
         }
     }
 
     /// System calls that this end has made to wake its host.
     pub fn system_calls(&self) -> u64 {
-        self.0.inner.link.system_calls()
+        self.0.inner.link.borrow().system_calls()
     }
 }
 
@@ -178,14 +212,19 @@ impl std::fmt::Debug for ClientSession {
 
 struct Inner {
     this: Weak<Inner>,
-    link: Box<dyn Link>,
+    /// Of the present epoch.
+    link: RefCell<Box<dyn Link>>,
     shape: Shape,
     root: Handle,
     id: SessionId,
-    epoch: Epoch,
+    epoch: Cell<Epoch>,
     slots: RefCell<ClientSlots>,
     /// By normal slot.
     cells: Box<[SlotCell]>,
+    /// What is remembered of calls so that they can be resumed; of a session whose host does not survive, nothing.
+    survival: Option<Box<resume::Survival>>,
+    /// The host is dead, and its next incarnation awaited.
+    suspended: Cell<bool>,
     /// Callers without a slot, in order of arrival.
     waiters: RefCell<VecDeque<Waiter>>,
     next_ticket: Cell<u64>,
@@ -243,7 +282,7 @@ impl Inner {
 
     /// Publishes a call on a free slot.
     fn submit(&self, request: &Request<'_>, extent: Extent, deadline: u64) -> Result<Answer<'_>, Failure> {
-        let begun = self.slots.borrow_mut().begin(self.link.sent());
+        let begun = self.slots.borrow_mut().begin(self.link.borrow().sent());
         let (slot, seq) = begun.ok_or(Failure::not_executed(Cause::Busy))?;
         let submission = Submission {
             slot,
@@ -257,10 +296,13 @@ impl Inner {
         };
         let payload = if extent.is_inline() { &[] } else { request.payload };
         let body = Body { leases: request.leases, capabilities: request.capabilities, payload };
+        if let Some(survival) = &self.survival {
+            survival.remember(&submission, request.retry);
+        }
         let cell = &self.cells[usize::from(slot)];
         cell.deadline.set(deadline);
         cell.is_late.set(false);
-        if self.link.send(&submission.to_raw(), slot, &body).is_err() {
+        if self.link.borrow().send(&submission.to_raw(), slot, &body).is_err() {
             self.slots.borrow_mut().park(slot);
             self.broken();
             return Err(Failure::not_executed(Cause::ProtocolViolation));
@@ -299,7 +341,7 @@ impl Inner {
         let operation_error = match completion.status {
             Status::Done => None,
             Status::OperationError(number) => Some(number),
-            Status::Failed(failure) => return Err(failure),
+            Status::Failed(failure) => return Err(self.truthful(completion.slot, failure)),
         };
         let (slot, extent) = (completion.slot, completion.extent);
         if extent.is_inline() && extent.leases == 0 && extent.capabilities == 0 {
@@ -308,20 +350,20 @@ impl Inner {
         }
         let lease = |i: u8| {
             let mut name = [0; LeaseName::BYTES];
-            self.link.read_window(slot, usize::from(i) * LeaseName::BYTES, &mut name);
+            self.link.borrow().read_window(slot, usize::from(i) * LeaseName::BYTES, &mut name);
             LeaseName::from_bytes(name)
         };
         let handle = |i: u8| {
             let mut handle = [0; Handle::BYTES];
             let offset = extent.capabilities_offset() + usize::from(i) * Handle::BYTES;
-            self.link.read_window(slot, offset, &mut handle);
+            self.link.borrow().read_window(slot, offset, &mut handle);
             Handle::from_word(u64::from_le_bytes(handle))
         };
         let payload = if extent.is_inline() {
             Payload::inline(completion.inline, extent.length as usize)
         } else {
             let mut payload = Payload::zeroed(extent.length as usize);
-            self.link.read_window(slot, extent.payload_offset(), payload.bytes_mut());
+            self.link.borrow().read_window(slot, extent.payload_offset(), payload.bytes_mut());
             payload
         };
         Ok(Reply {
@@ -355,14 +397,19 @@ impl Inner {
         let window = self.shape.window_bytes as usize;
         let mut payload = Vec::new();
         while !pending.is_empty() {
-            let Some((slot, seq)) = self.slots.borrow_mut().begin_control(self.link.sent()) else { return Ok(()) };
+            let Some((slot, seq)) = self.slots.borrow_mut().begin_control(self.link.borrow().sent()) else {
+                return Ok(());
+            };
             payload.clear();
             let operation = pending.encode(&mut payload, window);
             let extent = extent_of(0, 0, payload.len()).ok_or(Violation::Length)?;
             let inline = inline_words(&payload);
             let submission = Submission { slot, operation, seq, extent, inline, ..Submission::default() };
+            if let Some(survival) = &self.survival {
+                survival.remember(&submission, Retry::Idempotent);
+            }
             let payload = if extent.is_inline() { &[] } else { &payload[..] };
-            self.link.send(&submission.to_raw(), slot, &Body { payload, ..Body::default() })?;
+            self.link.borrow().send(&submission.to_raw(), slot, &Body { payload, ..Body::default() })?;
         }
         self.has_pending.set(false);
         Ok(())
@@ -373,9 +420,12 @@ impl Inner {
         let mut found = false;
         // A host can complete what is outstanding and nothing else, so this ends.
         while self.ended.get().is_none() {
-            let Some(raw) = self.link.receive() else { break };
+            let Some(raw) = self.link.borrow().receive() else { break };
             found = true;
-            let completed = Completion::check(&raw, self.shape).and_then(|completion| self.complete(&completion));
+            let completed = match raw.flags() {
+                0 => Completion::check(&raw, self.shape).and_then(|completion| self.complete(&completion)),
+                _ => self.resumed(&raw),
+            };
             if completed.is_err() {
                 self.broken();
             }
@@ -400,10 +450,11 @@ impl Inner {
             return;
         }
         self.ended.set(Some(refusal));
-        self.link.close();
+        self.link.borrow().close();
         let waiting = self.slots.borrow_mut().end();
         for (slot, position) in waiting {
-            let executed = if position < read { Executed::Unknown } else { Executed::No };
+            let seen = self.survival.as_ref().is_some_and(|survival| survival.seen(slot));
+            let executed = if position < read || seen { Executed::Unknown } else { Executed::No };
             if let Some(cell) = self.cells.get(usize::from(slot)) {
                 cell.answer.replace(Some(Err(Failure { cause, executed })));
                 cell.wake();
@@ -521,43 +572,43 @@ impl Pending {
 
 impl Source for Inner {
     fn poll(&self) -> bool {
-        if self.ended.get().is_some() {
+        if self.ended.get().is_some() || self.suspended.get() {
             return false;
         }
         if self.has_pending.get() && self.send_control().is_err() {
             self.broken();
             return true;
         }
-        self.link.flush();
+        self.link.borrow().flush();
         if self.drain() {
             return true;
         }
-        if !self.link.is_closed_by_peer() {
+        if !self.link.borrow().is_closed_by_peer() {
             return false;
         }
         // The answers that it published before it closed.
         self.drain();
-        self.end(Cause::SessionClosed, Cause::SessionClosed, self.link.read_by_peer());
+        self.end(Cause::SessionClosed, Cause::SessionClosed, self.link.borrow().read_by_peer());
         true
     }
 
     fn prepare_sleep(&self) -> Sleep {
-        if self.ended.get().is_some() {
+        if self.ended.get().is_some() || self.suspended.get() {
             return Sleep::Nothing;
         }
         if self.has_pending.get() && self.send_control().is_err() {
             self.broken();
             return Sleep::Work;
         }
-        self.link.flush();
-        self.link.prepare_sleep().unwrap_or_else(|_| {
+        self.link.borrow().flush();
+        self.link.borrow().prepare_sleep().unwrap_or_else(|_| {
             self.broken();
             Sleep::Work
         })
     }
 
     fn cancel_sleep(&self) {
-        self.link.cancel_sleep();
+        self.link.borrow().cancel_sleep();
     }
 }
 
@@ -579,7 +630,7 @@ impl Future for FreeSlot<'_> {
         }
         let mut waiters = session.waiters.borrow_mut();
         let first = waiters.front().map(|waiter| waiter.ticket);
-        if first == self.ticket && session.slots.borrow().has_free() {
+        if first == self.ticket && session.slots.borrow().has_free() && !session.suspended.get() {
             if self.ticket.take().is_some() {
                 waiters.pop_front();
                 drop(waiters);

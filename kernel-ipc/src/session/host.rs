@@ -19,6 +19,7 @@ use super::client::ClientSession;
 use super::{Call, Grant, OpenError, Response, Service, SessionInfo, now};
 use crate::capability::Table;
 use crate::error::{Cause, Executed, Failure};
+use crate::interface::Retry;
 use crate::lease::{Ended, Lend, Lender};
 use crate::link::{Body, Link, in_process, shm};
 use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
@@ -27,6 +28,11 @@ use crate::wire::{
     Completion, Extent, Handle, LeaseName, MAX_CAPABILITIES, MAX_LEASES, Shape, Status, Submission, Violation, control,
     inline_bytes, inline_words,
 };
+
+mod survival;
+
+pub use survival::{ComponentLedger, Heritage, Ledgers};
+use survival::{Recovering, Survival};
 
 /// Most capabilities that one session may hold.
 const CAPABILITIES: u32 = 1 << 14;
@@ -95,6 +101,18 @@ impl HostSession {
         info: SessionInfo,
         lender: Option<Rc<RefCell<Lender>>>,
     ) -> HostSession {
+        Self::serve_with(link, segment, table, service, info, lender, None)
+    }
+
+    fn serve_with<S: Service>(
+        link: impl Link + 'static,
+        segment: Option<OwnedFd>,
+        table: Table,
+        service: Rc<S>,
+        info: SessionInfo,
+        lender: Option<Rc<RefCell<Lender>>>,
+        survival: Option<Survival>,
+    ) -> HostSession {
         let shape = link.shape();
         let info = Rc::new(info);
         let inner = Rc::new_cyclic(|this| Inner {
@@ -106,6 +124,7 @@ impl HostSession {
             table: RefCell::new(table),
             cells: (0..shape.slots).map(|_| SlotCell::new(&info)).collect(),
             info,
+            survival,
             lender,
             lent: RefCell::new(Vec::new()),
             reclaiming: Cell::new(false),
@@ -150,7 +169,7 @@ fn table_with(root: Grant) -> (Table, Handle) {
 }
 
 /// A session whose service's type is forgotten.
-trait Serving: Source {
+trait Serving: Source + Recovering {
     fn info(&self) -> &SessionInfo;
     /// `None` while it lives; else what the client broke, if anything.
     fn end_reason(&self) -> Option<Option<Violation>>;
@@ -167,6 +186,8 @@ struct Inner<S> {
     table: RefCell<Table>,
     /// By normal slot.
     cells: Box<[SlotCell]>,
+    /// What the next incarnation will go on from.
+    survival: Option<Survival>,
     lender: Option<Rc<RefCell<Lender>>>,
     /// What this session has been lent and not released: the generation by the lease's index; 0: nothing.
     lent: RefCell<Vec<u32>>,
@@ -194,6 +215,8 @@ impl SlotCell {
         let cancel = Rc::new(Cancel::default());
         let call = Call {
             operation: 0,
+            handle: Handle::NONE,
+            effect: RefCell::new(None),
             payload: Vec::new(),
             target: Grant::default(),
             capabilities: Vec::new(),
@@ -242,6 +265,7 @@ impl<S: Service> Inner<S> {
     /// Everything that the service need not check, and the copy of the arguments into the slot's call object.
     fn check(&self, submission: &Submission) -> Result<(), Cause> {
         let operation = S::INTERFACE.operation(submission.operation).ok_or(Cause::UnknownOperation)?;
+        self.begun(submission, operation.retry);
         if submission.deadline != 0 && submission.deadline <= now() {
             return Err(Cause::Deadline);
         }
@@ -255,6 +279,8 @@ impl<S: Service> Inner<S> {
         let mut idle = cell.call.borrow_mut();
         let call = idle.as_mut().expect("a slot that accepts a call has no handler");
         call.operation = submission.operation;
+        call.handle = submission.handle;
+        call.effect.take();
         call.target = target;
         call.deadline = submission.deadline;
         call.trace = submission.trace;
@@ -337,7 +363,12 @@ impl<S: Service> Inner<S> {
         let submission =
             Submission { slot, seq, operation: call.operation, trace: call.trace, ..Submission::default() };
         let status = operation_error.map_or(Status::Done, Status::OperationError);
+        let kept = self.survival.is_some()
+            && status == Status::Done
+            && failure.is_none()
+            && S::INTERFACE.operation(call.operation).is_some_and(|operation| operation.retry == Retry::Cached);
         if failure.is_none()
+            && !kept
             && grants.is_empty()
             && lends.is_empty()
             && payload.len() <= self.shape.window_bytes as usize
@@ -350,9 +381,20 @@ impl<S: Service> Inner<S> {
         let mut names = Names::default();
         let outcome = match failure {
             Some(failure) => Err(failure),
-            None if self.ended.get().is_some() => Err(Failure::unknown(Cause::SessionClosed)),
-            None => self.name(&payload, &grants, lends, &mut names),
+            None if self.ended.get().is_some() => {
+                // What it did counts for the others, though nobody hears the answer.
+                self.remember(call.effect.take());
+                Err(Failure::unknown(Cause::SessionClosed))
+            }
+            None => self.name(&submission, &payload, &grants, lends, &mut names),
         };
+        let outcome = outcome.and_then(|()| match kept {
+            true => self.commit(&submission, call.handle, call.effect.take(), &names, &payload),
+            false => Ok(()),
+        });
+        if outcome.is_err() {
+            self.unname(&names);
+        }
         let answered = match outcome {
             Ok(()) => self.answer(&submission, status, names.leases(), names.handles(), &payload),
             Err(failure) => {
@@ -362,38 +404,43 @@ impl<S: Service> Inner<S> {
                 self.answer(&submission, Status::Failed(failure), &[], &[], &[])
             }
         };
+        if kept {
+            self.applied(slot, seq);
+        }
         if let Err(violation) = answered {
             self.end(Some(violation));
         }
     }
 
-    /// Enters what a reply gives into the session's tables: all of it or nothing.
-    fn name(&self, payload: &[u8], grants: &[Grant], lends: Vec<Lend>, names: &mut Names) -> Result<(), Failure> {
+    /// Enters what a reply gives into the session's tables. After an error, [`unname`](Self::unname) what was entered.
+    fn name(
+        &self,
+        call: &Submission,
+        payload: &[u8],
+        grants: &[Grant],
+        lends: Vec<Lend>,
+        names: &mut Names,
+    ) -> Result<(), Failure> {
         let ran = |cause| Failure { cause, executed: Executed::Yes };
         let extent = extent_of(lends.len(), grants.len(), payload.len());
-        let extent = extent.filter(|extent| extent.check(self.shape.window_bytes).is_ok());
-        if extent.is_none() {
+        if extent.is_none_or(|extent| extent.check(self.shape.window_bytes).is_err()) {
             return Err(ran(Cause::ReplyTooLarge));
         }
-        let mut result = Ok(());
         for grant in grants {
-            match self.table.borrow_mut().insert(*grant) {
-                Ok(handle) => names.push_handle(handle),
-                Err(quota) => result = Err(ran(quota.into())),
-            }
+            let handle = self.table.borrow_mut().insert(*grant).map_err(|quota| ran(quota.into()))?;
+            names.push_handle(handle);
+            self.entered(handle, grant, call.slot, call.seq)?;
         }
-        if result.is_ok() && !lends.is_empty() {
-            result = self.lend(lends, names).map_err(ran);
+        if lends.is_empty() { Ok(()) } else { self.lend(lends, names).map_err(ran) }
+    }
+
+    /// Takes back what an answer that is not given had entered.
+    fn unname(&self, names: &Names) {
+        for handle in names.handles() {
+            self.table.borrow_mut().remove(*handle).expect("entered a moment ago");
+            self.left(*handle);
         }
-        if result.is_err() {
-            let mut table = self.table.borrow_mut();
-            for handle in names.handles() {
-                table.remove(*handle).expect("entered a moment ago");
-            }
-            drop(table);
-            self.take_back(names.leases());
-        }
-        result
+        self.take_back(names.leases());
     }
 
     fn lend(&self, lends: Vec<Lend>, names: &mut Names) -> Result<(), Cause> {
@@ -424,18 +471,29 @@ impl<S: Service> Inner<S> {
             return Ok(());
         }
         self.slots.borrow_mut().finish(call.slot);
-        let extent = extent_of(leases.len(), capabilities.len(), payload.len()).ok_or(Violation::Length)?;
-        let completion = Completion {
+        let completion = self.completion(call, status, leases, capabilities, payload).ok_or(Violation::Length)?;
+        let payload = if completion.extent.is_inline() { &[] } else { payload };
+        self.link.send(&completion.to_raw(), call.slot, &Body { leases, capabilities, payload })
+    }
+
+    /// The descriptor of an answer, if it has a number for each name and byte.
+    fn completion(
+        &self,
+        call: &Submission,
+        status: Status,
+        leases: &[LeaseName],
+        capabilities: &[Handle],
+        payload: &[u8],
+    ) -> Option<Completion> {
+        Some(Completion {
             slot: call.slot,
             operation: call.operation,
             seq: call.seq,
-            extent,
+            extent: extent_of(leases.len(), capabilities.len(), payload.len())?,
             status,
             trace: call.trace,
             inline: inline_words(payload),
-        };
-        let payload = if extent.is_inline() { &[] } else { payload };
-        self.link.send(&completion.to_raw(), call.slot, &Body { leases, capabilities, payload })
+        })
     }
 
     /// Obeys a control call. What it names may be gone already: control calls are idempotent.
@@ -460,6 +518,7 @@ impl<S: Service> Inner<S> {
                     let handle = Handle::from_word(u64::from_le_bytes(*handle));
                     let removed = self.table.borrow_mut().remove(handle);
                     if let Ok(grant) = removed {
+                        self.left(handle);
                         self.service.dropped(&self.info, &grant);
                     }
                 }
@@ -566,7 +625,11 @@ impl<S: Service> Source for Inner<S> {
                 }
                 return round > 0;
             };
-            let accepted = Submission::check(&raw, self.shape).and_then(|call| self.accept(&call));
+            let accepted = if self.awaits_resume() {
+                self.resume(&raw)
+            } else {
+                Submission::check(&raw, self.shape).and_then(|call| self.accept(&call))
+            };
             if let Err(violation) = accepted {
                 self.end(Some(violation));
             }

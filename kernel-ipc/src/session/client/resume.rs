@@ -1,0 +1,209 @@
+//! Going on with a session when its host has died and its next incarnation knows the session's ledger.
+//!
+//! 1. The keeper has reaped the host. [`ClientSession::suspend`] takes every answer that is still in the old segment (R16);
+//!    the old ring is never looked at again. Callers wait; new calls wait for a slot.
+//! 2. [`ClientSession::offer`] makes the new segment, [`ClientSession::resume`] begins its ring with one RESUME for each
+//!    call that is outstanding, wanted or parked, then sends the control calls again, which are idempotent.
+//! 3. The host answers each RESUME: by the call's own completion if it is done, by NOT_SEEN if it did not happen, or by
+//!    LOST if it began. What did not happen is sent again with the same seq; so is what began and may run twice. Of the
+//!    rest the caller hears that nobody knows. From a call that may have run before, a later `No` is `Unknown` (R19).
+//!
+//! A call that is sent again is the same to its caller: same future, same deadline.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
+
+use super::{ClientSession, Inner, Offer};
+use crate::error::{Cause, Failure};
+use crate::id::Epoch;
+use crate::interface::Retry;
+use crate::link::{Body, Link, shm};
+use crate::session::OpenError;
+use crate::slots::{ClientState, Ended};
+use crate::wire::{Outstanding, RawDescriptor, Shape, Submission, Violation, flag};
+
+/// What is remembered of calls, by slot of every kind.
+pub(super) struct Survival(Box<[Remembered]>);
+
+#[derive(Default)]
+struct Remembered {
+    /// As it was submitted.
+    submission: Cell<Submission>,
+    retry: Cell<Retry>,
+    /// A host that died may have begun it.
+    seen: Cell<bool>,
+    /// It was offered to the present host, which has not answered yet.
+    offered: Cell<bool>,
+    /// What stood in its request window, once a host has died on it.
+    window: RefCell<Option<Vec<u8>>>,
+}
+
+impl Survival {
+    pub(super) fn new(shape: Shape) -> Survival {
+        Survival((0..shape.all_slots()).map(|_| Remembered::default()).collect())
+    }
+
+    /// A call was submitted.
+    pub(super) fn remember(&self, submission: &Submission, retry: Retry) {
+        let call = &self.0[usize::from(submission.slot)];
+        call.submission.set(*submission);
+        call.retry.set(retry);
+        call.seen.set(false);
+        call.offered.set(false);
+        call.window.take();
+    }
+
+    /// Whether a host that died may have begun the slot's call.
+    pub(super) fn seen(&self, slot: u16) -> bool {
+        self.0.get(usize::from(slot)).is_some_and(|call| call.seen.get())
+    }
+}
+
+impl ClientSession {
+    /// Whether the session goes on in its host's next incarnation.
+    pub fn survives(&self) -> bool {
+        self.0.inner.survival.is_some()
+    }
+
+    /// The broker says that the host has died and will be started again: from now on callers wait. Only for a session
+    /// that [`survives`](Self::survives); another one ends as by [`host_died`](Self::host_died).
+    pub fn suspend(&self) {
+        let inner = &self.0.inner;
+        let Some(survival) = &inner.survival else { return self.host_died() };
+        if inner.ended.get().is_some() || inner.suspended.get() {
+            return;
+        }
+        inner.drain();
+        if inner.ended.get().is_some() {
+            return;
+        }
+        inner.suspended.set(true);
+        let link = inner.link.borrow();
+        let read = link.read_by_peer();
+        for (slot, position) in inner.slots.borrow().outstanding() {
+            let call = &survival.0[usize::from(slot)];
+            call.seen.set(call.seen.get() || position < read);
+            let mut window = call.window.borrow_mut();
+            if window.is_none() {
+                let extent = call.submission.get().extent;
+                let payload = if extent.is_inline() { 0 } else { extent.length as usize };
+                let mut bytes = vec![0; extent.payload_offset() + payload];
+                link.read_own_window(slot, 0, &mut bytes);
+                *window = Some(bytes);
+            }
+        }
+    }
+
+    /// The new C-segment, for the host's next incarnation.
+    ///
+    /// # Errors
+    /// What the kernel says to a new memfd.
+    pub fn offer(&self) -> std::io::Result<Offer> {
+        let inner = &self.0.inner;
+        let outstanding = inner.slots.borrow().outstanding();
+        let normal = outstanding.iter().filter(|(slot, _)| !inner.shape.is_control(*slot)).count();
+        let count = u16::try_from(normal).unwrap_or(u16::MAX);
+        Ok(Offer { segment: shm::resuming_segment(inner.shape, count)?, shape: inner.shape })
+    }
+
+    /// Goes on with the next incarnation's S-segment. `epoch` is what the broker said.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. The session is suspended still; without another try it has to be [given up](Self::give_up).
+    pub fn resume(&self, offer: Offer, host_segment: OwnedFd, epoch: Epoch) -> Result<(), OpenError> {
+        let inner = &self.0.inner;
+        let (link, root) = shm::ShmLink::client(offer.segment, offer.shape, host_segment, inner.id, epoch)?;
+        if root != inner.root {
+            return Err(Violation::Segment.into());
+        }
+        inner.go_on(Box::new(link), epoch).map_err(OpenError::from)
+    }
+
+    /// The host is not started again: outstanding calls end, `Unknown` where a host may have begun them.
+    pub fn give_up(&self) {
+        self.0.inner.end(Cause::PeerDied, Cause::StaleEpoch, 0);
+    }
+}
+
+impl Inner {
+    fn go_on(&self, link: Box<dyn Link>, epoch: Epoch) -> Result<(), Violation> {
+        let Some(survival) = self.survival.as_ref().filter(|_| self.suspended.get()) else {
+            return Err(Violation::Epoch);
+        };
+        *self.link.borrow_mut() = link;
+        self.epoch.set(epoch);
+        let (control, normal): (Vec<_>, Vec<_>) =
+            self.slots.borrow().outstanding().into_iter().partition(|(slot, _)| self.shape.is_control(*slot));
+        for (slot, _) in normal {
+            let call = &survival.0[usize::from(slot)];
+            call.offered.set(true);
+            // It stands nowhere in the new ring: nobody runs it before it was answered.
+            self.slots.borrow_mut().moved(slot, u64::MAX);
+            let outstanding = Outstanding { slot, seq: call.submission.get().seq };
+            self.link.borrow().send(&outstanding.to_raw(flag::RESUME), slot, &Body::default())?;
+        }
+        for (slot, _) in control {
+            self.send_again(slot)?;
+        }
+        self.suspended.set(false);
+        self.link.borrow().flush();
+        self.slot_is_free();
+        Ok(())
+    }
+
+    /// Sends a remembered call once more, with its seq.
+    fn send_again(&self, slot: u16) -> Result<(), Violation> {
+        let Some(survival) = &self.survival else { return Err(Violation::Unexpected) };
+        let call = &survival.0[usize::from(slot)];
+        let window = call.window.borrow();
+        let payload = window.as_deref().unwrap_or_default();
+        let link = self.link.borrow();
+        self.slots.borrow_mut().moved(slot, link.sent());
+        // The names and the payload, as they stood.
+        link.send(&call.submission.get().to_raw(), slot, &Body { payload, ..Body::default() })
+    }
+
+    /// The host's answer to a RESUME that is no completion.
+    pub(super) fn resumed(&self, raw: &RawDescriptor) -> Result<(), Violation> {
+        let Outstanding { slot, seq } = Outstanding::check(raw, self.shape)?;
+        let survival = self.survival.as_ref().ok_or(Violation::Reserved)?;
+        let call = &survival.0[usize::from(slot)];
+        if call.submission.get().seq != seq || !call.offered.replace(false) {
+            return Err(Violation::Unexpected);
+        }
+        let again = match raw.flags() {
+            flag::NOT_SEEN => {
+                call.seen.set(false);
+                true
+            }
+            flag::LOST => {
+                call.seen.set(true);
+                call.retry.get() == Retry::Idempotent
+            }
+            _ => return Err(Violation::Reserved),
+        };
+        if again && self.slots.borrow().state(slot) == ClientState::Wanted {
+            return self.send_again(slot);
+        }
+        let ended = self.slots.borrow_mut().complete(slot, seq)?;
+        match ended {
+            Ended::Deliver => {
+                let cell = &self.cells[usize::from(slot)];
+                cell.answer.replace(Some(Err(Failure::unknown(Cause::PeerDied))));
+                cell.wake();
+            }
+            Ended::Discard => self.slot_is_free(),
+        }
+        Ok(())
+    }
+
+    /// A refusal, as the caller has to take it.
+    pub(super) fn truthful(&self, slot: u16, failure: Failure) -> Failure {
+        match &self.survival {
+            Some(survival) if survival.seen(slot) && failure.executed == crate::Executed::No => {
+                Failure::unknown(failure.cause)
+            }
+            _ => failure,
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! A host whose sessions outlive its process: what it writes into the ledgers, and how its next incarnation goes on.
+//!
+//! - Only calls of the class `cached` keep their reply. One whose handler said what it [did](super::Call::effect) is
+//!   committed by its record in the component's ring; any other by its cell, before it is answered.
+//! - A refusal and an operation's own error change nothing, so they are not kept: the call runs again.
+//! - The handler's contract: between its effect on the host's state and its return it does not wait, so that nobody sees
+//!   an effect whose record may never come.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use super::{HostSession, Inner, Names};
+use crate::capability::Table;
+use crate::error::{Cause, Executed, Failure};
+use crate::interface::Retry;
+use crate::lease::Lender;
+use crate::ledger::{Poisoned, Records, Recovered, SessionLedger, Tag};
+use crate::link::{Body, shm};
+use crate::session::{Grant, OpenError, Service, SessionInfo};
+use crate::sys::segment::SegmentWriter;
+use crate::wire::{Completion, Handle, LeaseName, Outstanding, RawDescriptor, Status, Submission, Violation, flag};
+
+/// The ring of a component, shared by its sessions.
+pub type ComponentLedger = Rc<RefCell<Records<SegmentWriter>>>;
+
+/// What a session that survives is served with.
+#[derive(Debug)]
+pub struct Ledgers {
+    /// Fresh memory that the keeper keeps, of [`Ledgers::BYTES`].
+    pub session: OwnedFd,
+    /// The component's ring, if its handlers have effects to record.
+    pub component: Option<ComponentLedger>,
+}
+
+impl Ledgers {
+    /// Memory for the ledger of a session of any shape; its pages are taken as they are used.
+    pub const BYTES: usize = 2 << 20;
+}
+
+/// A session that a dead incarnation served, as its ledger tells it.
+#[derive(Debug)]
+pub struct Heritage {
+    ledger: SessionLedger<SegmentWriter>,
+    recovered: Recovered,
+}
+
+impl Heritage {
+    /// Checks the ledger of a session. `committed` gives for each slot the last seq that has a record in the component's
+    /// ring.
+    ///
+    /// # Errors
+    /// [`Poisoned`]: the session is lost.
+    pub fn check(
+        memory: OwnedFd,
+        session: crate::SessionId,
+        committed: impl Fn(u16) -> u64,
+    ) -> Result<Heritage, Poisoned> {
+        let memory = SegmentWriter::open_kept(memory).map_err(|_| Poisoned("its memory cannot be mapped"))?;
+        let (ledger, recovered) = SessionLedger::recover(memory, session, committed)?;
+        Ok(Heritage { ledger, recovered })
+    }
+
+    /// The capabilities that the session holds.
+    pub fn grants(&self) -> impl Iterator<Item = &Grant> {
+        self.recovered.entries.iter().filter_map(|(_, grant)| grant.as_ref())
+    }
+}
+
+/// The ledgers of a session, while it is served.
+pub(super) struct Survival {
+    session: SessionLedger<SegmentWriter>,
+    component: Option<ComponentLedger>,
+    /// RESUMEs that have not come yet.
+    awaited: Cell<u32>,
+}
+
+impl HostSession {
+    /// As [`start`](Self::start), with ledgers from which the next incarnation can [go on](Self::go_on).
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn start_surviving<S: Service>(
+        client_segment: OwnedFd,
+        root: Grant,
+        service: Rc<S>,
+        info: SessionInfo,
+        lender: Option<Rc<RefCell<Lender>>>,
+        ledgers: Ledgers,
+    ) -> Result<HostSession, OpenError> {
+        let (table, handle) = super::table_with(root);
+        let link = shm::ShmLink::host(client_segment, info.id, info.epoch, handle)?;
+        let memory = SegmentWriter::open_kept(ledgers.session)?;
+        let shape = crate::link::Link::shape(&link);
+        let fresh = |_| OpenError::Io(std::io::Error::other("the ledger's memory is not fresh"));
+        let session = SessionLedger::create(memory, info.id, shape, super::CAPABILITIES, handle).map_err(fresh)?;
+        // An empty ledger has room for the first entry.
+        let _ = session.enter(handle, &root, Tag::Session);
+        let survival = Survival { session, component: ledgers.component, awaited: Cell::new(0) };
+        let segment = link.fd().try_clone_to_owned()?;
+        Ok(Self::serve_with(link, Some(segment), table, service, info, lender, Some(survival)))
+    }
+
+    /// Goes on with a session of a dead incarnation: handles are what they were, and each call that was outstanding is
+    /// answered for.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn go_on<S: Service>(
+        client_segment: OwnedFd,
+        heritage: Heritage,
+        service: Rc<S>,
+        info: SessionInfo,
+        lender: Option<Rc<RefCell<Lender>>>,
+        component: Option<ComponentLedger>,
+    ) -> Result<HostSession, OpenError> {
+        let Heritage { ledger, recovered } = heritage;
+        let (link, awaited) = shm::ShmLink::host_resuming(client_segment, info.id, info.epoch, recovered.root)?;
+        if crate::link::Link::shape(&link) != recovered.shape {
+            return Err(Violation::Segment.into());
+        }
+        let table = Table::recovered(super::CAPABILITIES, &recovered.entries);
+        let survival = Survival { session: ledger, component, awaited: Cell::new(awaited) };
+        let segment = link.fd().try_clone_to_owned()?;
+        let host = Self::serve_with(link, Some(segment), table, service, info, lender, Some(survival));
+        host.inner.recovered(&recovered);
+        Ok(host)
+    }
+}
+
+impl<S: Service> Inner<S> {
+    /// A call is about to run.
+    pub(super) fn begun(&self, call: &Submission, retry: Retry) {
+        if let Some(survival) = &self.survival {
+            survival.session.begin(call.slot, call.seq, call.operation, retry);
+        }
+    }
+
+    /// A capability is about to be named in an answer.
+    pub(super) fn entered(&self, handle: Handle, grant: &Grant, slot: u16, seq: u64) -> Result<(), Failure> {
+        match &self.survival {
+            Some(survival) if !survival.session.enter(handle, grant, Tag::Call { slot, seq }) => {
+                Err(Failure { cause: Cause::Quota, executed: Executed::Yes })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A capability is gone.
+    pub(super) fn left(&self, handle: Handle) {
+        if let Some(survival) = &self.survival {
+            survival.session.leave(handle.index, handle.generation.saturating_add(1));
+        }
+    }
+
+    /// Keeps the reply of a `cached` call that was served, and commits the call.
+    ///
+    /// # Errors
+    /// It could not be kept: the effect may be lost with this process, so the caller must not hear that it is there.
+    pub(super) fn commit(
+        &self,
+        call: &Submission,
+        target: Handle,
+        effect: Option<Vec<u8>>,
+        names: &Names,
+        payload: &[u8],
+    ) -> Result<(), Failure> {
+        let Some(survival) = &self.survival else { return Ok(()) };
+        let unknown = |cause| Failure { cause, executed: Executed::Unknown };
+        let leases: Vec<[u8; LeaseName::BYTES]> = names.leases().iter().map(|name| name.to_bytes()).collect();
+        let handles: Vec<[u8; Handle::BYTES]> =
+            names.handles().iter().map(|handle| handle.to_word().to_le_bytes()).collect();
+        let completion = self.completion(call, Status::Done, names.leases(), names.handles(), payload);
+        let completion = completion.ok_or(unknown(Cause::ReplyTooLarge))?;
+        let payload = if completion.extent.is_inline() { &[] } else { payload };
+        if !survival.session.prepare(target, &completion, &[leases.as_flattened(), handles.as_flattened(), payload]) {
+            return Err(unknown(Cause::ReplyTooLarge));
+        }
+        if let Some(effect) = effect {
+            let records = survival.component.as_ref().ok_or(unknown(Cause::Refused))?;
+            let call = Some((self.info.id, call.slot, call.seq));
+            records.borrow_mut().append(call, &[&effect]).map_err(|_| unknown(Cause::Quota))?;
+        } else {
+            survival.session.done(call.slot, call.seq);
+        }
+        Ok(())
+    }
+
+    /// Records an effect whose answer nobody waits for any more.
+    pub(super) fn remember(&self, effect: Option<Vec<u8>>) {
+        let component = self.survival.as_ref().and_then(|survival| survival.component.as_ref());
+        if let (Some(component), Some(effect)) = (component, effect) {
+            // Without room it is lost with this process, as it may be: nobody was told of it.
+            let _ = component.borrow_mut().append(None, &[&effect]);
+        }
+    }
+
+    /// The committed call's answer is published: the cell counts.
+    pub(super) fn applied(&self, slot: u16, seq: u64) {
+        if let Some(survival) = &self.survival {
+            survival.session.done(slot, seq);
+        }
+    }
+
+    /// RESUMEs that the client owes before its first call.
+    pub(super) fn awaits_resume(&self) -> bool {
+        self.survival.as_ref().is_some_and(|survival| survival.awaited.get() > 0)
+    }
+
+    /// Answers for one call that was outstanding when the last incarnation died.
+    pub(super) fn resume(&self, raw: &RawDescriptor) -> Result<(), Violation> {
+        let survival = self.survival.as_ref().ok_or(Violation::Reserved)?;
+        if raw.flags() != flag::RESUME {
+            return Err(Violation::Reserved);
+        }
+        survival.awaited.set(survival.awaited.get().saturating_sub(1));
+        let outstanding @ Outstanding { slot, seq } = Outstanding::check(raw, self.shape)?;
+        let cell = survival.session.cell(slot).map_err(|_| Violation::Slot)?;
+        if seq < cell.begun || seq < cell.done {
+            return Err(Violation::Seq);
+        }
+        if cell.done == seq {
+            return self.repeat(survival, slot, seq);
+        }
+        let verdict = match cell.retry {
+            _ if cell.begun < seq => flag::NOT_SEEN,
+            // Its commit would be its effect, and there is none.
+            Some(Retry::Cached) => flag::NOT_SEEN,
+            _ => flag::LOST,
+        };
+        // The client sends it again with the same seq, or never.
+        self.slots.borrow_mut().recovered(slot, seq - 1);
+        self.link.send(&outstanding.to_raw(verdict), slot, &Body::default())
+    }
+
+    /// Answers with the reply that was kept.
+    fn repeat(&self, survival: &Survival, slot: u16, seq: u64) -> Result<(), Violation> {
+        let kept = survival.session.reply(slot, seq).ok().flatten().ok_or(Violation::Seq)?;
+        if self.table.borrow().entry(kept.used).is_err() {
+            let failure = Failure { cause: Cause::Revoked, executed: Executed::Yes };
+            let refused = Completion { extent: Default::default(), status: Status::Failed(failure), ..kept.completion };
+            return self.link.send(&refused.to_raw(), slot, &Body::default());
+        }
+        // The names and the payload, as they stood.
+        self.link.send(&kept.completion.to_raw(), slot, &Body { payload: &kept.window, ..Body::default() })
+    }
+}
+
+/// What a recovered ledger says, for a session whose service's type is forgotten.
+pub(super) trait Recovering {
+    fn recovered(&self, recovered: &Recovered);
+}
+
+impl<S: Service> Recovering for Inner<S> {
+    fn recovered(&self, recovered: &Recovered) {
+        let mut slots = self.slots.borrow_mut();
+        for (slot, cell) in (0..).zip(&recovered.cells) {
+            slots.recovered(slot, cell.begun);
+        }
+    }
+}
