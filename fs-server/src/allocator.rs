@@ -445,7 +445,7 @@ pub(crate) fn blank_bits(data: &Range<u64>, group: u32) -> [u64; WORDS] {
         let first = base + index as u64 * 64;
         if first >= data.start && first + 64 <= data.end {
             *word = 0;
-        } else {
+        } else if first < data.end && first + 64 > data.start {
             for bit in (0..64).filter(|bit| data.contains(&(first + bit))) {
                 *word &= !(1 << bit);
             }

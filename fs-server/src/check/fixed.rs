@@ -41,44 +41,27 @@ impl<D: Device> Checker<'_, D> {
 
     /// The newest pack. Of the other slot nothing is promised: the next checkpoint writes there, and may be interrupted.
     async fn load_pack(&mut self) -> Result<(), Error> {
-        let mut slots: [Vec<(u64, Result<Pack, String>)>; 2] = Default::default();
-        for (slot, copies) in self.superblock.packs.iter().enumerate() {
-            for copy in copies {
-                let found = self.read_pack(copy.get()).await;
-                slots[slot].push((copy.get(), found));
-            }
-        }
-        let generation = |slot: &[(u64, Result<Pack, String>)]| {
-            slot.iter().filter_map(|(_, found)| found.as_ref().ok()).map(|pack| pack.head.generation.get()).max()
-        };
-        let newest = usize::from(generation(&slots[1]) > generation(&slots[0]));
-        let Some(newest_generation) = generation(&slots[newest]) else {
-            for (block, found) in slots.iter().flatten() {
-                if let Err(what) = found {
-                    self.problem(Structure::CheckpointPack, *block, format!("{what}; no other pack counts"));
-                }
+        let slots = [
+            crate::volume::read_slot(self.device, &self.superblock, 0).await?,
+            crate::volume::read_slot(self.device, &self.superblock, 1).await?,
+        ];
+        self.progress.checked_blocks += u64::from(self.superblock.pack_blocks.get()) * 4;
+        self.newest_slot = usize::from(slots[1].generation() > slots[0].generation());
+        let Some(generation) = slots[self.newest_slot].generation() else {
+            for &(block, what) in slots.iter().flat_map(|slot| &slot.problems) {
+                self.problem(Structure::CheckpointPack, block, format!("{what}; no other pack counts"));
             }
             return Ok(());
         };
-        for (block, found) in &slots[newest] {
-            match found {
-                Ok(pack) if pack.head.generation == newest_generation => self.pack = Some(pack.clone()),
-                Ok(_) => self.damaged_copy(Structure::CheckpointPack, *block, "older than its twin"),
-                Err(what) => self.damaged_copy(Structure::CheckpointPack, *block, what),
-            }
+        self.generation = generation;
+        let [first, second] = slots;
+        let newest = if self.newest_slot == 0 { first } else { second };
+        for (block, what) in newest.problems {
+            self.damaged_copy(Structure::CheckpointPack, block, what);
         }
-        self.newest_slot = newest;
-        self.generation = newest_generation;
-        let packs = u64::from(self.superblock.pack_blocks.get()) * 4;
-        self.progress.checked_blocks += packs;
+        self.pack = newest.pack;
         self.check_pack();
         Ok(())
-    }
-
-    async fn read_pack(&self, block: u64) -> Result<Pack, String> {
-        let blocks = u64::from(self.superblock.pack_blocks.get());
-        let bytes = crate::volume::read_bytes(self.device, block, blocks).await.map_err(|error| error.to_string())?;
-        Pack::check(&bytes, &self.superblock).map_err(str::to_owned)
     }
 
     pub(super) fn newest_pack_block(&self) -> u64 {
@@ -156,7 +139,7 @@ impl<D: Device> Checker<'_, D> {
         let blocks = self.superblock.zero_blocks.get();
         let bytes = crate::volume::read_bytes(self.device, first, blocks).await?;
         for (index, block) in bytes.chunks(BLOCK_SIZE).enumerate() {
-            if block.iter().any(|&byte| byte != 0) {
+            if block != [0; BLOCK_SIZE] {
                 self.problem(Structure::ZeroExtent, first + index as u64, "is not zero");
             }
         }

@@ -225,13 +225,12 @@ impl<D: Device> Checker<'_, D> {
                     break;
                 }
             };
-            let name = String::from_utf8_lossy(entry.name);
             let hash = crate::volume::hash_name(&self.superblock.hash_key, self.superblock.name_hash_bits, entry.name);
             if hash != key.offset {
-                problem(format!("'{name}' is where its hash does not lead"));
+                problem(format!("'{}' is where its hash does not lead", entry.name.escape_ascii()));
             }
             if seen.iter().any(|&(slot, name)| slot == entry.slot || name == entry.name) {
-                problem(format!("'{name}' has its slot or its name twice"));
+                problem(format!("'{}' has its slot or its name twice", entry.name.escape_ascii()));
             }
             // The slots are sixteen: more entries repeat one, and need not be remembered.
             if seen.len() < MAX_COLLISIONS {

@@ -18,11 +18,11 @@ use siphasher::sip::SipHasher13;
 use std::hash::Hasher;
 
 /// Sums of facts.
-pub(super) const BUCKETS: usize = 1 << 16;
+pub(super) const BUCKETS: usize = 1 << 13;
 /// Facts that are looked at again, at most.
 pub(super) const MAX_RECORDS: usize = 1 << 15;
-/// Sums whose facts are looked at again.
-const MAX_BUCKETS: usize = 64;
+/// Sums whose facts are looked at again: as many as have room, one at least.
+const MAX_BUCKETS: [usize; 3] = [64, 8, 1];
 
 pub(super) struct Names {
     key: [u8; 16],
@@ -74,7 +74,8 @@ impl Names {
 
 impl<D: Device> Checker<'_, D> {
     pub(super) async fn check_names(&mut self, names: &Names, root: Pointer, directories: u64) -> Result<(), Error> {
-        let differing: Vec<usize> = (0..BUCKETS).filter(|&bucket| names.sums[bucket] != 0).take(MAX_BUCKETS).collect();
+        let differing: Vec<usize> =
+            names.sums.iter().enumerate().filter(|&(_, &sum)| sum != 0).map(|(bucket, _)| bucket).collect();
         if !differing.is_empty() {
             return self.name_differences(names, root, &differing).await;
         }
@@ -87,8 +88,26 @@ impl<D: Device> Checker<'_, D> {
     }
 
     /// Looks at the facts of some sums again, and says which disagree.
-    async fn name_differences(&mut self, names: &Names, root: Pointer, buckets: &[usize]) -> Result<(), Error> {
+    async fn name_differences(&mut self, names: &Names, root: Pointer, differing: &[usize]) -> Result<(), Error> {
         let before = self.report.problem_count;
+        for count in MAX_BUCKETS {
+            let buckets = differing.get(..count.min(differing.len())).unwrap_or(differing);
+            let Some(mut records) = self.records(names, root, buckets).await? else { continue };
+            // An inode comes before the entries that mean it.
+            records.sort_unstable();
+            for facts in records.chunk_by(|before, after| before.inode == after.inode) {
+                self.compare(facts);
+            }
+            break;
+        }
+        if self.report.problem_count == before || differing.len() > MAX_BUCKETS[0] {
+            self.problem(Structure::DirectoryEntry, 0, "more entries and inodes disagree than can be named");
+        }
+        Ok(())
+    }
+
+    /// All facts of some sums; `None` if there are more than [`MAX_RECORDS`].
+    async fn records(&mut self, names: &Names, root: Pointer, buckets: &[usize]) -> Result<Option<Vec<Record>>, Error> {
         let mut records: Vec<Record> = Vec::new();
         let mut cursor = Cursor::new(root);
         cursor.seek(self, &Key::inode(ROOT)).await?;
@@ -124,20 +143,11 @@ impl<D: Device> Checker<'_, D> {
                 }
                 _ => {}
             }
-            if records.len() >= MAX_RECORDS {
-                break;
+            if records.len() > MAX_RECORDS {
+                return Ok(None);
             }
         }
-        // An inode comes before the entries that mean it.
-        records.sort_unstable();
-        for facts in records.chunk_by(|before, after| before.inode == after.inode) {
-            self.compare(facts);
-        }
-        if self.report.problem_count == before {
-            let what = "entries and inodes do not agree; more than can be named";
-            self.problem(Structure::DirectoryEntry, 0, what);
-        }
-        Ok(())
+        Ok(Some(records))
     }
 
     fn compare(&mut self, facts: &[Record]) {

@@ -1,6 +1,6 @@
 //! Checkpoint packs: the volume's state in one place, written last.
 //!
-//! - There are two slots, A and B, written alternately: a pack of generation g goes to slot g mod 2.
+//! - There are two slots, A and B, written alternately: a pack goes to the slot that does not hold the newest.
 //! - Each slot has two copies, far apart. A pack counts if one copy is whole: everything it refers to was flushed
 //!   before any of it was written.
 //! - The newest pack that counts is the volume's state.

@@ -81,6 +81,8 @@ impl<D: Device> Inner<D> {
         let Some(plan) = self.freeze().await? else {
             self.freezes.set(self.freezes.get() + 1);
             self.durable_freeze.set(self.freezes.get());
+            // Nothing changed, but who read what was freed may have ended.
+            self.release_freed();
             return Ok(());
         };
         drop(alone);
@@ -106,11 +108,17 @@ impl<D: Device> Inner<D> {
             // Before the blocks are dealt out again, or it would hit their new content.
             let _ = self.device.discard(start, u64::from(blocks)).await;
         }
+        self.release_freed();
+        Ok(())
+    }
+
+    /// Makes available what the durable checkpoint does not use, and nobody reads any more.
+    fn release_freed(&self) {
         let mut state = self.state.borrow_mut();
         if state.pins == 0 {
-            state.allocator.release(plan.generation);
+            let durable = state.durable;
+            state.allocator.release(durable);
         }
-        Ok(())
     }
 
     /// Gives everything changed its place, and says what has to be written; `None` if nothing changed.

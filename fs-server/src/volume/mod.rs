@@ -19,7 +19,7 @@ mod state;
 
 pub use names::{DirectoryEntry, Listing};
 pub use start::FormatOptions;
-pub(crate) use start::{read_bytes, read_superblock, read_superblock_at};
+pub(crate) use start::{read_bytes, read_slot, read_superblock, read_superblock_at};
 pub(crate) use state::hash_name;
 
 use crate::cache::ExtentCache;

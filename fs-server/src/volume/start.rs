@@ -41,6 +41,9 @@ pub(crate) async fn read_superblock<D: Device>(device: &D) -> Result<(Superblock
         Err(error) => error,
     };
     // Only a damaged or unreadable first block is replaced; one that says something else is believed.
+    if matches!(first, Error::Unfinished | Error::Unsupported(_)) {
+        return Err(first);
+    }
     let Ok(copy) = read_superblock_at(device, device.blocks() - 1).await else { return Err(first) };
     if copy.blocks.get() != device.blocks() {
         return Err(first);
@@ -69,9 +72,16 @@ pub(crate) struct SlotPack {
     pub(crate) problems: Vec<(u64, &'static str)>,
 }
 
+impl SlotPack {
+    pub(crate) fn generation(&self) -> Option<u64> {
+        self.pack.as_ref().map(|pack| pack.head.generation.get())
+    }
+}
+
 /// Reads both copies of the pack of a slot.
 pub(crate) async fn read_slot<D: Device>(device: &D, superblock: &Superblock, slot: usize) -> Result<SlotPack, Error> {
     let mut found = SlotPack { pack: None, problems: Vec::new() };
+    let mut whole = Vec::new();
     let mut first_error = None;
     for copy in superblock.packs[slot & 1] {
         let bytes = match read_bytes(device, copy.get(), u64::from(superblock.pack_blocks.get())).await {
@@ -83,15 +93,19 @@ pub(crate) async fn read_slot<D: Device>(device: &D, superblock: &Superblock, sl
             }
         };
         match Pack::check(&bytes, superblock) {
-            Ok(pack)
-                if found.pack.as_ref().is_none_or(|other| other.head.generation.get() < pack.head.generation.get()) =>
-            {
-                found.pack = Some(pack);
+            Ok(pack) => {
+                let generation = pack.head.generation.get();
+                whole.push((copy.get(), generation));
+                if found.generation().is_none_or(|other| other < generation) {
+                    found.pack = Some(pack);
+                }
             }
-            Ok(_) => {}
             Err(what) => found.problems.push((copy.get(), what)),
         }
     }
+    let newest = found.generation();
+    let older = whole.iter().filter(|&&(_, generation)| Some(generation) < newest);
+    found.problems.extend(older.map(|&(block, _)| (block, "older than its twin")));
     match (found.pack.is_some(), first_error) {
         // A slot that cannot be read may hold the newest state: an older one must not be taken for it.
         (false, Some(error)) => Err(error),
@@ -163,7 +177,7 @@ impl<D: Device> Volume<D> {
     /// [`Error::NotAVolume`], [`Error::Truncated`], [`Error::Unsupported`], [`Error::Corrupt`], or the device failed.
     pub async fn mount(device: D, environment: Rc<dyn Environment>, options: MountOptions) -> Result<Self, Error> {
         let (superblock, from_copy) = read_superblock(&device).await?;
-        let (slot, pack, damaged) = newest_pack(&device, &superblock).await?;
+        let (slot, pack, copies) = newest_slot(&device, &superblock).await?;
         let mut state = new_state(&superblock, &options, pack.head.root, &pack.table);
         state.next_inode = pack.head.next_inode.get();
         state.files = pack.head.files.get();
@@ -172,28 +186,40 @@ impl<D: Device> Volume<D> {
         state.durable = pack.head.generation.get();
         state.durable_slot = slot;
         let volume = assemble(device, environment, superblock, options, state);
-        volume.inner.damaged_copies.set(damaged + u64::from(from_copy));
+        volume.inner.damaged_copies.set(copies.problems.len() as u64 + u64::from(from_copy));
+        volume.inner.complete_pack(&pack, &copies).await;
         volume.stat(volume.root()).await?;
         volume.inner.reap_orphans().await?;
         Ok(volume)
     }
 }
 
-/// The newest pack that counts, its slot, and how many damaged copies were seen on the way.
-pub(crate) async fn newest_pack<D: Device>(device: &D, superblock: &Superblock) -> Result<(usize, Pack, u64), Error> {
-    let slots = [read_slot(device, superblock, 0).await?, read_slot(device, superblock, 1).await?];
-    let generation = |slot: &SlotPack| slot.pack.as_ref().map(|pack| pack.head.generation.get());
-    let newest = usize::from(generation(&slots[1]) > generation(&slots[0]));
-    let [first, second] = slots;
-    let slot = if newest == 0 { first } else { second };
-    let damaged = slot.problems.len() as u64;
-    match slot.pack {
-        Some(pack) => Ok((newest, pack, damaged)),
-        None => {
-            let (block, what) = slot.problems.first().copied().unwrap_or((superblock.packs[0][0].get(), "missing"));
-            Err(Error::Corrupt { structure: Structure::CheckpointPack, block, what })
+impl<D: Device> Inner<D> {
+    /// Writes the copies that a pack lacks: a power cut may have come between the two.
+    async fn complete_pack(self: &Rc<Self>, pack: &Pack, found: &SlotPack) {
+        if found.problems.is_empty() {
+            return;
         }
+        let bytes = pack.encode();
+        for &(block, _) in &found.problems {
+            // Where this fails the pack stays as good as it was.
+            let _ = self.write_bytes(block, &bytes).await;
+        }
+        let _ = self.device.flush().await;
     }
+}
+
+/// The slot with the newest pack that counts, and which of the two it is.
+async fn newest_slot<D: Device>(device: &D, superblock: &Superblock) -> Result<(usize, Pack, SlotPack), Error> {
+    let slots = [read_slot(device, superblock, 0).await?, read_slot(device, superblock, 1).await?];
+    let newest = usize::from(slots[1].generation() > slots[0].generation());
+    let [first, second] = slots;
+    let mut slot = if newest == 0 { first } else { second };
+    let Some(pack) = slot.pack.take() else {
+        let (block, what) = slot.problems.first().copied().unwrap_or((superblock.packs[0][0].get(), "missing"));
+        return Err(Error::Corrupt { structure: Structure::CheckpointPack, block, what });
+    };
+    Ok((newest, pack, slot))
 }
 
 fn new_state<S>(
