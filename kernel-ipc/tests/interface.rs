@@ -180,7 +180,13 @@ impl Handler for Librarian {
         match number {
             0 => Ok(None),
             13 => Err(PageError::Torn(book.badge).into()),
-            _ => Ok(Some(Lend { region: RegionId(5), offset: number, length: bytes.into(), keep: Rc::new(()) })),
+            _ => Ok(Some(Lend {
+                region: RegionId(5),
+                offset: number,
+                length: bytes.into(),
+                source: None,
+                keep: Rc::new(()),
+            })),
         }
     }
 

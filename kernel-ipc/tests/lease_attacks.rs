@@ -166,7 +166,7 @@ proptest! {
         let mut hers = Vec::new();
         for (mallorys, ended) in lent {
             let who = if mallorys { MALLORY } else { ALICE };
-            let Ok(name) = lender.lend(who, Lend { region: REGION, offset: 0, length: 64, keep: Rc::new(()) }) else { break };
+            let Ok(name) = lender.lend(who, Lend { region: REGION, offset: 0, length: 64, source: None, keep: Rc::new(()) }) else { break };
             if ended {
                 lender.take_back(name.index, name.generation).expect("live");
             } else if mallorys {
@@ -274,7 +274,8 @@ fn a_mapper_that_writes_garbage_pins_holds_leases_back_until_its_fence_and_no_lo
     };
     lender.attach_pins(MAPPER, Epoch(1), reopen(hostile.fd())).expect("a good header");
     let keep = Rc::new(());
-    let mut lend = || lender.lend(ALICE, Lend { region: REGION, offset: 0, length: 1, keep: keep.clone() });
+    let mut lend =
+        || lender.lend(ALICE, Lend { region: REGION, offset: 0, length: 1, source: None, keep: keep.clone() });
     let names: Vec<LeaseName> = (0..CAPACITY).map(|_| lend().expect("there is room")).collect();
     assert!(lend().is_err());
     for (index, garbage) in [u32::MAX, 1, 1 << 31, 0x5555_5555].into_iter().enumerate() {

@@ -67,7 +67,7 @@ impl block::Handler for Disk {
     ) -> Result<Lend, CallError<block::ReadError>> {
         self.region.copy_in(0, &block.to_le_bytes()).expect("the region has a page");
         self.cx.counters().add_leased(4096);
-        Ok(Lend { region: self.region.id(), offset: 0, length: 4096, keep: Rc::new(()) })
+        Ok(Lend { region: self.region.id(), offset: 0, length: 4096, source: None, keep: Rc::new(()) })
     }
 
     async fn write(

@@ -122,7 +122,7 @@ impl fs::Handler for Files {
             return Err(ReadError::Corrupt { block: 9 }.into());
         }
         let length = u64::from(len).min(size.saturating_sub(offset)).min(self.lease_bytes);
-        let lend = Lend { region: REGION, offset: start + offset, length, keep: Rc::new(()) };
+        let lend = Lend { region: REGION, offset: start + offset, length, source: None, keep: Rc::new(()) };
         Ok((length > 0).then_some(lend))
     }
 

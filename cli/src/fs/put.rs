@@ -383,7 +383,13 @@ impl Copy {
         let host = context.host_of(&node.session());
         let host = host.ok_or_else(|| why::lost(path, Cause::PeerDied, Executed::No))?;
         let begin = (place.index * PIECE) as u64;
-        let lend = Lend { region: self.0.region.id(), offset: begin, length: length as u64, keep: Rc::new(place) };
+        let lend = Lend {
+            region: self.0.region.id(),
+            offset: begin,
+            length: length as u64,
+            source: None,
+            keep: Rc::new(place),
+        };
         let name = lender.borrow_mut().lend(host, lend);
         let name = name.map_err(|error| Failed::new(format!("{path}: cannot lend memory: {error:?}")))?;
         let written = self.0.volume.client.write_lease(node, offset, LeasePart::whole(name)).await;

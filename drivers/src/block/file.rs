@@ -294,7 +294,7 @@ impl block::Handler for FileDriver {
         self.fill(Rc::clone(&space), range).await?;
         self.counters.add_leased(length);
         let offset = u64::from(space.blocks.start) * u64::from(BLOCK_SIZE);
-        Ok(Lend { region: self.region.id(), offset, length, keep: space })
+        Ok(Lend { region: self.region.id(), offset, length, source: None, keep: space })
     }
 
     async fn write(

@@ -132,7 +132,7 @@ impl Guest {
 
     /// A lease of any range of this guest's region for any holder.
     pub fn lend(&self, offset: u64, length: u64, holder: Incarnation) -> LeasePart {
-        let lend = Lend { region: self.region.id(), offset, length, keep: Rc::new(()) };
+        let lend = Lend { region: self.region.id(), offset, length, source: None, keep: Rc::new(()) };
         LeasePart::whole(self.lender.borrow_mut().lend(holder, lend).expect("a free lease"))
     }
 

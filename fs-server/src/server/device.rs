@@ -206,6 +206,7 @@ impl Device for LeasedDevice {
             region: extent.region().id(),
             offset: (extent.offset() + first as usize * BLOCK_SIZE) as u64,
             length: u64::from(count) * BLOCK_SIZE as u64,
+            source: None,
             keep: Rc::clone(&staged.0) as Rc<dyn std::any::Any>,
         };
         loop {

@@ -166,7 +166,7 @@ impl fs::Handler for Server {
         let Held { extent, offset, length } = &held;
         let (region, offset, length) = (extent.region(), extent.start() + *offset as u64, *length as u64);
         self.counters.add_leased(length);
-        Ok(Some(Lend { region, offset, length, keep: Rc::new(held) }))
+        Ok(Some(Lend { region, offset, length, source: None, keep: Rc::new(held) }))
     }
 
     async fn write(&self, _: &Call, node: Granted<NodeId>, offset: u64, data: &[u8]) -> Answer<(), fs::WriteError> {

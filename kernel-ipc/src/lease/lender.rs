@@ -1,7 +1,7 @@
 //! A lender: says who may use which ranges, in a table that everybody may read, and takes them back.
 //!
-//! * The ledger is private and written first: an index is *free*, *lent* or *dying*. (It is plain memory here; the
-//!   keeper keeps it from the next issue on, in which a lender's next incarnation continues it.)
+//! * The ledger is private and written first: an index is *free*, *lent* or *dying*. Of a lender that survives it is kept
+//!   by the keeper too, and its next incarnation continues it: same indices, same generations.
 //! * Taking back never blocks. Where a mapper still pins the lease, the index is dying; [`Lender::reclaim`] asks again.
 //! * What a lease keeps alive ([`Lend::keep`]) is dropped when its index is free again, and no earlier.
 //! * An index at its last generation is retired: no word of the table ever says the same of two leases.
@@ -15,6 +15,7 @@ use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::kept::{Call, LeaseLedger};
 use super::layout::{ENTRY, HEADER, MAX_CAPACITY, TABLE_MAGIC, VERSION, header};
 use super::pins::{AttachedPins, BadSegment};
 use super::protocol::{self, Fields};
@@ -34,6 +35,8 @@ pub struct Lend {
     pub offset: u64,
     /// How long it is, in bytes. Not zero.
     pub length: u64,
+    /// The lease of another lender that the range is a part of, for the ledger.
+    pub source: Option<LeaseName>,
     /// Dropped when nobody uses the range any more through this lease. Its `Drop` must not call the lender, which is
     /// borrowed at that moment.
     pub keep: Rc<dyn Any>,
@@ -111,6 +114,7 @@ enum State {
 struct Lent {
     holder: Incarnation,
     length: u64,
+    call: Option<Call>,
     _keep: Rc<dyn Any>,
 }
 
@@ -135,6 +139,8 @@ pub struct Lender {
     limits: HolderLimits,
     /// By index; grows as indices are first used.
     ledger: Vec<Record>,
+    /// The same for the next incarnation.
+    kept: Option<LeaseLedger<SegmentWriter>>,
     free: Vec<u32>,
     /// Waiting for pins to go, in the order in which they are asked for.
     dying: VecDeque<u32>,
@@ -156,6 +162,15 @@ impl Lender {
     /// # Errors
     /// Of making or mapping the memory; `InvalidInput` for a capacity of zero or 2^32 - 1.
     pub fn new(id: LenderId, epoch: Epoch, capacity: u32) -> io::Result<Self> {
+        Self::with_ledger(id, epoch, capacity, None)
+    }
+
+    fn with_ledger(
+        id: LenderId,
+        epoch: Epoch,
+        capacity: u32,
+        kept: Option<LeaseLedger<SegmentWriter>>,
+    ) -> io::Result<Self> {
         if capacity == 0 || capacity > MAX_CAPACITY {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "impossible capacity of a lease table"));
         }
@@ -172,6 +187,7 @@ impl Lender {
             capacity,
             limits: HolderLimits::default(),
             ledger: Vec::new(),
+            kept,
             free: Vec::new(),
             dying: VecDeque::new(),
             lent: 0,
@@ -211,6 +227,14 @@ impl Lender {
     /// # Errors
     /// See [`LendError`]; nothing was lent, and `lend.keep` is dropped.
     pub fn lend(&mut self, holder: Incarnation, lend: Lend) -> Result<LeaseName, LendError> {
+        self.lend_for(holder, lend, None)
+    }
+
+    /// The same, as part of the answer to a call: if that is lost, what it would have brought can be taken back.
+    ///
+    /// # Errors
+    /// See [`LendError`].
+    pub fn lend_for(&mut self, holder: Incarnation, lend: Lend, call: Option<Call>) -> Result<LeaseName, LendError> {
         if lend.length == 0 || lend.offset.checked_add(lend.length).is_none() {
             return Err(LendError::BadRange);
         }
@@ -228,9 +252,12 @@ impl Lender {
 
         // L1: the ledger first, or a next incarnation would not know a lease that a mapper has pinned.
         let record = &mut self.ledger[index as usize];
-        record.state = State::Lent(Lent { holder, length: lend.length, _keep: lend.keep });
+        record.state = State::Lent(Lent { holder, length: lend.length, call, _keep: lend.keep });
         let fields =
             Fields { holder: holder.get(), region: lend.region.get(), offset: lend.offset, length: lend.length };
+        if let Some(kept) = &mut self.kept {
+            kept.lent(index, record.generation, &fields, call, lend.source);
+        }
         protocol::publish(&self.table, index, record.generation, &fields);
         Ok(LeaseName { lender: self.id, index, generation: record.generation, length: lend.length })
     }
@@ -372,6 +399,9 @@ impl Lender {
             other => other,
         };
         self.lent -= 1;
+        if let Some(kept) = &self.kept {
+            kept.dying(index, generation);
+        }
         protocol::kill(&self.table, index, generation);
         Ok(())
     }
@@ -395,9 +425,13 @@ impl Lender {
             }
         }
         // B5. At its last generation the index never comes back: N5 could see the same word on another lease.
-        if record.generation < self.last_generation {
+        let last = record.generation == self.last_generation;
+        if !last {
             record.generation += 1;
             self.free.push(index);
+        }
+        if let Some(kept) = &self.kept {
+            kept.free(index, record.generation);
         }
         // B6 is the drop of what the lease kept.
         drop(lent);
@@ -410,6 +444,10 @@ impl Attached {
         self.status.as_ref().is_some_and(|line| line.fenced_epoch() >= self.pins.epoch)
     }
 }
+
+mod survival;
+
+pub use survival::Lost;
 
 #[cfg(test)]
 mod tests;

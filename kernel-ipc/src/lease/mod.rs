@@ -14,6 +14,7 @@
 //! generic over [`protocol::Memory`], so that the models in this module run exactly the code that is shipped.
 
 mod holder;
+mod kept;
 pub mod layout;
 mod lender;
 mod mapper;
@@ -32,7 +33,8 @@ mod tests;
 mod view;
 
 pub use holder::{Held, Holder};
-pub use lender::{Ended, HolderLimits, Lend, LendError, Lender};
+pub use kept::{Call, Inherited};
+pub use lender::{Ended, HolderLimits, Lend, LendError, Lender, Lost};
 pub use mapper::{Mapper, Pinned};
 pub use pins::{BadSegment, PinSegment};
 pub use pool::{Extent, Pool};

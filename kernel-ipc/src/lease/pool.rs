@@ -113,6 +113,7 @@ impl Extent {
         let len = range.end.checked_sub(range.start).ok_or(OutOfRange)?;
         inside(self.len, range.start, len)?;
         Ok(Lend {
+            source: None,
             region: self.region().id(),
             offset: (self.offset + range.start) as u64,
             length: len as u64,

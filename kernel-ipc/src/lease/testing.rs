@@ -75,7 +75,7 @@ impl World {
     pub(super) fn lend(&mut self, who: Incarnation, n: u64, length: u64) -> (LeaseName, std::rc::Weak<()>) {
         let keep = Rc::new(());
         let watch = Rc::downgrade(&keep);
-        let lend = Lend { region: REGION, offset: 4096 * n, length, keep };
+        let lend = Lend { region: REGION, offset: 4096 * n, length, source: None, keep };
         (self.lender.lend(who, lend).expect("there is room"), watch)
     }
 }

@@ -151,7 +151,7 @@ fn lenders_and_regions_count_only_when_they_were_introduced() {
     let (mut name, _) = world.lend(ALICE, 0, 4096);
     name.lender = LenderId(12);
     assert_eq!(world.mapper.pin(&name, ALICE, 0..1).err(), Some(StaleLease::UnknownLender));
-    let elsewhere = Lend { region: RegionId(22), offset: 0, length: 1, keep: Rc::new(()) };
+    let elsewhere = Lend { region: RegionId(22), offset: 0, length: 1, source: None, keep: Rc::new(()) };
     let name = world.lender.lend(ALICE, elsewhere).expect("there is room");
     assert_eq!(world.mapper.pin(&name, ALICE, 0..1).err(), Some(StaleLease::UnknownRegion));
     let other = Region::create("other", RegionId(22), 4096).expect("memory");

@@ -431,7 +431,7 @@ impl<S: Service> Inner<S> {
             names.push_handle(handle);
             self.entered(handle, grant, call.slot, call.seq)?;
         }
-        if lends.is_empty() { Ok(()) } else { self.lend(lends, names).map_err(ran) }
+        if lends.is_empty() { Ok(()) } else { self.lend(call, lends, names).map_err(ran) }
     }
 
     /// Takes back what an answer that is not given had entered.
@@ -443,19 +443,25 @@ impl<S: Service> Inner<S> {
         self.take_back(names.leases());
     }
 
-    fn lend(&self, lends: Vec<Lend>, names: &mut Names) -> Result<(), Cause> {
+    fn lend(&self, call: &Submission, lends: Vec<Lend>, names: &mut Names) -> Result<(), Cause> {
         let lender = self.lender.as_ref().ok_or(Cause::Refused)?;
         for lend in lends {
-            let name = lender.borrow_mut().lend(self.info.client, lend)?;
-            let mut lent = self.lent.borrow_mut();
-            let index = name.index as usize;
-            if lent.len() <= index {
-                lent.resize(index + 1, 0);
-            }
-            lent[index] = name.generation;
+            let call = self.survival.as_ref().map(|_| (self.info.id, call.slot, call.seq));
+            let name = lender.borrow_mut().lend_for(self.info.client, lend, call)?;
+            self.has_lent(name.index, name.generation);
             names.push_lease(name);
         }
         Ok(())
+    }
+
+    /// The client holds this lease.
+    fn has_lent(&self, index: u32, generation: u32) {
+        let mut lent = self.lent.borrow_mut();
+        let index = index as usize;
+        if lent.len() <= index {
+            lent.resize(index + 1, 0);
+        }
+        lent[index] = generation;
     }
 
     /// Publishes a completion; the slot is idle again.

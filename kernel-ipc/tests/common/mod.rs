@@ -101,7 +101,7 @@ impl Service for Thing {
                 Response { grants: vec![grant], ..Response::default() }
             }
             LEND => {
-                let lend = Lend { region: RegionId(5), offset: 0, length: 4096, keep: Rc::new(()) };
+                let lend = Lend { region: RegionId(5), offset: 0, length: 4096, source: None, keep: Rc::new(()) };
                 Response {
                     lends: vec![lend; call.payload().first().copied().unwrap_or(1).into()],
                     ..Response::default()

@@ -50,7 +50,7 @@ impl Site {
     }
 
     fn lend(&mut self, offset: u64, length: u64) -> LeaseName {
-        self.lender.lend(CLIENT, Lend { region: REGION, offset, length, keep: Rc::new(()) }).unwrap()
+        self.lender.lend(CLIENT, Lend { region: REGION, offset, length, source: None, keep: Rc::new(()) }).unwrap()
     }
 
     fn listen(&self) -> SocketAddr {
@@ -170,7 +170,7 @@ fn leases_of_somebody_else_and_ranges_outside_are_refused_and_nothing_is_sent() 
         let mine = site.lend(0, 4096);
         let theirs = site
             .lender
-            .lend(Incarnation(8), Lend { region: REGION, offset: 4096, length: 4096, keep: Rc::new(()) })
+            .lend(Incarnation(8), Lend { region: REGION, offset: 4096, length: 4096, source: None, keep: Rc::new(()) })
             .unwrap();
         let gone = site.lend(8192, 4096);
         site.lender.take_back(gone.index, gone.generation).unwrap();

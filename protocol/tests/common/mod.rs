@@ -112,7 +112,7 @@ pub fn compare<C: Connect, S: Service>(name: &str, service: S, root: Grant, call
 
 /// A range to lend.
 pub fn lend(length: u64) -> Lend {
-    Lend { region: RegionId(4), offset: 8192, length, keep: Rc::new(()) }
+    Lend { region: RegionId(4), offset: 8192, length, source: None, keep: Rc::new(()) }
 }
 
 /// A lease to name.

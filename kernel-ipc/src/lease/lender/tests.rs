@@ -8,7 +8,7 @@ use super::super::{Mapper, PinSegment, Pinned};
 use super::*;
 
 fn lend(length: u64) -> Lend {
-    Lend { region: REGION, offset: 0, length, keep: Rc::new(()) }
+    Lend { region: REGION, offset: 0, length, source: None, keep: Rc::new(()) }
 }
 
 #[test]
@@ -122,7 +122,7 @@ proptest! {
                 Step::Lend { to, length } => {
                     let keep = Rc::new(());
                     let kept = Rc::downgrade(&keep);
-                    match lender.lend(holder(to), Lend { region: REGION, offset: 7, length, keep }) {
+                    match lender.lend(holder(to), Lend { region: REGION, offset: 7, length, source: None, keep }) {
                         Ok(name) => {
                             prop_assert!(leases.iter().all(|known| known.name != name
                                 && (known.name.index, known.name.generation) != (name.index, name.generation)));

@@ -128,6 +128,20 @@ impl HostSession {
     }
 }
 
+impl HostSession {
+    /// Ends the session of a client that has died and survives: what was lent to it waits for its next incarnation, which
+    /// [inherits](Lender::inherit) it.
+    pub fn abandon(&self) {
+        self.inner.abandon();
+        self.close();
+    }
+
+    /// The client holds these leases of a session before this one, by index and generation.
+    pub fn holds(&self, leases: &[(u32, u32)]) {
+        self.inner.holds(leases);
+    }
+}
+
 impl<S: Service> Inner<S> {
     /// A call is about to run.
     pub(super) fn begun(&self, call: &Submission, retry: Retry) {
@@ -222,6 +236,8 @@ impl<S: Service> Inner<S> {
         if cell.done == seq {
             return self.repeat(survival, slot, seq);
         }
+        // What the lost answer would have brought goes back before the client hears of it (R18).
+        self.reclaim(slot, seq);
         let verdict = match cell.retry {
             _ if cell.begun < seq => flag::NOT_SEEN,
             // Its commit would be its effect, and there is none.
@@ -231,6 +247,17 @@ impl<S: Service> Inner<S> {
         // The client sends it again with the same seq, or never.
         self.slots.borrow_mut().recovered(slot, seq - 1);
         self.link.send(&outstanding.to_raw(verdict), slot, &Body::default())
+    }
+
+    fn reclaim(&self, slot: u16, seq: u64) {
+        let Some(lender) = &self.lender else { return };
+        let id = lender.borrow().id();
+        let lent = lender.borrow().lent_by(self.info.id, slot, seq);
+        let names: Vec<LeaseName> = lent
+            .into_iter()
+            .map(|(index, generation)| LeaseName { lender: id, index, generation, length: 0 })
+            .collect();
+        self.take_back(&names);
     }
 
     /// Answers with the reply that was kept.
@@ -249,6 +276,10 @@ impl<S: Service> Inner<S> {
 /// What a recovered ledger says, for a session whose service's type is forgotten.
 pub(super) trait Recovering {
     fn recovered(&self, recovered: &Recovered);
+    /// The client holds these leases, by index and generation.
+    fn holds(&self, leases: &[(u32, u32)]);
+    /// The session ends, and what was lent on it stays lent.
+    fn abandon(&self);
 }
 
 impl<S: Service> Recovering for Inner<S> {
@@ -257,5 +288,18 @@ impl<S: Service> Recovering for Inner<S> {
         for (slot, cell) in (0..).zip(&recovered.cells) {
             slots.recovered(slot, cell.begun);
         }
+        if let Some(lender) = &self.lender {
+            self.holds(&lender.borrow().lent_on(self.info.id));
+        }
+    }
+
+    fn holds(&self, leases: &[(u32, u32)]) {
+        for (index, generation) in leases {
+            self.has_lent(*index, *generation);
+        }
+    }
+
+    fn abandon(&self) {
+        self.lent.borrow_mut().clear();
     }
 }
