@@ -250,3 +250,14 @@ fn a_thousand_connections_come_and_go() {
     let open = || std::fs::read_dir(format!("/proc/{net}/fd")).expect("it lives").count();
     common::wait_for("the sockets to be closed", || open() < 30);
 }
+
+#[test]
+fn a_connection_that_the_server_closes_leaves_the_next_one_alone() {
+    let system = System::start(&["--set", "httpd.idle_seconds=1"]);
+    let listen = system.listen();
+    for _ in 0..3 {
+        let mut session = Session::new(&listen);
+        assert_eq!(session.get("/", "").status, 200);
+        assert!(session.is_at_end(), "idle for a second");
+    }
+}
