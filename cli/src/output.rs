@@ -67,6 +67,12 @@ impl From<io::Error> for Failed {
     }
 }
 
+/// An error of the operating system in its words, without its number, which helps nobody here.
+pub fn reason(error: &io::Error) -> String {
+    let words = error.to_string();
+    words.split(" (os error").next().unwrap_or_default().to_lowercase()
+}
+
 /// Writes to standard output. A reader that went away ends the program.
 pub fn write(bytes: &[u8]) -> Result<(), Failed> {
     let mut out = io::stdout().lock();

@@ -37,8 +37,9 @@ pub fn up(common: &Common, up: &Up) -> Result<(), Failed> {
     let events = wait_for_signals()?;
     let options =
         Options { manifest: up.manifest.as_deref(), state: &common.state, sets: &up.sets, end_with_parent: !up.detach };
-    let starting = supervisor::up::start(&options)
-        .map_err(|error| Failed::new(format!("cannot start in {}: {error}", common.state.display())))?;
+    let starting = supervisor::up::start(&options).map_err(|error| {
+        Failed::new(format!("cannot start in {}: {}", common.state.display(), output::reason(&error)))
+    })?;
     let keeper = Pid::from_raw(i32::try_from(starting.pid()).unwrap_or(i32::MAX));
     let bar = Bar::new(Counts::Things, checked.components.len() as u64);
     report(starting, events.sender);

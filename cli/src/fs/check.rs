@@ -35,8 +35,11 @@ pub fn running(common: &Common) -> Result<(), Failed> {
 
 /// Reads an image file itself; nothing needs to run.
 pub fn image(common: &Common, image: &Path) -> Result<(), Failed> {
-    let failed = |error: &std::io::Error| Failed::new(format!("{}: {error}", image.display()));
+    let failed = |error: &std::io::Error| Failed::new(format!("{}: {}", image.display(), output::reason(error)));
     let lock = std::fs::File::open(image).map_err(|error| failed(&error))?;
+    if image.is_dir() {
+        return Err(Failed::new(format!("{}: it is a directory", image.display())));
+    }
     // A driver holds its image exclusively; what it is writing would look like damage here.
     if let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock_shared() {
         return Err(Failed::new(format!("{}: a running system uses it", image.display()))

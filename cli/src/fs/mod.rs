@@ -20,7 +20,7 @@ use protocol::fs::{self, LOOKUP, LookupError, Node, Stat};
 
 use crate::args::{Common, Fs};
 use crate::node::{connect, visit};
-use crate::output::Failed;
+use crate::output::{Failed, reason};
 use crate::why::why;
 use path::VolumePath;
 
@@ -100,10 +100,7 @@ fn paths(texts: &[OsString]) -> Result<Vec<VolumePath>, Failed> {
 
 /// A failure of a file of this machine.
 fn cannot(what: &str, local: &std::path::Path, error: &std::io::Error) -> Failed {
-    // The number behind the words helps nobody here.
-    let reason = error.to_string();
-    let reason = reason.split(" (os error").next().unwrap_or_default().to_lowercase();
-    Failed::new(format!("cannot {what} {} here: {reason}", shown(local)))
+    Failed::new(format!("cannot {what} {} here: {}", shown(local), reason(error)))
 }
 
 /// A path of this machine for a terminal.

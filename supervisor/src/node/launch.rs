@@ -49,7 +49,9 @@ pub async fn start_all(node: &Rc<Node>) -> Result<(), String> {
 fn with_last_lines(node: &Node, index: usize, trouble: &str) -> String {
     let component = &node.components[index];
     let mut reason = format!("component {}: {trouble}", component.entry.name);
-    for line in component.log.last_lines() {
+    // Its own reason is in `trouble` already, and it has printed it too.
+    let is_news = |line: &String| !trouble.ends_with(line.trim_start_matches("error: "));
+    for line in component.log.last_lines().into_iter().filter(is_news) {
         reason.push_str("\n  | ");
         reason.push_str(&line);
     }
