@@ -10,6 +10,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 /// Bytes of a block, the unit of every address here.
 pub const BLOCK_SIZE: usize = 4096;
@@ -37,6 +38,8 @@ pub enum DeviceError {
     ReadOnly,
     /// The driver is gone and none has come in its place.
     Gone,
+    /// There is no memory for what would be read until something that was read is dropped.
+    Busy,
 }
 
 /// A held range of the device's blocks: stays readable and unchanged until dropped.
@@ -76,7 +79,7 @@ pub trait Device: 'static {
 
     /// Blocks of the device.
     fn blocks(&self) -> u64;
-    /// Reads `count` (1 to [`MAX_TRANSFER_BLOCKS`]) blocks.
+    /// Reads `count` (1 to [`MAX_TRANSFER_BLOCKS`]) blocks. [`DeviceError::Busy`] comes at once, not after a wait.
     fn read(&self, block: u64, count: u32) -> impl Future<Output = Result<Self::Extent, DeviceError>>;
     /// Memory for `count` (1 to [`MAX_TRANSFER_BLOCKS`]) blocks; waits until some is free. Its content is arbitrary.
     fn stage(&self, count: u32) -> impl Future<Output = Self::Staging>;
@@ -149,6 +152,8 @@ pub trait Environment: 'static {
     fn random(&self) -> u64;
     /// Runs `task` to its end, also when the caller is dropped.
     fn spawn(&self, task: Task);
+    /// Waits; for no time at all it lets everything else go on once.
+    fn sleep(&self, time: Duration) -> Task;
 }
 
 /// CRC-32C (Castagnoli), the only checksum of the format.

@@ -94,6 +94,8 @@ pub enum Error {
     Unsupported(u64),
     /// The device is too small to format, or an option is out of its range.
     BadGeometry(&'static str),
+    /// Others read everything that is held in memory, and went on too long. Try again.
+    Busy,
     /// The device failed.
     Device(DeviceError),
 }
@@ -102,6 +104,7 @@ impl From<DeviceError> for Error {
     fn from(error: DeviceError) -> Self {
         match error {
             DeviceError::NoSpace => Self::NoSpace,
+            DeviceError::Busy => Self::Busy,
             other => Self::Device(other),
         }
     }
@@ -137,6 +140,9 @@ impl fmt::Display for Error {
             Self::Device(DeviceError::OutOfRange { block }) => write!(f, "block {block} is beyond the device"),
             Self::Device(DeviceError::ReadOnly) => f.write_str("the device is read-only"),
             Self::Device(DeviceError::Gone) => f.write_str("the block driver is gone"),
+            Self::Busy | Self::Device(DeviceError::Busy) => {
+                f.write_str("busy: slow readers hold all memory of the block driver")
+            }
             Self::Device(DeviceError::NoSpace) => f.write_str("no space left under the image"),
         }
     }

@@ -12,13 +12,14 @@ pub mod error;
 pub mod format;
 pub mod image;
 pub mod report;
+mod room;
 pub mod server;
 pub mod simulated;
 pub mod sync;
 mod tree;
 mod volume;
 
-pub use cache::Held;
+pub use cache::{Held, Kept};
 pub use check::check;
 pub use error::{Error, Structure};
 pub use format::items::FileKind;

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 const SECTOR: usize = 512;
 
@@ -376,5 +377,17 @@ impl Environment for SimulatedEnvironment {
 
     fn spawn(&self, task: Task) {
         self.tasks.spawn(task);
+    }
+
+    fn sleep(&self, time: Duration) -> Task {
+        self.now_ns.set(self.now_ns.get() + time.as_nanos() as u64);
+        let mut slept = false;
+        Box::pin(poll_fn(move |cx| {
+            if std::mem::replace(&mut slept, true) {
+                return Poll::Ready(());
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }))
     }
 }

@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 use kernel_ipc::component::{Context, Counters, Error};
 use kernel_ipc::interface::{Granted, LeasePart, NewCap, Object};
-use kernel_ipc::lease::{Lend, Mapper, Region, RegionSlice};
+use kernel_ipc::lease::{HolderLimits, Lend, Mapper, Region, RegionSlice};
 use kernel_ipc::rights::Rights;
 use kernel_ipc::runtime::io::{self, Buffers, File};
 use kernel_ipc::session::Call;
@@ -23,10 +23,10 @@ use kernel_ipc::{CallError, Cause, Executed};
 use protocol::block::{self, BLOCK_SIZE, DeviceInfo, FlushError, InfoError, ReadError, WriteError};
 use serde::Deserialize;
 
-use super::buddy::{Buddy, CHUNK_BLOCKS};
 use super::budget::Budget;
 use super::image::{Image, ImageConfig};
 use super::request::{Bounds, MAX_TRANSFER_BLOCKS, Refused};
+use super::space::{CHUNK_BLOCKS, Space};
 
 /// Bytes of a chunk: the unit of registration with the kernel.
 const CHUNK_BYTES: usize = CHUNK_BLOCKS as usize * BLOCK_SIZE as usize;
@@ -79,6 +79,9 @@ pub async fn serve(cx: Context) -> Result<(), Error> {
     let region_bytes = usize::try_from(config.region)?.next_multiple_of(CHUNK_BYTES);
     let region = Region::create("disk", cx.new_region_id(), region_bytes)?;
     cx.publish_region(&region).await?;
+    // A holder may have the whole region: it is what is given out, and there is no more.
+    let limits = HolderLimits { bytes: region_bytes as u64, ..HolderLimits::default() };
+    cx.lender().borrow_mut().set_limits(limits);
     let driver = FileDriver::new(Parts {
         image,
         region,
@@ -134,7 +137,7 @@ pub struct FileDriver {
     direct: bool,
     read_only: bool,
     region: Region,
-    space: Rc<RefCell<Buddy>>,
+    space: Rc<RefCell<Space>>,
     buffers: Option<RefCell<Buffers<RegionSlice>>>,
     budget: Budget,
     mapper: Rc<RefCell<Mapper>>,
@@ -148,12 +151,12 @@ pub struct FileDriver {
 }
 
 /// The right to a range of the region.
-struct Space {
-    of: Rc<RefCell<Buddy>>,
+struct Taken {
+    of: Rc<RefCell<Space>>,
     blocks: Range<u32>,
 }
 
-impl Drop for Space {
+impl Drop for Taken {
     fn drop(&mut self) {
         self.of.borrow_mut().free(self.blocks.clone());
     }
@@ -176,7 +179,7 @@ impl FileDriver {
             bounds: Bounds { blocks: image.blocks },
             direct: image.direct,
             read_only: image.read_only,
-            space: Rc::new(RefCell::new(Buddy::new(chunks))),
+            space: Rc::new(RefCell::new(Space::new(chunks))),
             region,
             buffers,
             budget: Budget::new(in_flight),
@@ -202,13 +205,13 @@ impl FileDriver {
     }
 
     /// A free range of the region.
-    fn space(&self, count: u32) -> Option<Space> {
+    fn space(&self, count: u32) -> Option<Taken> {
         let start = self.space.borrow_mut().allocate(count)?;
-        Some(Space { of: Rc::clone(&self.space), blocks: start..start + count })
+        Some(Taken { of: Rc::clone(&self.space), blocks: start..start + count })
     }
 
     /// Fills a range of the region from the file. What the kernel writes to stays taken even if this is dropped.
-    async fn fill(&self, space: Rc<Space>, range: Range<u64>) -> Result<(), ReadError> {
+    async fn fill(&self, space: Rc<Taken>, range: Range<u64>) -> Result<(), ReadError> {
         let at = space.blocks.start as usize * BLOCK_SIZE as usize;
         let length = (range.end - range.start) as usize;
         let buffer = self.buffers.as_ref().and_then(|buffers| buffers.borrow_mut().buffer(at, length));

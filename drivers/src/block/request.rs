@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use protocol::block::BLOCK_SIZE;
 
-use super::buddy::CHUNK_BLOCKS;
+use super::space::CHUNK_BLOCKS;
 
 /// Most blocks that one read or write may name: what one lease of the region can cover.
 pub const MAX_TRANSFER_BLOCKS: u32 = CHUNK_BLOCKS;

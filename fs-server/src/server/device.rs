@@ -16,7 +16,7 @@ use protocol::block::{self, FlushError, ReadError, WriteError};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// How long a driver may be gone, or busy, before it is given up.
+/// How long a driver may be gone before it is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(2);
 /// Blocks of one discard: 1 GiB.
@@ -184,6 +184,8 @@ impl Device for LeasedDevice {
                     return Err(DeviceError::Io { errno: errno as i32, block });
                 }
                 Err(CallError::Operation(ReadError::OutOfRange)) => return Err(DeviceError::OutOfRange { block }),
+                // Its region, or the number of leases that we may have, is used up.
+                Err(CallError::Failed { cause: Cause::Busy | Cause::Quota, .. }) => return Err(DeviceError::Busy),
                 Err(CallError::Failed { cause, .. }) => cause,
             };
             again(cause, until).await?;

@@ -77,7 +77,7 @@ impl Server {
         let result = self.volume.write(node, offset, source).await;
         self.changed();
         self.counters.add_copied(source.length());
-        result.map_err(failed)
+        result.map_err(failed_write)
     }
 }
 
@@ -193,13 +193,13 @@ impl fs::Handler for Server {
         let result = self.volume.append(node.object, data).await;
         self.changed();
         self.counters.add_copied(data.len() as u64);
-        result.map_err(failed)
+        result.map_err(failed_write)
     }
 
     async fn truncate(&self, _: &Call, node: Granted<NodeId>, size: u64) -> Answer<(), fs::WriteError> {
         let result = self.volume.truncate(node.object, size).await;
         self.changed();
-        result.map_err(failed)
+        result.map_err(failed_write)
     }
 
     async fn readdir(
@@ -323,10 +323,22 @@ fn failed<E: FromVolume>(error: Error) -> CallError<E> {
     }
     match E::from_volume(&error) {
         Some(error) => CallError::Operation(error),
+        // Nothing is changed before everything that a step needs is in memory; only a write has several steps.
+        None if error == Error::Busy => CallError::Failed { cause: Cause::Busy, executed: Executed::No },
         None if error == Error::SourceLost => {
             CallError::Failed { cause: Cause::StaleLease, executed: Executed::Unknown }
         }
         None => CallError::Failed { cause: Cause::BadArguments, executed: Executed::No },
+    }
+}
+
+/// As [`failed`], for what may have been done in part.
+fn failed_write(error: Error) -> CallError<fs::WriteError> {
+    match failed(error) {
+        CallError::Failed { cause: Cause::Busy, .. } => {
+            CallError::Failed { cause: Cause::Busy, executed: Executed::Unknown }
+        }
+        other => other,
     }
 }
 

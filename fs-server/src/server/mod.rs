@@ -23,7 +23,7 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io::Read;
 use std::rc::Rc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What a new volume has in `/www/index.html`.
 const WELCOME: &[u8] = include_bytes!("../../../systems/welcome/index.html");
@@ -148,5 +148,9 @@ impl Environment for RuntimeEnvironment {
     fn spawn(&self, task: Task) {
         // Dropping the handle detaches the task.
         drop(runtime::spawn(task));
+    }
+
+    fn sleep(&self, time: Duration) -> Task {
+        if time.is_zero() { Box::pin(runtime::yield_now()) } else { Box::pin(runtime::sleep(time)) }
     }
 }

@@ -29,6 +29,7 @@ use crate::format::Pointer;
 use crate::format::items::{FileKind, ROOT};
 use crate::format::node::Node;
 use crate::format::superblock::Superblock;
+use crate::room::Roomy;
 use crate::sync::{Bell, Gate};
 use crate::tree::Fault;
 use state::State;
@@ -130,12 +131,12 @@ impl<D: Device> std::fmt::Debug for Volume<D> {
 }
 
 pub(crate) struct Inner<D: Device> {
-    device: D,
+    device: Roomy<D>,
     environment: Rc<dyn Environment>,
     superblock: Superblock,
     options: MountOptions,
     state: RefCell<State<D::Staging>>,
-    cache: ExtentCache<D::Extent>,
+    cache: Rc<ExtentCache<D::Extent>>,
     /// Operations that change something are inside; a checkpoint that freezes is alone.
     gate: Rc<Gate>,
     /// One checkpoint at a time.
@@ -163,7 +164,7 @@ impl<D: Device> Volume<D> {
     /// The device under the volume.
     #[must_use]
     pub fn device(&self) -> &D {
-        &self.inner.device
+        self.inner.device.device()
     }
 
     /// Bytes whose checksums were verified so far.

@@ -10,6 +10,7 @@ use crate::format::items::{FIRST_INODE, FileKind, ROOT};
 use crate::format::pack::Pack;
 use crate::format::superblock::{Superblock, UNFINISHED};
 use crate::format::{NODE_SIZE, Pointer};
+use crate::room::Roomy;
 use crate::tree::{AddressMap, Tree};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -145,6 +146,7 @@ impl<D: Device> Volume<D> {
         superblock.seal();
         let table = Allocator::blank_table(&superblock);
         let state = new_state(&superblock, &options, Pointer::default(), &table);
+        let device = Roomy::new(device, environment.clone());
         let volume = assemble(device, environment, superblock, options, state);
         let inner = &volume.inner;
         let blank = vec![0; superblock.zero_blocks.get() as usize * BLOCK_SIZE];
@@ -176,6 +178,7 @@ impl<D: Device> Volume<D> {
     /// # Errors
     /// [`Error::NotAVolume`], [`Error::Truncated`], [`Error::Unsupported`], [`Error::Corrupt`], or the device failed.
     pub async fn mount(device: D, environment: Rc<dyn Environment>, options: MountOptions) -> Result<Self, Error> {
+        let device = Roomy::new(device, environment.clone());
         let (superblock, from_copy) = read_superblock(&device).await?;
         let (slot, pack, copies) = newest_slot(&device, &superblock).await?;
         let mut state = new_state(&superblock, &options, pack.head.root, &pack.table);
@@ -263,12 +266,14 @@ fn new_state<S>(
 }
 
 fn assemble<D: Device>(
-    device: D,
+    device: Roomy<D>,
     environment: Rc<dyn Environment>,
     superblock: Superblock,
     options: MountOptions,
     state: State<D::Staging>,
 ) -> Volume<D> {
+    let cache = Rc::new(ExtentCache::new(options.cache_bytes, options.cache_entries));
+    device.set_holder(cache.clone());
     Volume {
         inner: Rc::new(Inner {
             device,
@@ -276,7 +281,7 @@ fn assemble<D: Device>(
             superblock,
             options,
             state: RefCell::new(state),
-            cache: ExtentCache::new(options.cache_bytes, options.cache_entries),
+            cache,
             gate: Rc::default(),
             checkpoints: Rc::default(),
             written: crate::sync::Bell::default(),
