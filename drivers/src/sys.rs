@@ -31,3 +31,10 @@ pub fn direct_alignment(file: &impl AsFd) -> Option<DirectAlignment> {
     let alignment = DirectAlignment { memory: answer.stx_dio_mem_align, offset: answer.stx_dio_offset_align };
     (known && alignment.memory != 0 && alignment.offset != 0).then_some(alignment)
 }
+
+/// From now on a write beyond the limit on a file's size (`RLIMIT_FSIZE`) fails as `EFBIG` instead of killing this process:
+/// it is one write that finds no room, like on a full host.
+pub fn outlive_file_size_limit() {
+    // SAFETY: ignoring a signal installs no code of ours.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}

@@ -279,6 +279,22 @@ impl Allocator {
         Err(Shortage::Full)
     }
 
+    /// Takes up to `want` free blocks in a row, from the end of the volume, out of use while `reader` lives, leaving
+    /// `reserve` node places. Nothing of it is written: on disk they are free.
+    pub(crate) fn set_aside(&mut self, want: u32, reserve: u64, reader: &Reader) -> Result<(u64, u32), Shortage> {
+        let dirty: Vec<bool> = self.groups.iter().map(|group| group.dirty).collect();
+        let cursor = self.cursors[0];
+        self.cursors[0] = self.data.end.saturating_sub(8 * u64::from(want)).max(self.data.start);
+        let taken = self.take_data(want, reserve);
+        self.cursors[0] = cursor;
+        let (start, blocks) = taken?;
+        self.free(start, blocks, 0, std::slice::from_ref(reader));
+        for (group, dirty) in self.groups.iter_mut().zip(dirty) {
+            group.dirty = dirty;
+        }
+        Ok((start, blocks))
+    }
+
     /// Gives back blocks that were dealt out and never came to be referred to.
     pub(crate) fn put_back(&mut self, start: u64, blocks: u32) {
         for (index, first, length) in by_group(start, blocks) {

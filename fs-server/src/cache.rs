@@ -115,12 +115,7 @@ pub(crate) struct ExtentCache<E> {
 impl<E: Extent> ExtentCache<E> {
     pub(crate) fn new(limit_bytes: u64, limit_entries: usize) -> Self {
         Self {
-            state: RefCell::new(State {
-                entries: BTreeMap::new(),
-                loading: BTreeMap::new(),
-                hand: 0,
-                tokens: 0,
-            }),
+            state: RefCell::new(State { entries: BTreeMap::new(), loading: BTreeMap::new(), hand: 0, tokens: 0 }),
             total: Rc::default(),
             limit_blocks: (limit_bytes / BLOCK_SIZE as u64).max(u64::from(MAX_TRANSFER_BLOCKS)),
             limit_entries: limit_entries.max(16),

@@ -116,11 +116,8 @@ struct Rig {
 impl Rig {
     fn new(blocks: usize, leases: usize, sizes: &[usize]) -> Rig {
         let environment = SimulatedEnvironment::new(7);
-        let memory = Memory {
-            taken: RefCell::new(vec![false; blocks]),
-            left: Cell::new(leases),
-            refused: Cell::default(),
-        };
+        let memory =
+            Memory { taken: RefCell::new(vec![false; blocks]), left: Cell::new(leases), refused: Cell::default() };
         let memory = Rc::new(memory);
         let device = SimulatedDevice::new(32_768, 7, Behaviour { yields: true, ..Behaviour::default() });
         let device = Cramped { device, memory: Rc::clone(&memory) };
@@ -260,4 +257,3 @@ fn what_was_freed_and_is_still_read_counts() {
     drop(held);
     assert_eq!(rig.volume.held_bytes(), 0);
 }
-

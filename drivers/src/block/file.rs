@@ -27,6 +27,7 @@ use super::budget::Budget;
 use super::image::{Image, ImageConfig};
 use super::request::{Bounds, MAX_TRANSFER_BLOCKS, Refused};
 use super::space::{CHUNK_BLOCKS, Space};
+use crate::sys;
 
 /// Bytes of a chunk: the unit of registration with the kernel.
 const CHUNK_BYTES: usize = CHUNK_BLOCKS as usize * BLOCK_SIZE as usize;
@@ -69,6 +70,7 @@ fn default_in_flight() -> u64 {
 /// The image, the region or the configuration is not to be had; says which.
 pub async fn serve(cx: Context) -> Result<(), Error> {
     let config: Config = cx.config()?;
+    sys::outlive_file_size_limit();
     let image = Image::open(&ImageConfig {
         path: cx.state_dir().join(&config.path),
         size: config.size,

@@ -75,7 +75,11 @@ impl Space {
             let mask = (u64::MAX >> (64 - count)) << (at % 64);
             let word = &mut words[at as usize / 64];
             debug_assert_eq!(*word & mask, if taken { 0 } else { mask }, "given out twice, or given back twice");
-            if taken { *word |= mask } else { *word &= !mask }
+            if taken {
+                *word |= mask
+            } else {
+                *word &= !mask
+            }
             at += count;
         }
         self.longest[chunk] = free_runs(words).map(|run| run.len() as u16).max().unwrap_or(0);
@@ -151,7 +155,7 @@ mod tests {
             let count = (seed >> 33) as u32 % 75 + 1;
             while space.used() + count > 64 * CHUNK_BLOCKS {
                 // Not in order: what was used meanwhile stays.
-                let second = (seed >> 20) % 8 == 0 && held.len() > 1;
+                let second = (seed >> 20).is_multiple_of(8) && held.len() > 1;
                 let range = held.remove(usize::from(second)).expect("something is held");
                 space.free(range);
             }

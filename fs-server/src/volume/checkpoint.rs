@@ -8,6 +8,9 @@
 //! 5. What the checkpoint freed is dealt out again.
 //!
 //! A checkpoint that fails leaves everything as it was: its nodes stay in memory and are written by the next.
+//!
+//! Written data that finds no space stays in memory, and does not hold up the rest: a removal must become durable before
+//! its blocks can be what was missing. Whoever asked for the checkpoint hears of it.
 
 use super::Inner;
 use super::state::State;
@@ -47,7 +50,11 @@ impl<D: Device> Inner<D> {
         }
         let inner = Rc::clone(self);
         self.detached(async move {
-            let result = inner.run_checkpoint().await;
+            let mut result = inner.run_checkpoint().await;
+            if result == Err(Error::NoSpace) {
+                // What the first one freed may be what was missing.
+                result = inner.run_checkpoint().await;
+            }
             drop(turn);
             result
         })
@@ -75,19 +82,25 @@ impl<D: Device> Inner<D> {
         if let Some(error) = self.broken.borrow().clone() {
             return Err(error);
         }
-        self.flush_all().await?;
+        self.flush_what_fits().await?;
         let alone = self.gate.enter_alone().await;
-        self.flush_all().await?;
+        let all_written = self.flush_what_fits().await?;
+        let unwritten = if all_written { Ok(()) } else { Err(Error::NoSpace) };
         let Some(plan) = self.freeze().await? else {
-            self.freezes.set(self.freezes.get() + 1);
-            self.durable_freeze.set(self.freezes.get());
+            if all_written {
+                self.freezes.set(self.freezes.get() + 1);
+                self.durable_freeze.set(self.freezes.get());
+            }
             // Nothing changed, but who read what was freed may have ended.
             self.release_freed();
-            return Ok(());
+            return unwritten;
         };
         drop(alone);
 
-        let result = self.write_checkpoint(&plan).await;
+        let mut result = self.write_checkpoint(&plan).await;
+        if result == Err(Error::NoSpace) && self.drop_ballast().await {
+            result = self.write_checkpoint(&plan).await;
+        }
         let discards = {
             let mut state = self.state.borrow_mut();
             state.tree.end_writing(if result.is_ok() { &plan.nodes } else { &[] });
@@ -95,7 +108,9 @@ impl<D: Device> Inner<D> {
             if result.is_ok() {
                 state.durable = plan.generation;
                 state.durable_slot = plan.slot;
-                self.durable_freeze.set(plan.freeze);
+                if all_written {
+                    self.durable_freeze.set(plan.freeze);
+                }
             }
             if result.is_ok() && state.pins == 0 {
                 state.allocator.releasable(plan.generation, DISCARD_BLOCKS)
@@ -109,7 +124,10 @@ impl<D: Device> Inner<D> {
             let _ = self.device.discard(start, u64::from(blocks)).await;
         }
         self.release_freed();
-        Ok(())
+        if all_written {
+            self.take_ballast().await;
+        }
+        unwritten
     }
 
     /// Makes available what the durable checkpoint does not use, and nobody reads any more.
@@ -118,6 +136,23 @@ impl<D: Device> Inner<D> {
         if state.pins == 0 {
             let durable = state.durable;
             state.allocator.release(durable);
+        }
+    }
+
+    /// Writes out what waits in memory. False: some of it found no space and goes on waiting.
+    async fn flush_what_fits(self: &Rc<Self>) -> Result<bool, Error> {
+        match self.flush_all().await {
+            Ok(()) => Ok(true),
+            Err(Error::NoSpace) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A checkpoint for the room that it makes, if it does.
+    pub(super) async fn checkpoint_for_room(self: &Rc<Self>) -> Result<(), Error> {
+        match self.checkpoint().await {
+            Err(Error::NoSpace) => Ok(()),
+            other => other,
         }
     }
 

@@ -191,7 +191,7 @@ impl<D: Device> Inner<D> {
                     return Err(Error::NoSpace);
                 }
                 // What was freed since the last checkpoint may be enough.
-                self.checkpoint().await?;
+                self.checkpoint_for_room().await?;
                 continue;
             }
             // The content of blocks that are filled only in part, if the run does not have it.

@@ -8,6 +8,7 @@
 //! - Memory is bounded: nodes, cache and staged data each have a limit; who would exceed it waits for a checkpoint or a
 //!   write-out.
 
+mod ballast;
 mod checkpoint;
 mod files;
 mod names;
@@ -152,6 +153,7 @@ pub(crate) struct Inner<D: Device> {
     /// A flush failed: what completed before it may be lost, so nothing after it can be promised.
     broken: RefCell<Option<Error>>,
     damaged_copies: Cell<u64>,
+    ballast: RefCell<Option<ballast::Ballast>>,
 }
 
 impl<D: Device> Volume<D> {
@@ -304,7 +306,7 @@ impl<D: Device> Inner<D> {
                 return result;
             }
             drop(entered);
-            self.checkpoint().await?;
+            self.checkpoint_for_room().await?;
         }
         Err(Error::NoSpace)
     }

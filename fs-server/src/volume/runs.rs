@@ -181,14 +181,28 @@ impl<D: Device> Inner<D> {
         }
     }
 
-    /// Writes out all runs there are.
+    /// Writes out all runs there are. One that finds no space does not keep the others from it.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`]: some are not written, and all of them were tried.
     pub(crate) async fn flush_all(self: &Rc<Self>) -> Result<(), Error> {
         loop {
             let runs = self.all_runs();
             if runs.is_empty() {
                 return Ok(());
             }
-            all_of(2 * WIDTH, runs.iter().map(|(inode, run)| self.flush_run(*inode, run))).await?;
+            let full = Cell::new(false);
+            let flush = async |(inode, run): &(u64, Rc<Run<D::Staging>>)| match self.flush_run(*inode, run).await {
+                Err(Error::NoSpace) => {
+                    full.set(true);
+                    Ok(())
+                }
+                other => other,
+            };
+            all_of(2 * WIDTH, runs.iter().map(flush)).await?;
+            if full.get() {
+                return Err(Error::NoSpace);
+            }
         }
     }
 
@@ -241,9 +255,12 @@ impl<D: Device> Inner<D> {
             state.forget_run(run);
             return Ok(());
         }
-        let mut state = self.state.borrow_mut();
-        for (start, blocks) in pieces {
-            state.allocator.put_back(start, blocks);
+        for &(start, blocks) in &pieces {
+            if result == Err(Error::NoSpace) {
+                // What the host gave for a part of it is missing elsewhere.
+                let _ = self.device.discard(start, u64::from(blocks)).await;
+            }
+            self.state.borrow_mut().allocator.put_back(start, blocks);
         }
         run.content.borrow_mut().staging = Some(staging);
         result

@@ -291,6 +291,7 @@ fn assemble<D: Device>(
             suspect_pack: Cell::new(false),
             broken: RefCell::new(None),
             damaged_copies: Cell::new(0),
+            ballast: RefCell::default(),
         }),
     }
 }
