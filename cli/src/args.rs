@@ -76,18 +76,6 @@ pub enum Verb {
         /// The shell
         shell: Shell,
     },
-    /// Run a built-in component (started by the keeper)
-    #[command(hide = true)]
-    Serve {
-        /// The component's name
-        name: String,
-    },
-    /// Run the keeper of a node (started by `up`)
-    #[command(hide = true)]
-    Keeper,
-    /// Run the supervisor of a node (started by the keeper)
-    #[command(hide = true)]
-    Supervisor,
 }
 
 #[derive(Debug, Args)]

@@ -41,8 +41,6 @@ fn main() -> ExitCode {
         Verb::Logs { component } => control::logs(&cli.common, component.as_deref()),
         Verb::Fs(verb) => fs::run(&cli.common, verb),
         Verb::Bench(what) => bench::bench(&cli.common, what),
-        Verb::Serve { name } => Err(Failed::usage(format!("there is no built-in component `{name}`"))),
-        Verb::Keeper | Verb::Supervisor => Err(Failed::usage("this is started by `atoll up`")),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

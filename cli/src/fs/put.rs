@@ -64,7 +64,9 @@ pub struct Copied {
 /// Copies `sources` to `target` of the running system's volume.
 pub fn copy(common: &Common, sources: &[PathBuf], target: &OsStr, recursive: bool) -> Result<Copied, Failed> {
     let target = VolumePath::parse(target)?;
-    let bar = Bar::new(Counts::Bytes, 0);
+    // Nobody knows how much will come from standard input.
+    let piped = sources.iter().any(|source| source == Path::new("-"));
+    let bar = Bar::new(if piped { Counts::Files } else { Counts::Bytes }, 0);
     if bar.is_wanted() {
         bar.more(sources.iter().map(|source| bytes_of(source)).sum());
     }

@@ -68,6 +68,11 @@ impl Session {
         self.0.read_exact(bytes)
     }
 
+    /// Whatever still comes.
+    pub fn rest(&mut self) -> impl Read + '_ {
+        &mut self.0
+    }
+
     /// Whether the server has closed in order, without another byte.
     pub fn is_at_end(&mut self) -> bool {
         let mut rest = Vec::new();
