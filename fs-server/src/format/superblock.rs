@@ -13,6 +13,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const MAGIC: [u8; 8] = *b"ATOLLFS1";
 /// First bytes of a device of which `format` has begun to make a volume, and has not finished.
 pub const UNFINISHED: [u8; 8] = *b"ATOLLNEW";
+/// What a superblock of another version is called.
+pub(crate) const ANOTHER_VERSION: Error = Error::NotAVolume("another version of the format");
 /// Blocks of the smallest volume (1 MiB).
 pub const MIN_BLOCKS: u64 = 256;
 /// Blocks of the largest volume (64 TiB): its packs stay below 8 MiB.
@@ -159,7 +161,7 @@ impl Superblock {
             return Err(Error::NotAVolume(if blank { "the first block is empty" } else { "no superblock" }));
         }
         if raw.magic != MAGIC || raw.version != 1 {
-            return Err(Error::NotAVolume("another version of the format"));
+            return Err(ANOTHER_VERSION);
         }
         let unknown = (raw.incompat.get() & !KNOWN_INCOMPAT) | (raw.ro_compat.get() & !KNOWN_RO_COMPAT);
         if unknown != 0 {

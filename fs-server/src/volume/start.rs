@@ -8,7 +8,7 @@ use crate::device::{BLOCK_SIZE, Device, Environment, Extent};
 use crate::error::{Error, Structure};
 use crate::format::items::{FIRST_INODE, FileKind, ROOT};
 use crate::format::pack::Pack;
-use crate::format::superblock::{Superblock, UNFINISHED};
+use crate::format::superblock::{ANOTHER_VERSION, Superblock, UNFINISHED};
 use crate::format::{NODE_SIZE, Pointer};
 use crate::room::Roomy;
 use crate::tree::{AddressMap, Tree};
@@ -42,7 +42,7 @@ pub(crate) async fn read_superblock<D: Device>(device: &D) -> Result<(Superblock
         Err(error) => error,
     };
     // Only a damaged or unreadable first block is replaced; one that says something else is believed.
-    if matches!(first, Error::Unfinished | Error::Unsupported(_)) {
+    if matches!(first, Error::Unfinished | Error::Unsupported(_)) || first == ANOTHER_VERSION {
         return Err(first);
     }
     let Ok(copy) = read_superblock_at(device, device.blocks() - 1).await else { return Err(first) };

@@ -1,6 +1,6 @@
 //! Changes of a volume's structures on its device, with every checksum made again: only what they say is wrong then.
 
-use fs_server::device::{BLOCK_SIZE, crc32c};
+use fs_server::device::{BLOCK_SIZE, Device, crc32c};
 use fs_server::format::items::{Key, RawInode};
 use fs_server::format::node::Node;
 use fs_server::format::pack::Pack;
@@ -32,7 +32,7 @@ impl<'a> Surgeon<'a> {
     /// Writes the superblock, both copies.
     pub fn put_superblock(&mut self) {
         self.superblock.seal();
-        for block in [0, self.superblock.blocks.get() - 1] {
+        for block in [0, self.device.blocks() - 1] {
             self.device.overwrite(block, self.superblock.as_bytes());
         }
     }
