@@ -246,6 +246,18 @@ fn a_sleeper_is_woken_by_messages_and_by_the_end() {
 }
 
 #[test]
+fn a_peer_that_has_not_rung_yet_for_more_than_a_ring_is_no_liar() {
+    over_each_carrier(|carrier, from, to| {
+        for number in 0..100 {
+            send(from, number).expect("room");
+            assert!(to.receive().is_some());
+        }
+        assert!(to.prepare_sleep().is_ok(), "{carrier}: a reader that polls is ahead of the bell");
+        to.cancel_sleep();
+    });
+}
+
+#[test]
 fn one_sleep_is_rung_for_once() {
     let (client, host) = shm_ends();
     assert!(matches!(host.prepare_sleep(), Ok(Sleep::Futex { .. })));
