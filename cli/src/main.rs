@@ -11,6 +11,7 @@ mod bench;
 mod check;
 mod control;
 mod fs;
+mod interrupt;
 mod node;
 mod output;
 mod serve;

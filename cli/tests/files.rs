@@ -289,3 +289,36 @@ fn a_file_that_changes_while_it_is_put_harms_nothing() {
     assert!(begin.iter().all(|byte| *byte == b'a') && rest.iter().all(|byte| *byte == b'b'));
     assert!(system.ok(&["fs", "check"]).contains("no problem"));
 }
+
+#[test]
+fn an_interrupted_copy_leaves_no_half_of_a_file() {
+    use std::io::{Read, Write};
+    let system = System::start(&[]);
+    let mut put = system.command(&["fs", "put", "-", "/www/half"]);
+    let put = put.stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut put = put.spawn().expect("it runs");
+    let mut pipe = put.stdin.take().expect("a pipe");
+    pipe.write_all(&[7; 3 << 20]).expect("it reads");
+    common::wait_for("the file to be begun", || system.ok(&["fs", "ls", "/www"]).contains("half"));
+    common::signal(i32::try_from(put.id()).expect("a pid"), nix::sys::signal::Signal::SIGINT);
+    put.stderr.take().expect("a pipe").read_exact(&mut [0; 6]).expect("it says that it is ending");
+    drop(pipe);
+    assert_eq!(put.wait().expect("it ends").code(), Some(1));
+    assert_eq!(system.ok(&["fs", "ls", "/www"]), "index.html\n");
+
+    let (file, copy) = (system.file("file"), system.file("copy"));
+    fs::write(&file, vec![1; 100 << 20]).expect("a file");
+    fs::create_dir(&copy).expect("a directory");
+    system.ok(&["fs", "put", text(&file), "/www/file"]);
+    let mut get = system.command(&["fs", "get", "/www/file", text(&copy)]).spawn().expect("it runs");
+    let there = || fs::read_dir(&copy).expect("a directory").count();
+    common::wait_for("the copy to begin", || there() > 0);
+    common::signal(i32::try_from(get.id()).expect("a pid"), nix::sys::signal::Signal::SIGINT);
+    // It may have been complete before.
+    let whole = get.wait().expect("it ends").success();
+    let left: Vec<_> = fs::read_dir(&copy).expect("a directory").flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(left, if whole { vec!["file"] } else { Vec::new() });
+    // What it had leased is given back.
+    system.ok(&["fs", "get", "/www/file", text(&copy)]);
+    assert_eq!(fs::metadata(copy.join("file")).expect("it is there").len(), 100 << 20);
+}

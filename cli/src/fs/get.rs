@@ -24,6 +24,7 @@ use super::pool::Pool;
 use super::{Volume, cannot, list, with_volume};
 use crate::args::Common;
 use crate::bar::{Bar, Counts};
+use crate::interrupt;
 use crate::output::{self, Failed};
 use crate::why::{self, why};
 
@@ -59,6 +60,7 @@ pub fn get(common: &Common, sources: &[OsString], target: &Path, recursive: bool
         };
         plan.push((path, local));
     }
+    interrupt::watch()?;
     let start = std::time::Instant::now();
     let bar = Bar::new(if recursive { Counts::Files } else { Counts::Bytes }, 0);
     let done = with_volume(common, async |volume| {
@@ -219,6 +221,7 @@ impl Copy {
         let mut at = from;
         let mut tries = 0;
         while at < end {
+            interrupt::check()?;
             let wanted = u32::try_from(end - at).unwrap_or(EXTENT_MAX);
             let lease = self.volume.client.read(node, at, wanted).await.map_err(|error| why(path, &error))?;
             let Some(lease) = lease else { return Ok(()) };

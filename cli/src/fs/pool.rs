@@ -9,6 +9,7 @@ use std::task::{Poll, Waker};
 
 use kernel_ipc::runtime;
 
+use crate::interrupt;
 use crate::output::Failed;
 
 /// Runs tasks, at most `limit` at a time.
@@ -35,6 +36,9 @@ impl Pool {
     pub async fn start(&self, task: impl Future<Output = Result<(), Failed>> + 'static) -> Result<(), Failed> {
         let inner = &self.0;
         inner.waiting.until(|| inner.running.get() < inner.limit || inner.failed.borrow().is_some()).await;
+        if let Err(failed) = interrupt::check() {
+            inner.failed.borrow_mut().get_or_insert(failed);
+        }
         if inner.failed.borrow().is_some() {
             self.finish().await?;
         }

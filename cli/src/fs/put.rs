@@ -28,6 +28,7 @@ use super::pool::{Place, Places, Pool};
 use super::{Volume, cannot, change, shown};
 use crate::args::Common;
 use crate::bar::{Bar, Counts};
+use crate::interrupt;
 use crate::node::visit;
 use crate::output::{self, Failed};
 use crate::why::{self, why};
@@ -42,6 +43,7 @@ const INLINE: u64 = 3072;
 
 /// `atoll fs put`.
 pub fn put(common: &Common, sources: &[PathBuf], target: &OsStr, recursive: bool) -> Result<(), Failed> {
+    interrupt::watch()?;
     let start = Instant::now();
     let Copied { files, bytes, skipped } = copy(common, sources, target, recursive)?;
     summary(common, "put", files, bytes, start.elapsed())?;
@@ -91,10 +93,16 @@ pub fn copy(common: &Common, sources: &[PathBuf], target: &OsStr, recursive: boo
             skipped: Cell::new(0),
             temporary: Cell::new(0),
         }));
+        let mut started = Ok(());
         for source in sources {
-            copy.source(source, &target, into_directory, recursive).await?;
+            started = copy.source(source, &target, into_directory, recursive).await;
+            if started.is_err() {
+                break;
+            }
         }
-        copy.0.pool.finish().await?;
+        // Those that are under way come to their end first, whatever became of the others.
+        let finished = copy.0.pool.finish().await;
+        started.and(finished)?;
         Ok(Copied { files: copy.0.files.get(), bytes: copy.0.bytes.get(), skipped: copy.0.skipped.get() })
     });
     bar.end();
@@ -422,6 +430,8 @@ impl Copy {
             bytes.clear();
             let count = input.by_ref().take(PIECE as u64).read_to_end(&mut bytes);
             let count = count.map_err(|error| Failed::new(format!("standard input: {error}")))?;
+            // Also at the end: what filled the pipe may have been interrupted by the same key.
+            interrupt::check()?;
             if count == 0 {
                 return Ok(offset);
             }
