@@ -325,6 +325,10 @@ fn handler(interface: &Interface) -> TokenStream {
             #(#methods)*
             #(#dropped)*
 
+            /// Whether sessions go on in the host's next incarnation: its state is in ledgers and on disk. Without it a
+            /// host's death ends its sessions.
+            const SURVIVES: bool = false;
+
             /// A session has ended, in order or not. Its capabilities were dropped before.
             fn closed(&self, _session: &::kernel_ipc::session::SessionInfo) {}
         }
@@ -344,6 +348,7 @@ fn dispatcher(interface: &Interface) -> TokenStream {
 
         impl<H: Handler> ::kernel_ipc::session::Service for Dispatcher<H> {
             const INTERFACE: &'static ::kernel_ipc::interface::Description = &DESCRIPTION;
+            const SURVIVES: bool = <H as Handler>::SURVIVES;
 
             async fn serve(&self, call: &mut ::kernel_ipc::session::Call) -> ::kernel_ipc::session::Response {
                 let call: &::kernel_ipc::session::Call = call;

@@ -67,6 +67,9 @@ pub struct Welcome {
     pub uses: Vec<UseInfo>,
     /// The endpoints that it must provide before it is ready.
     pub provides: Vec<ProvideInfo>,
+    /// How many messages of the kinds `Heritage`, `Recovers` and `AttachPins` follow at once: what its last run left.
+    #[serde(default)]
+    pub heritage: u32,
 }
 
 /// How many regions one run may publish.
@@ -105,6 +108,20 @@ pub enum ToComponent {
         /// For people.
         reason: String,
     },
+    /// Memory under a name that the last run of this component asked to be kept. Only behind `Welcome`.
+    /// Descriptor: the memory.
+    Heritage {
+        /// Its name.
+        name: String,
+    },
+    /// A session that the last run served and that goes on; its client will resume it. Only behind `Welcome`.
+    /// Descriptor: the session's ledger.
+    Recovers(Box<Serve>),
+    /// Answers `Keep`. Descriptor: fresh memory, which every later run of this component inherits.
+    Kept {
+        /// Its name.
+        name: String,
+    },
     /// Answers `Open`. Every introduction that the session's leases need has been acknowledged before.
     /// Descriptor: the S-segment.
     Opened {
@@ -118,6 +135,8 @@ pub enum ToComponent {
         host: Incarnation,
         /// The host's entry of the status page.
         status_entry: u32,
+        /// The session goes on when its host has died.
+        survives: bool,
     },
     /// Answers `Open`: there is no session.
     OpenFailed {
@@ -126,7 +145,8 @@ pub enum ToComponent {
         /// Why.
         error: OpenError,
     },
-    /// Someone wants a session with an endpoint of yours; answer `Serving` or `Refused`. Descriptor: the C-segment.
+    /// Someone wants a session with an endpoint of yours; answer `Serving` or `Refused`. Descriptors: the C-segment; for
+    /// a session that survives and is new, fresh memory for its ledger.
     Serve(Box<Serve>),
     /// The client of this session is gone: close it, take back what that incarnation held.
     ClientGone {
@@ -136,11 +156,15 @@ pub enum ToComponent {
         client: Incarnation,
         /// The client is dead, and did not just end this session.
         died: bool,
+        /// What it holds waits for its next incarnation.
+        survives: bool,
     },
     /// The host of this session died: outstanding calls end, the S-segment is final.
     HostGone {
         /// The session that ended.
         session: SessionId,
+        /// It goes on: ask with `Open` to resume it.
+        survives: bool,
     },
     /// Make this memory your pin segment for a lender: map it, seal it, write its header, answer `PinsAdopted`.
     /// Descriptor: a fresh memfd that the keeper made.
@@ -169,8 +193,8 @@ pub enum ToComponent {
     },
     /// The lender is dead: no new pin; unmap its table and its own regions when nothing of them is pinned any more.
     LenderGone {
-        /// The lender.
-        lender: LenderId,
+        /// The lender; absent if it survives: then only its regions are gone, and `MeetLender` brings its new table.
+        lender: Option<LenderId>,
         /// The regions that it owned.
         regions: Vec<RegionId>,
     },
@@ -222,6 +246,12 @@ pub struct Serve {
     pub rights: Rights,
     /// What else narrows the root capability: `{"path": "/www"}`, `{"tcp": "127.0.0.1:8080"}`; null if nothing.
     pub attenuation: Value,
+    /// The session is one that `Recovers` announced: its client goes on with it.
+    #[serde(default)]
+    pub resumes: bool,
+    /// The incarnation before the client, if the client inherits what that one was lent.
+    #[serde(default)]
+    pub inherits: Option<Incarnation>,
 }
 
 /// From a component or guest to the supervisor.
@@ -251,6 +281,15 @@ pub enum ToSupervisor {
         endpoint: String,
         /// The interface of the service behind it; must be the manifest's.
         interface: String,
+        /// Its sessions go on in this component's next run.
+        survives: bool,
+    },
+    /// Keep memory for this component's later runs; answered by `Kept`. At most once under each name.
+    Keep {
+        /// Its name.
+        name: String,
+        /// Its length.
+        bytes: u64,
     },
     /// All endpoints are provided and everything works: dependants may start.
     Ready,
@@ -262,6 +301,9 @@ pub enum ToSupervisor {
         endpoint: String,
         /// The interface that the client speaks.
         interface: String,
+        /// The session to go on with.
+        #[serde(default)]
+        resumes: Option<SessionId>,
     },
     /// Answers `Serve`. Descriptor: the S-segment.
     Serving {
@@ -373,7 +415,9 @@ impl Message for ToComponent {
     fn descriptors(&self) -> RangeInclusive<usize> {
         match self {
             ToComponent::Welcome(_) => 2..=2,
-            ToComponent::Opened { .. } | ToComponent::Serve(_) => 1..=1,
+            ToComponent::Opened { .. } | ToComponent::Recovers(_) => 1..=1,
+            ToComponent::Heritage { .. } | ToComponent::Kept { .. } => 1..=1,
+            ToComponent::Serve(_) => 1..=2,
             ToComponent::AdoptPins { .. } | ToComponent::MeetLender { .. } => 1..=1,
             ToComponent::MeetRegion { .. } | ToComponent::AttachPins { .. } => 1..=1,
             ToComponent::Rejected { .. }
@@ -398,6 +442,7 @@ impl Message for ToSupervisor {
             | ToSupervisor::Serving { .. } => 1..=1,
             ToSupervisor::Hello { .. }
             | ToSupervisor::Provides { .. }
+            | ToSupervisor::Keep { .. }
             | ToSupervisor::Ready
             | ToSupervisor::Refused { .. }
             | ToSupervisor::Close { .. }

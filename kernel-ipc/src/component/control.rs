@@ -23,6 +23,7 @@ pub(super) async fn listen(cx: Context) {
                 cx.0.lost.happen();
                 cx.0.asked.borrow_mut().clear();
                 cx.0.publishing.borrow_mut().clear();
+                cx.0.keeping.borrow_mut().clear();
                 return;
             }
         }
@@ -42,26 +43,41 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
     // The channel has checked the number of descriptors.
     let mut descriptor = || given.next().expect("as many descriptors as the message has");
     match message {
-        ToComponent::Opened { request, session, epoch, host, .. } => {
-            opening::opened(cx, request, session, epoch, host, descriptor());
+        ToComponent::Opened { request, session, epoch, host, survives, .. } => {
+            let opened = opening::Opened { session, epoch, host, survives };
+            opening::opened(cx, request, opened, descriptor());
         }
         ToComponent::OpenFailed { request, error } => opening::failed(cx, request, error),
         ToComponent::Serve(serve) => {
-            spawn(endpoint::serve(cx.clone(), *serve, descriptor()));
+            let segment = descriptor();
+            spawn(endpoint::serve(cx.clone(), *serve, segment, given.next()));
         }
-        ToComponent::ClientGone { session, client, died } => {
+        ToComponent::ClientGone { session, client, died, survives } => {
             let ended = cx.0.hosted.borrow_mut().remove(&session);
-            if let Some(ended) = ended {
-                ended.close();
+            cx.0.survival.sessions.borrow_mut().remove(&session);
+            match ended {
+                Some(ended) if survives => ended.abandon(),
+                Some(ended) => ended.close(),
+                None => {}
             }
-            if died && let Some(lender) = &*cx.0.lender.borrow() {
+            if died
+                && !survives
+                && let Some(lender) = &*cx.0.lender.borrow()
+            {
                 lender.borrow_mut().take_back_all(client);
             }
         }
-        ToComponent::HostGone { session } => {
-            let ended = cx.0.used.borrow_mut().remove(&session).map(|(ended, _)| ended);
+        ToComponent::HostGone { session, survives: true } => opening::suspended(cx, session),
+        ToComponent::HostGone { session, survives: false } => {
+            let ended = cx.0.used.borrow_mut().remove(&session);
             if let Some(ended) = ended {
-                ended.host_died();
+                ended.session.host_died();
+            }
+        }
+        ToComponent::Kept { name } => {
+            let memory = descriptor();
+            if let Some(answer) = cx.0.keeping.borrow_mut().remove(&name) {
+                let _ = answer.give(memory);
             }
         }
         ToComponent::AdoptPins { lender, capacity } => {
@@ -101,7 +117,10 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
             cx.send(&ToSupervisor::Counters { request, counters: cx.0.counters.values() }, &[]);
         }
         ToComponent::Stop => cx.0.stop.happen(),
-        ToComponent::Welcome(_) | ToComponent::Rejected { .. } => {
+        ToComponent::Welcome(_)
+        | ToComponent::Rejected { .. }
+        | ToComponent::Heritage { .. }
+        | ToComponent::Recovers(_) => {
             tracing::warn!("the supervisor greets twice");
         }
     }

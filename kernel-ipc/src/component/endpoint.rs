@@ -7,11 +7,12 @@ use std::rc::Rc;
 
 use super::Context;
 use crate::broker::{Serve, ToSupervisor};
-use crate::session::{Grant, HostSession, Service, SessionInfo};
+use crate::session::{Grant, HostSession, Ledgers, Service, SessionInfo};
 
 /// Opens the host's end of a session.
 pub(super) trait Endpoint {
-    fn open(self: Rc<Self>, cx: Context, serve: Serve, segment: OwnedFd) -> Opening;
+    /// `ledger` is fresh memory for a session that survives.
+    fn open(self: Rc<Self>, cx: Context, serve: Serve, segment: OwnedFd, ledger: Option<OwnedFd>) -> Opening;
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<HostSession, String>>>>;
@@ -27,29 +28,51 @@ where
     S: Service,
     F: AsyncFn(&SessionInfo) -> Result<Grant, String> + 'static,
 {
-    fn open(self: Rc<Self>, cx: Context, serve: Serve, segment: OwnedFd) -> Opening {
+    fn open(self: Rc<Self>, cx: Context, serve: Serve, segment: OwnedFd, ledger: Option<OwnedFd>) -> Opening {
         Box::pin(async move {
-            let info = SessionInfo {
-                id: serve.session,
-                epoch: serve.epoch,
-                client: serve.client,
-                client_name: serve.client_name,
-                attenuation: serve.attenuation,
-            };
+            let (info, lender, service) = (info(&serve), cx.lender(), self.service.clone());
+            let component = cx.0.survival.records.borrow().clone();
+            if serve.resumes {
+                let heritage = cx.0.survival.sessions.borrow_mut().remove(&serve.session);
+                let heritage = heritage.ok_or("the session cannot go on")?;
+                return HostSession::go_on(segment, heritage, service, info, Some(lender), component)
+                    .map_err(|error| error.to_string());
+            }
             let mut root = (self.root)(&info).await?;
             root.rights &= serve.rights;
-            HostSession::start(segment, root, self.service.clone(), info, Some(cx.lender()))
-                .map_err(|error| error.to_string())
+            let host = match ledger {
+                Some(session) => {
+                    let ledgers = Ledgers { session, component };
+                    HostSession::start_surviving(segment, root, service, info, Some(lender.clone()), ledgers)
+                }
+                None => HostSession::start(segment, root, service, info, Some(lender.clone())),
+            };
+            let host = host.map_err(|error| error.to_string())?;
+            if let Some(dead) = serve.inherits {
+                host.holds(&lender.borrow_mut().inherit(dead, serve.client));
+            }
+            Ok(host)
         })
     }
 }
 
+/// What the two ends know of a session.
+pub(super) fn info(serve: &Serve) -> SessionInfo {
+    SessionInfo {
+        id: serve.session,
+        epoch: serve.epoch,
+        client: serve.client,
+        client_name: serve.client_name.clone(),
+        attenuation: serve.attenuation.clone(),
+    }
+}
+
 /// Answers the supervisor's wish for a session.
-pub(super) async fn serve(cx: Context, serve: Serve, segment: OwnedFd) {
+pub(super) async fn serve(cx: Context, serve: Serve, segment: OwnedFd, ledger: Option<OwnedFd>) {
     let id = serve.session;
     let endpoint = cx.0.endpoints.borrow().get(&serve.endpoint).cloned();
     let opened = match endpoint {
-        Some(endpoint) => endpoint.open(cx.clone(), serve, segment).await,
+        Some(endpoint) => endpoint.open(cx.clone(), serve, segment, ledger).await,
         None => Err("no such endpoint is provided".to_owned()),
     };
     match opened {

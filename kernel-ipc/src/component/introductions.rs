@@ -58,6 +58,11 @@ impl Introductions {
         table: OwnedFd,
         status: Option<StatusWord>,
     ) -> io::Result<()> {
+        // A lender that survived has a new table; pins and regions are what they were.
+        let known = self.mapper.borrow_mut().reintroduce(lender, epoch, &table, status.clone())?;
+        if self.holder.borrow_mut().reintroduce(lender, epoch, &table, status.clone())? || known {
+            return Ok(());
+        }
         let for_kernel = match self.pins.borrow_mut().remove(&lender) {
             Some(pins) => Some((pins, SegmentReader::open(table.try_clone()?, 1)?)),
             None => None,
@@ -82,17 +87,20 @@ impl Introductions {
         Ok(())
     }
 
-    /// Forgets a dead lender and the regions that it owned. What is pinned of them stays mapped until it is unpinned.
-    pub(super) fn lender_gone(&self, lender: LenderId, gone: &[RegionId]) {
-        self.pins.borrow_mut().remove(&lender);
-        self.mapper.borrow_mut().retire(lender);
-        self.holder.borrow_mut().retire(lender);
+    /// Forgets a dead lender, if it does not survive, and the regions that it owned. What is pinned of them stays mapped
+    /// until it is unpinned.
+    pub(super) fn lender_gone(&self, lender: Option<LenderId>, gone: &[RegionId]) {
+        if let Some(lender) = lender {
+            self.pins.borrow_mut().remove(&lender);
+            self.mapper.borrow_mut().retire(lender);
+            self.holder.borrow_mut().retire(lender);
+        }
         for &region in gone {
             self.mapper.borrow_mut().remove_region(region);
             self.holder.borrow_mut().remove_region(region);
         }
         self.regions.borrow_mut().retain(|region, (_, lenders)| {
-            lenders.retain(|&known| known != lender);
+            lenders.retain(|&known| Some(known) != lender);
             !lenders.is_empty() && !gone.contains(region)
         });
     }
@@ -106,8 +114,18 @@ pub(super) fn attach_pins(
     pins: OwnedFd,
     status: Option<StatusWord>,
 ) -> io::Result<()> {
+    attach(&mut lender.borrow_mut(), mapper, epoch, pins, status)
+}
+
+/// The same, for a lender that nobody has yet.
+pub(super) fn attach(
+    lender: &mut Lender,
+    mapper: Incarnation,
+    epoch: Epoch,
+    pins: OwnedFd,
+    status: Option<StatusWord>,
+) -> io::Result<()> {
     let pins = SegmentReader::open(pins, 1)?;
-    let mut lender = lender.borrow_mut();
     match status {
         Some(status) => lender.attach_pins_until_fenced(mapper, epoch, pins, status)?,
         None => lender.attach_pins(mapper, epoch, pins)?,

@@ -24,6 +24,7 @@
 mod connection;
 mod control;
 mod endpoint;
+mod heritage;
 mod introductions;
 mod opening;
 mod start;
@@ -46,6 +47,7 @@ use introductions::Introductions;
 use waits::Event;
 
 pub use connection::{Connection, Reopen};
+pub use heritage::Survived;
 pub use start::run;
 
 /// What ends a component. Its text goes to the component's log and to whoever waits for it to start.
@@ -171,8 +173,13 @@ struct Inner {
     /// Sessions that this component serves.
     hosted: RefCell<HashMap<SessionId, HostSession>>,
     /// Sessions that it has opened.
-    /// With the incarnation that serves each.
-    used: RefCell<HashMap<SessionId, (ClientSession, Incarnation)>>,
+    used: RefCell<HashMap<SessionId, opening::Used>>,
+    /// What the last run left, until it is looked at.
+    left: RefCell<heritage::Left>,
+    /// What the next run will go on from.
+    survival: heritage::Survival,
+    /// Memory that was asked to be kept.
+    keeping: RefCell<HashMap<String, waits::Answer<std::os::fd::OwnedFd>>>,
     /// Sessions that it has asked for, by request.
     asked: RefCell<HashMap<u64, opening::Asked>>,
     /// Regions whose introduction is awaited.
@@ -263,7 +270,9 @@ impl Context {
             return Err(ContextError::UnknownEndpoint(format!("{name} of {interface}")));
         }
         self.0.endpoints.borrow_mut().insert(name.to_owned(), Rc::new(endpoint::Provided { service, root }));
-        self.send(&ToSupervisor::Provides { endpoint: name.to_owned(), interface: interface.to_owned() }, &[]);
+        let survives = S::SURVIVES && self.0.survival.records.borrow().is_some();
+        let message = ToSupervisor::Provides { endpoint: name.to_owned(), interface: interface.to_owned(), survives };
+        self.send(&message, &[]);
         Ok(())
     }
 
@@ -297,19 +306,24 @@ impl Context {
     /// # Panics
     /// If the kernel refuses the table's memory.
     pub fn lender(&self) -> Rc<RefCell<Lender>> {
-        let mut lender = self.0.lender.borrow_mut();
-        let lender = lender.get_or_insert_with(|| {
+        let known = self.0.lender.borrow().clone();
+        known.unwrap_or_else(|| {
             let Welcome { lender, epoch, .. } = self.0.welcome;
-            let lender = Lender::new(lender, epoch, LEASES).expect("a table of 65,536 entries is mapped lazily");
-            self.send(&ToSupervisor::Lends { capacity: LEASES }, &[lender.table_fd()]);
-            Rc::new(RefCell::new(lender))
-        });
-        lender.clone()
+            self.lends(Lender::new(lender, epoch, LEASES).expect("a table of 65,536 entries is mapped lazily"))
+        })
+    }
+
+    /// Publishes this run's table.
+    fn lends(&self, lender: Lender) -> Rc<RefCell<Lender>> {
+        self.send(&ToSupervisor::Lends { capacity: LEASES }, &[lender.table_fd()]);
+        let lender = Rc::new(RefCell::new(lender));
+        self.0.lender.replace(Some(lender.clone()));
+        lender
     }
 
     /// Who serves a session that this run opened: the holder of what is lent to it. `None` once that one has died.
     pub fn host_of(&self, session: &ClientSession) -> Option<Incarnation> {
-        self.0.used.borrow().get(&session.id()).map(|(_, host)| *host)
+        self.0.used.borrow().get(&session.id()).map(|used| used.host)
     }
 
     /// What this run may give to the kernel of its peers' leases. The supervisor's introductions arrive in it by

@@ -7,6 +7,7 @@ use super::connection::Connection;
 use super::waits::{Answer, question};
 use super::{ConnectError, Context, Inner};
 use crate::broker::{OpenError, ToSupervisor};
+use crate::runtime;
 use crate::session::{ClientSession, Offer};
 use crate::wire::Shape;
 use crate::{Cause, Epoch, Executed, Failure, Incarnation, SessionId};
@@ -14,8 +15,28 @@ use crate::{Cause, Epoch, Executed, Failure, Incarnation, SessionId};
 /// A session that was asked for.
 pub(super) struct Asked {
     name: String,
+    interface: String,
     offer: Offer,
+    /// The session to go on with.
+    resumes: Option<ClientSession>,
     answer: Answer<Result<ClientSession, ConnectError>>,
+}
+
+/// A session that is open, or suspended.
+pub(super) struct Used {
+    pub(super) session: ClientSession,
+    /// Who serves it.
+    pub(super) host: Incarnation,
+    name: String,
+    interface: String,
+}
+
+/// What the supervisor says of an opened session.
+pub(super) struct Opened {
+    pub(super) session: SessionId,
+    pub(super) epoch: Epoch,
+    pub(super) host: Incarnation,
+    pub(super) survives: bool,
 }
 
 /// See [`Context::connection`].
@@ -43,11 +64,52 @@ async fn reopen(weak: Weak<Inner>, name: &str, interface: &str) -> Result<Client
 
 async fn open(cx: &Context, name: &str, interface: &str) -> Result<ClientSession, ConnectError> {
     let offer = Offer::new(Shape::default()).map_err(ConnectError::Io)?;
+    ask(cx, name, interface, offer, None).await
+}
+
+/// The host of a session has died, and the session goes on.
+pub(super) fn suspended(cx: &Context, id: SessionId) {
+    let used = cx.0.used.borrow();
+    let Some(Used { session, name, interface, .. }) = used.get(&id) else { return };
+    session.suspend();
+    let (weak, session) = (std::rc::Rc::downgrade(&cx.0), session.clone());
+    let (name, interface) = (name.clone(), interface.clone());
+    runtime::spawn(async move {
+        let resumed = match (weak.upgrade(), session.offer()) {
+            (Some(inner), Ok(offer)) => {
+                ask(&Context(inner), &name, &interface, offer, Some(session.clone())).await.map(drop)
+            }
+            (_, Err(error)) => Err(ConnectError::Io(error)),
+            (None, _) => return,
+        };
+        if let Err(error) = resumed {
+            tracing::warn!("a session with {name} does not go on: {error}");
+            session.give_up();
+            if let Some(inner) = weak.upgrade() {
+                inner.used.borrow_mut().remove(&id);
+            }
+        }
+    });
+}
+
+async fn ask(
+    cx: &Context,
+    name: &str,
+    interface: &str,
+    offer: Offer,
+    resumes: Option<ClientSession>,
+) -> Result<ClientSession, ConnectError> {
     let request = cx.0.next_request.replace(cx.0.next_request.get() + 1);
     let (opened, answer) = question();
-    let message = ToSupervisor::Open { request, endpoint: name.to_owned(), interface: interface.to_owned() };
+    let message = ToSupervisor::Open {
+        request,
+        endpoint: name.to_owned(),
+        interface: interface.to_owned(),
+        resumes: resumes.as_ref().map(ClientSession::id),
+    };
     let segment = offer.fd().try_clone_to_owned().map_err(ConnectError::Io)?;
-    cx.0.asked.borrow_mut().insert(request, Asked { name: name.to_owned(), offer, answer });
+    let asked = Asked { name: name.to_owned(), interface: interface.to_owned(), offer, resumes, answer };
+    cx.0.asked.borrow_mut().insert(request, asked);
     if cx.0.lost.has_happened() {
         cx.0.asked.borrow_mut().remove(&request);
     } else {
@@ -62,26 +124,32 @@ async fn open(cx: &Context, name: &str, interface: &str) -> Result<ClientSession
 
 /// The supervisor brings the host's segment. In the control socket's order, so that news of the host's death that comes
 /// right behind finds the session.
-pub(super) fn opened(cx: &Context, request: u64, id: SessionId, epoch: Epoch, host: Incarnation, segment: OwnedFd) {
+pub(super) fn opened(cx: &Context, request: u64, opened: Opened, segment: OwnedFd) {
+    let Opened { session: id, epoch, host, survives } = opened;
     let Some(asked) = cx.0.asked.borrow_mut().remove(&request) else {
         tracing::warn!("a session that nobody asked for");
         return;
     };
-    let result = asked.offer.open(segment, id, epoch);
+    let Asked { name, interface, offer, resumes, answer } = asked;
+    let result = match resumes {
+        Some(session) => session.resume(offer, segment, epoch).map(|()| session),
+        None if survives => offer.open_surviving(segment, id, epoch),
+        None => offer.open(segment, id, epoch),
+    };
     let answer = match result {
         Ok(session) => {
-            cx.0.used.borrow_mut().insert(id, (session.clone(), host));
-            asked.answer.give(Ok(session))
+            cx.0.used.borrow_mut().insert(id, Used { session: session.clone(), host, name, interface });
+            answer.give(Ok(session))
         }
         Err(error) => {
             let violation = Some(error.to_string());
             cx.send(&ToSupervisor::Close { session: id, violation }, &[]);
-            asked.answer.give(Err(ConnectError::Io(std::io::Error::other(error.to_string()))))
+            answer.give(Err(ConnectError::Io(std::io::Error::other(error.to_string()))))
         }
     };
     if answer.is_err() {
         // Whoever asked no longer waits: nobody will use it.
-        if let Some((session, _)) = cx.0.used.borrow_mut().remove(&id) {
+        if let Some(Used { session, .. }) = cx.0.used.borrow_mut().remove(&id) {
             session.close();
             cx.send(&ToSupervisor::Close { session: id, violation: None }, &[]);
         }

@@ -14,6 +14,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
+use super::heritage::{Left, Pins, Survival};
 use super::introductions::Introductions;
 use super::waits::Event;
 use super::{Context, ContextError, Counters, Error, Inner, control};
@@ -51,6 +52,7 @@ where
     let terminate = SignalFd::with_flags(&terminate, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
     let (channel, welcome, status, fence) = greet(socket, "")?;
+    let left = inherit(&channel, welcome.heritage)?;
     let mut name = welcome.name.clone();
     name.truncate(15);
     if let Ok(name) = std::ffi::CString::new(name) {
@@ -58,6 +60,7 @@ where
     }
     let runtime = Runtime::new(Options { fence: Some(fence), ..Options::default() })?;
     let context = Context::new(channel, welcome, status);
+    context.0.left.replace(left);
     let words = last_words();
     let program = async {
         spawn(control::listen(context.clone()));
@@ -136,6 +139,26 @@ fn greet(socket: OwnedFd, program: &str) -> Result<(Channel, Welcome, StatusRead
     }
 }
 
+/// What the last run left, which comes right behind the greeting.
+fn inherit(channel: &Channel, messages: u32) -> Result<Left, ContextError> {
+    let mut left = Left::default();
+    for _ in 0..messages {
+        let (message, given) =
+            channel.receive_blocking().map_err(|error| ContextError::Supervisor(error.to_string()))?;
+        // The channel has checked the number of descriptors.
+        let memory = given.into_iter().next();
+        match (message, memory) {
+            (ToComponent::Heritage { name }, Some(memory)) => drop(left.memory.insert(name, memory)),
+            (ToComponent::Recovers(serve), Some(memory)) => left.sessions.push((*serve, memory)),
+            (ToComponent::AttachPins { mapper, epoch, status_entry }, Some(memory)) => {
+                left.pins.push(Pins { mapper, epoch, status_entry, memory });
+            }
+            _ => return Err(ContextError::Supervisor("it does not say what the last run left".into())),
+        }
+    }
+    Ok(left)
+}
+
 impl Context {
     fn new(channel: Channel, welcome: Welcome, status: StatusReader) -> Context {
         Context(Rc::new(Inner {
@@ -148,6 +171,9 @@ impl Context {
             used: RefCell::new(HashMap::new()),
             asked: RefCell::new(HashMap::new()),
             publishing: RefCell::new(HashMap::new()),
+            left: RefCell::default(),
+            survival: Survival::default(),
+            keeping: RefCell::default(),
             next_request: Cell::new(1),
             next_region: Cell::new(0),
             lender: RefCell::new(None),

@@ -4,6 +4,7 @@
 //! * Most holders do not map at all: they name leases to others. This is for those who verify, parse or store bytes.
 
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use super::pins::BadSegment;
@@ -43,6 +44,27 @@ impl Holder {
         self.retire(lender);
         self.lenders.push(view);
         Ok(())
+    }
+
+    /// A known lender has a new epoch: its table is another one, its regions are the same. `false`: the lender is unknown.
+    ///
+    /// # Errors
+    /// [`BadSegment`] if the table is not what the broker said. Nothing changed.
+    pub fn reintroduce(
+        &mut self,
+        lender: LenderId,
+        epoch: Epoch,
+        table: &OwnedFd,
+        status: Option<StatusWord>,
+    ) -> std::io::Result<bool> {
+        let Some(known) = self.lenders.iter_mut().find(|view| view.lender == lender) else { return Ok(false) };
+        *known = known.of_next_epoch(epoch, table, status)?;
+        Ok(true)
+    }
+
+    /// What a lender's table says that this holder has now.
+    pub fn held(&self, lender: LenderId) -> Vec<LeaseName> {
+        self.find(lender).map(|view| view.held_by(self.me)).unwrap_or_default()
     }
 
     /// Adds a region from which a known lender may lend. `false`: the lender is unknown.

@@ -5,7 +5,9 @@
 //!   as far as the lease's holder is the peer of the session that named it.
 //! * A pin lives until the kernel has let go: for a zero-copy send that is its notification, not its completion.
 
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use super::pins::{BadSegment, PinSegment};
@@ -14,6 +16,7 @@ use super::region::RegionReader;
 use super::status::StatusWord;
 use super::view::{StaleLease, View};
 use crate::id::{Epoch, Incarnation, LenderId, RegionId};
+use crate::runtime::Changes;
 use crate::sys::segment::SegmentReader;
 use crate::wire::LeaseName;
 
@@ -22,11 +25,33 @@ use crate::wire::LeaseName;
 pub struct Mapper {
     // A handful: a search through a vector is faster than hashing.
     lenders: Vec<Rc<Introduced>>,
+    changed: Rc<Changes>,
 }
 
 struct Introduced {
     view: Rc<View>,
-    pins: PinSegment,
+    pins: Rc<PinSegment>,
+    /// The same lender's next epoch, once it is introduced.
+    next: RefCell<Option<Rc<Introduced>>>,
+    /// The lender is gone for good.
+    retired: Cell<bool>,
+}
+
+impl Introduced {
+    fn new(view: Rc<View>, pins: Rc<PinSegment>) -> Rc<Introduced> {
+        Rc::new(Introduced { view, pins, next: RefCell::new(None), retired: Cell::new(false) })
+    }
+}
+
+/// Whether bytes of a pinned lease may be submitted once more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Liveness {
+    /// They may.
+    Live,
+    /// The lender is between two epochs: [`Mapper::changes`] tells when to ask again.
+    Waiting,
+    /// The lease was taken back, or its lender is gone for good.
+    Ended,
 }
 
 impl Mapper {
@@ -57,8 +82,43 @@ impl Mapper {
         }
         // Pins taken through an older introduction keep it alive until they are dropped.
         self.retire(lender);
-        self.lenders.push(Rc::new(Introduced { view, pins }));
+        self.lenders.push(Introduced::new(view, Rc::new(pins)));
         Ok(())
+    }
+
+    /// A known lender has a new epoch: its table is another one, its regions and the pins of its leases are the same.
+    /// `false`: the lender is unknown.
+    ///
+    /// # Errors
+    /// [`BadSegment`] if the table is not what the broker said. Nothing changed.
+    pub fn reintroduce(
+        &mut self,
+        lender: LenderId,
+        epoch: Epoch,
+        table: &OwnedFd,
+        status: Option<StatusWord>,
+    ) -> std::io::Result<bool> {
+        let Some(known) = self.lenders.iter_mut().find(|known| known.view.lender == lender) else { return Ok(false) };
+        let view = known.view.of_next_epoch(epoch, table, status)?;
+        if known.pins.capacity() < view.capacity() {
+            return Err(BadSegment("the new table is larger than the pin segment").into());
+        }
+        // Pins taken through the old table go on, and count in the same segment.
+        let next = Introduced::new(view, known.pins.clone());
+        known.next.replace(Some(next.clone()));
+        *known = next;
+        self.changed.happen();
+        Ok(true)
+    }
+
+    /// Whether a known lender is between two epochs: what is named of it has to wait.
+    pub fn is_between_epochs(&self, lender: LenderId) -> bool {
+        self.find(lender).is_some_and(|known| !known.view.lender_lives())
+    }
+
+    /// Tells when some lender has a new table: for a send that met a lender between its epochs.
+    pub fn changes(&self) -> Rc<Changes> {
+        self.changed.clone()
     }
 
     /// Adds a region from which a known lender may lend: its upstream has a new epoch. `false`: the lender is unknown.
@@ -75,7 +135,10 @@ impl Mapper {
 
     /// Forgets a lender, which is gone for good. Pins of its leases go on.
     pub fn retire(&mut self, lender: LenderId) {
-        self.lenders.retain(|known| known.view.lender != lender);
+        for known in self.lenders.extract_if(.., |known| known.view.lender == lender) {
+            known.retired.set(true);
+        }
+        self.changed.happen();
     }
 
     /// N0 to N6: pins the lease that `holder` named and returns the bytes `range` of it, for the kernel.
@@ -117,10 +180,27 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// N7: whether the lease is still live, asked before each *further* submission of the same bytes. If not, the
-    /// connection is reset: what was submitted already may finish, nothing new may start.
-    pub fn still_live(&self) -> bool {
-        protocol::unchanged(self.known.view.table(), self.index, self.generation) && self.known.view.lender_lives()
+    /// N7: asked before each *further* submission of the same bytes. When it has ended, the connection is reset: what was
+    /// submitted already may finish, nothing new may start.
+    ///
+    /// It is asked of the lender's present epoch: a pin holds in every epoch, and a lender that survives lends on.
+    pub fn liveness(&self) -> Liveness {
+        let mut known = self.known.clone();
+        loop {
+            let next = known.next.borrow().clone();
+            match next {
+                Some(next) => known = next,
+                None => break,
+            }
+        }
+        let unchanged = protocol::unchanged(known.view.table(), self.index, self.generation);
+        if known.retired.get() || (!unchanged && known.view.lender_lives()) {
+            Liveness::Ended
+        } else if known.view.lender_lives() {
+            Liveness::Live
+        } else {
+            Liveness::Waiting
+        }
     }
 
     /// How long it is, in bytes.

@@ -88,6 +88,13 @@ pub fn look(table: &impl Memory, index: u32, generation: u32) -> Option<Fields> 
     })
 }
 
+/// The generation of the live lease at `index`, if there is one.
+pub fn generation(table: &impl Memory, index: u32) -> Option<u32> {
+    let found = table.load_u64(entry_at(index) + entry::WORD, Relaxed);
+    let generation = (found >> 32) as u32;
+    (found == word(generation, true)).then_some(generation)
+}
+
 /// N5: whether the lease is still the one that [`look`] saw, all of its word. A fence comes before.
 pub fn unchanged(table: &impl Memory, index: u32, generation: u32) -> bool {
     table.load_u64(entry_at(index) + entry::WORD, Relaxed) == word(generation, true)

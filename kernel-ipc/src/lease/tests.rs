@@ -32,7 +32,7 @@ fn a_pinned_lease_is_dying_until_the_kernel_has_let_go() {
     let twice = world.mapper.pin(&name, ALICE, 0..1).expect("live");
 
     assert_eq!(world.lender.release(ALICE, name.index, name.generation), Ok(Ended::Dying));
-    assert!(!pinned.still_live(), "nothing more may be submitted");
+    assert_eq!(pinned.liveness(), Liveness::Ended, "nothing more may be submitted");
     assert_eq!((world.lender.dying(), world.lender.reclaim()), (1, 0));
     drop(pinned);
     assert_eq!(world.lender.reclaim(), 0, "one pin is left");
@@ -122,7 +122,7 @@ fn a_dead_lenders_table_lends_nothing_whatever_it_says() {
     let held = world.holder(ALICE).hold(&name).expect("live");
     assert!(world.page.died(LENDER_LINE));
     assert_eq!(world.mapper.pin(&name, ALICE, 0..1).err(), Some(StaleLease::LenderGone));
-    assert!(!pinned.still_live());
+    assert_ne!(pinned.liveness(), Liveness::Live);
     assert_eq!(held.copy_out(0, &mut [0; 16]), Err(StaleLease::LenderGone));
     // Its next epoch lives, and this table is still not that epoch's.
     assert!(world.page.lives(LENDER_LINE, Epoch(EPOCH.get() + 1)));

@@ -1,6 +1,7 @@
 //! A lender's table and regions, as somebody who uses its leases sees them.
 
 use std::cell::RefCell;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -102,6 +103,30 @@ impl View {
             readers.push(region.clone());
         }
         Ok(Rc::new(Self { lender, epoch, table, capacity, status, regions: RefCell::new(readers) }))
+    }
+
+    /// The same lender's table of another epoch, with the same regions.
+    pub(super) fn of_next_epoch(
+        &self,
+        epoch: Epoch,
+        table: &OwnedFd,
+        status: Option<StatusWord>,
+    ) -> std::io::Result<Rc<Self>> {
+        let table = SegmentReader::open(table.try_clone()?, 1)?;
+        let next = Self::check(self.lender, epoch, table, &[], status)?;
+        next.regions.replace(self.regions.borrow().clone());
+        Ok(next)
+    }
+
+    /// The names of all live leases of a holder.
+    pub(super) fn held_by(&self, holder: Incarnation) -> Vec<LeaseName> {
+        let lease = |index| {
+            let generation = protocol::generation(&self.table, index)?;
+            let fields = protocol::look(&self.table, index, generation)?;
+            let name = LeaseName { lender: self.lender, index, generation, length: fields.length };
+            (fields.holder == holder.get()).then_some(name)
+        };
+        (0..self.capacity).filter_map(lease).collect()
     }
 
     pub(super) fn capacity(&self) -> u32 {

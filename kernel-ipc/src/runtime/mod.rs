@@ -25,7 +25,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-pub use self::signal::Signal;
+pub use self::signal::{Changes, Signal};
 pub use self::source::{Sleep, Source, SourceGuard, register};
 pub use self::tasks::{Cancelled, JoinHandle};
 pub use crate::sys::calls::{SystemCalls, made as system_calls};

@@ -1,7 +1,7 @@
-//! A flag that one task waits for and others raise.
+//! What tasks of one thread tell each other: a flag for one waiter, changes for any number of them.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::task::{Poll, Waker};
 
 /// Raised at most once for any number of [`Signal::raise`]s before the wait. One task waits at a time.
@@ -33,5 +33,37 @@ impl Signal {
             Poll::Pending
         })
         .await;
+    }
+}
+
+/// Something that changes again and again; whoever waits goes on at the next change.
+#[derive(Debug, Default)]
+pub struct Changes {
+    count: Cell<u64>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl Changes {
+    /// It has changed.
+    pub fn happen(&self) {
+        self.count.set(self.count.get() + 1);
+        for waker in self.waiting.take() {
+            waker.wake();
+        }
+    }
+
+    /// Waits for a change after this call.
+    pub fn next(&self) -> impl Future<Output = ()> + '_ {
+        let seen = self.count.get();
+        poll_fn(move |context| {
+            if self.count.get() != seen {
+                return Poll::Ready(());
+            }
+            let mut waiting = self.waiting.borrow_mut();
+            if !waiting.iter().any(|known| known.will_wake(context.waker())) {
+                waiting.push(context.waker().clone());
+            }
+            Poll::Pending
+        })
     }
 }

@@ -171,6 +171,10 @@ pub trait Service: 'static {
     /// The interface: checked before [`serve`](Self::serve) is called.
     const INTERFACE: &'static Description;
 
+    /// Whether sessions go on in the host's next incarnation ([`HostSession::go_on`]). The state of a host that says so is
+    /// in ledgers and on disk: a repeated reply would promise an effect that is gone otherwise (R1).
+    const SURVIVES: bool = false;
+
     /// Serves one call. Runs on the session's thread; many calls are in progress at once, at most one per slot. The
     /// future always runs to its end, also when the caller is gone; [`Call::until_cancelled`] tells.
     fn serve(&self, call: &mut Call) -> impl Future<Output = Response>;

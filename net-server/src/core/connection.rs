@@ -4,6 +4,7 @@
 //!   send leaves is sent next.
 //! * Nothing of a send is forgotten: each accepted send ends in exactly one `Released`, and `Closed` comes after all of them.
 //! * Before pages are submitted again after a short send, their lease must still be live; else the connection is reset.
+//!   While their lender is between two epochs they wait.
 //! * Receiving stops while [`RECEIVE_WINDOW`] bytes wait to be consumed, or the client's event queue is full.
 //! * An orderly end sends everything, shuts the sending side, discards what the peer still says until its end of stream (else
 //!   the kernel would answer with a reset that destroys the last bytes on their way), and closes.
@@ -12,6 +13,8 @@
 
 use std::collections::VecDeque;
 use std::time::Duration;
+
+use kernel_ipc::lease::Liveness;
 
 use protocol::net::{RECEIVE_WINDOW, Reason, Released, SendError, SendFlags};
 
@@ -26,8 +29,8 @@ pub trait Chunk: Clone {
     fn advance(&mut self, bytes: usize);
     /// Leased pages, and not copied bytes.
     fn is_pages(&self) -> bool;
-    /// The lease can still be read (true for copied bytes).
-    fn is_live(&self) -> bool;
+    /// Whether the lease can still be read (copied bytes can).
+    fn liveness(&self) -> Liveness;
 }
 
 /// What bounds a connection.
@@ -309,7 +312,10 @@ impl<C: Chunk> Connection<C> {
         self.settle(events);
         let at = self.outgoing.iter().position(|outgoing| !outgoing.sent)?;
         let outgoing = self.outgoing.get_mut(at)?;
-        if !outgoing.chunks.iter().all(Chunk::is_live) {
+        if outgoing.chunks.iter().any(|chunk| chunk.liveness() == Liveness::Waiting) {
+            return None;
+        }
+        if outgoing.chunks.iter().any(|chunk| chunk.liveness() == Liveness::Ended) {
             self.abort(Reason::StaleLease, events);
             self.settle(events);
             return None;

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use kernel_ipc::lease::Pinned;
+use kernel_ipc::lease::{Liveness, Pinned};
 
 use crate::core::connection::Chunk;
 
@@ -42,10 +42,10 @@ impl Chunk for Bytes {
         matches!(self, Bytes::Pages { .. })
     }
 
-    fn is_live(&self) -> bool {
+    fn liveness(&self) -> Liveness {
         match self {
-            Bytes::Header { .. } => true,
-            Bytes::Pages { pinned, .. } => pinned.still_live(),
+            Bytes::Header { .. } => Liveness::Live,
+            Bytes::Pages { pinned, .. } => pinned.liveness(),
         }
     }
 }

@@ -100,6 +100,11 @@ impl Connection {
         self.incoming.raise();
     }
 
+    /// A lender has a new epoch.
+    pub(crate) fn send_again(&self) {
+        self.outgoing.raise();
+    }
+
     /// The client takes its events again.
     pub(crate) fn receive_again(&self) {
         self.incoming.raise();

@@ -219,6 +219,13 @@ impl Session {
 
     /// Starts the session's clock work, if it does not run: one task that looks at the connections which have something to
     /// watch, and ends when there is none.
+    /// A lender has a new epoch: what waited for it may be sent.
+    pub(crate) fn send_again(&self) {
+        for connection in self.connections.borrow().values() {
+            connection.send_again();
+        }
+    }
+
     pub(crate) fn watch_time(self: &Rc<Self>) {
         if self.ticking.replace(true) {
             return;

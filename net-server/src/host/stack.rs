@@ -2,12 +2,13 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::rc::Rc;
-use std::time::Duration;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
 
 use kernel_ipc::component::Counters;
 use kernel_ipc::interface::{Granted, LeasePart, NewCap, Object};
 use kernel_ipc::lease::Mapper;
+use kernel_ipc::runtime::{self, Changes};
 use kernel_ipc::session::{Call, SessionInfo};
 use kernel_ipc::{CallError, Rights, SessionId};
 use protocol::net::{self, CloseError, EventBatch, EventsError, ListenError, SendError, SendFlags};
@@ -21,6 +22,9 @@ use crate::core::events::Occurrence;
 const BATCH_BYTES: usize = 3840;
 /// Connections in one answer: as many as a message has capabilities.
 const MAX_ACCEPTED: usize = kernel_ipc::wire::MAX_CAPABILITIES;
+
+/// How long a send waits for a lender that is between two epochs.
+const LENDER_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What bounds each session.
 #[derive(Clone, Copy, Debug)]
@@ -53,13 +57,29 @@ pub struct Stack {
     options: Options,
     mapper: Rc<RefCell<Mapper>>,
     counters: Rc<Counters>,
-    sessions: RefCell<HashMap<SessionId, Rc<Session>>>,
+    sessions: Rc<Sessions>,
 }
 
 impl Stack {
     /// A stack without sessions. `mapper` must know the lenders whose leases the clients will name.
     pub fn new(options: Options, mapper: Rc<RefCell<Mapper>>, counters: Rc<Counters>) -> Stack {
-        Stack { options, mapper, counters, sessions: RefCell::default() }
+        let sessions = Rc::new(RefCell::default());
+        drop(runtime::spawn(follow(Rc::downgrade(&sessions), mapper.borrow().changes())));
+        Stack { options, mapper, counters, sessions }
+    }
+
+    /// Waits while a lender of these pages is between two epochs; whether it comes back is for the pin to find out.
+    async fn wait_for_lenders(&self, pages: &[LeasePart]) {
+        let until = Instant::now() + LENDER_PATIENCE;
+        loop {
+            let changes = self.mapper.borrow().changes();
+            let next = changes.next();
+            let left = until.saturating_duration_since(Instant::now());
+            let waits = pages.iter().any(|part| self.mapper.borrow().is_between_epochs(part.name.lender));
+            if !waits || runtime::timeout(left, next).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// The session of a call; made at its first call.
@@ -67,6 +87,19 @@ impl Stack {
         let mut sessions = self.sessions.borrow_mut();
         let make = || Session::new(info.client, Permission::of(&info.attenuation), self.options, self.mapper.clone());
         sessions.entry(info.id).or_insert_with(make).clone()
+    }
+}
+
+type Sessions = RefCell<HashMap<SessionId, Rc<Session>>>;
+
+/// Lets connections go on whose lender has a new epoch.
+async fn follow(sessions: Weak<Sessions>, changes: Rc<Changes>) {
+    loop {
+        changes.next().await;
+        let Some(sessions) = sessions.upgrade() else { return };
+        for session in sessions.borrow().values() {
+            session.send_again();
+        }
     }
 }
 
@@ -135,6 +168,7 @@ impl net::Handler for Stack {
         header: &[u8],
         pages: Vec<LeasePart>,
     ) -> Result<(), CallError<SendError>> {
+        self.wait_for_lenders(&pages).await;
         self.session(call.session()).send(connection.object.0, send, flags, header, &pages)?;
         self.counters.add_copied(header.len() as u64);
         self.counters.add_leased(pages.iter().map(|part| part.length).sum());

@@ -110,6 +110,7 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
         config: Value::Null,
         uses: Vec::new(),
         provides: Vec::new(),
+        heritage: 0,
     };
     let peer = Rc::new(Peer {
         who: Who::Guest,

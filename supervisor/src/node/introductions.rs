@@ -93,6 +93,9 @@ impl Node {
             let bytes = PinSegment::bytes(capacity) as u64;
             let memory =
                 self.keeper.obtain(Ask::Memory, mapper.slot, bytes).await.map_err(|error| error.to_string())?;
+            if let Ok(kept) = memory.try_clone() {
+                self.keep_pins(mapper, lender.lender, kept);
+            }
             let message = ToComponent::AdoptPins { lender: lender.lender, capacity };
             mapper.ask(&mapper.asked.adopt, lender.lender, &message, &[memory.as_fd()]).await??;
             let message =
@@ -107,17 +110,19 @@ impl Node {
     /// A run has ended: its table and regions are unmapped by everybody who had met it.
     pub(super) fn forget_introductions_of(self: &Rc<Self>, gone: &Rc<Peer>) {
         let regions: Vec<RegionId> = gone.regions.borrow().iter().map(|(region, _)| *region).collect();
+        let survives = self.survives(gone);
         let mut told = Vec::new();
         self.met.borrow_mut().retain(|(mapper, lender), known| {
-            if *lender == gone.lender || known.iter().any(|region| regions.contains(region)) {
+            if (*lender == gone.lender && !survives) || known.iter().any(|region| regions.contains(region)) {
                 told.push(*mapper);
             }
             known.retain(|region| !regions.contains(region));
-            *lender != gone.lender && *mapper != gone.incarnation
+            (*lender != gone.lender || survives) && *mapper != gone.incarnation
         });
         told.sort_unstable();
         told.dedup();
-        let message = ToComponent::LenderGone { lender: gone.lender, regions };
+        let lender = (!survives).then_some(gone.lender);
+        let message = ToComponent::LenderGone { lender, regions };
         for mapper in told.into_iter().filter_map(|mapper| self.peer(mapper)) {
             self.send(&mapper, &message, &[]);
         }
@@ -125,6 +130,7 @@ impl Node {
 
     /// The kernel has let go of a dead mapper's pages: its pins count no longer.
     pub(super) fn mapper_fenced(self: &Rc<Self>, mapper: Incarnation) {
+        self.pins.borrow_mut().retain(|(of, _), _| *of != mapper);
         let lenders = self.attached.borrow_mut().remove(&mapper).unwrap_or_default();
         for lender in lenders.into_iter().filter_map(|lender| self.peer(lender)) {
             self.send(&lender, &ToComponent::MapperFenced { mapper }, &[]);

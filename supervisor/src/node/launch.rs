@@ -86,6 +86,7 @@ async fn tend(node: Rc<Node>, index: usize, mut peer: Rc<Peer>) {
                 }
                 Decision::GiveUp => {
                     component.log.note("given up: it died too often");
+                    node.give_up(index);
                     component.set_phase(Phase::Failed);
                     until_wanted(&node, index).await;
                     component.restarts.borrow_mut().forget();
@@ -158,6 +159,7 @@ async fn until_ready(node: &Rc<Node>, index: usize, peer: &Rc<Peer>) -> Result<(
         Ok(Either::First(())) => {
             peer.ready_at.set(Some(Instant::now()));
             component.set_phase(Phase::Ready);
+            node.bury_ancestor(component);
             return Ok(());
         }
         Ok(Either::Second(())) => {}
@@ -196,7 +198,7 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
     let (pid, fence, control, output) =
         started.map_err(|error| format!("cannot start the process of {}: {error}", component.entry.name))?;
     let incarnation = Incarnation(node.state.deal(1));
-    let lender = LenderId(node.state.deal(1));
+    let lender = component.estate.lender(|| LenderId(node.state.deal(1)));
     let first_region = RegionId(node.state.deal(REGIONS_PER_INCARNATION));
     let welcome = Welcome {
         name: component.entry.name.clone(),
@@ -210,6 +212,7 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         config: component.entry.config.clone(),
         uses: uses(node, index),
         provides: provides(node, index),
+        heritage: 0,
     };
     let peer = Rc::new(Peer {
         who: Who::Component(index),

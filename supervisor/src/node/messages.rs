@@ -61,6 +61,8 @@ async fn handle(
                 return Err("it lends twice".into());
             }
             *peer.table.borrow_mut() = Some((descriptor()?, capacity));
+            let (node, peer) = (node.clone(), peer.clone());
+            spawn(async move { node.reintroduce(&peer).await });
         }
         ToSupervisor::Region { region } => {
             let memory = descriptor()?;
@@ -77,13 +79,21 @@ async fn handle(
                 node.send(&peer, &ToComponent::RegionPublished { region }, &[]);
             });
         }
-        ToSupervisor::Provides { endpoint, interface } => {
+        ToSupervisor::Provides { endpoint, interface, survives } => {
             let Who::Component(index) = peer.who else { return Err("a guest provides nothing".into()) };
             let known = &node.components[index].entry.provides;
             if !known.iter().any(|known| known.name == endpoint && known.interface == interface) {
                 return Err(format!("the manifest gives it no endpoint {endpoint} of {interface}"));
             }
+            if survives {
+                node.components[index].estate.keeps_sessions_of(&endpoint);
+            }
             provided.insert(endpoint);
+        }
+        ToSupervisor::Keep { name, bytes } => {
+            let Who::Component(index) = peer.who else { return Err("a guest leaves nothing".into()) };
+            let memory = node.components[index].estate.keep(&name, bytes)?;
+            node.send(peer, &ToComponent::Kept { name }, &[memory.as_fd()]);
         }
         ToSupervisor::Ready => {
             let Who::Component(index) = peer.who else { return Err("a guest is never ready".into()) };
@@ -97,10 +107,10 @@ async fn handle(
                 peer.ready.happen();
             });
         }
-        ToSupervisor::Open { request, endpoint, interface } => {
+        ToSupervisor::Open { request, endpoint, interface, resumes } => {
             let segment = descriptor()?;
             let (node, peer) = (node.clone(), peer.clone());
-            spawn(async move { node.open(peer, request, endpoint, interface, segment).await });
+            spawn(async move { node.open(peer, request, endpoint, interface, resumes, segment).await });
         }
         ToSupervisor::Serving { session } => peer.asked.serve.answer(&session, Ok(descriptor()?)),
         ToSupervisor::Refused { session, reason } => peer.asked.serve.answer(&session, Err(reason)),
@@ -138,13 +148,18 @@ pub async fn greet(node: &Rc<Node>, peer: &Rc<Peer>, protocol: u32) -> Result<()
         node.send(peer, &ToComponent::Rejected { reason: reason.clone() }, &[]);
         return Err(reason);
     }
-    let Some((welcome, fence)) = peer.greeting.borrow_mut().take() else {
+    let Some((mut welcome, fence)) = peer.greeting.borrow_mut().take() else {
         return Err("it greets twice".into());
     };
     if matches!(peer.who, Who::Component(_)) {
         let lives = node.keeper.tell(Ask::Lives, peer.slot, peer.epoch.get()).await;
         lives.map_err(|error| format!("the keeper: {error}"))?;
     }
+    let heritage = node.heritage(peer);
+    welcome.heritage = u32::try_from(heritage.len()).unwrap_or(u32::MAX);
     node.send(peer, &ToComponent::Welcome(Box::new(welcome)), &[node.status.as_fd(), fence.as_fd()]);
+    for (message, memory) in heritage {
+        node.send(peer, &message, &[memory.as_fd()]);
+    }
     Ok(())
 }

@@ -17,6 +17,7 @@ mod peer;
 mod sessions;
 mod shutdown;
 mod state;
+mod survival;
 mod waits;
 
 use std::cell::{Cell, RefCell};
@@ -43,6 +44,7 @@ use link::Link;
 use logs::Log;
 use peer::{Peer, Who};
 use state::State;
+use survival::{Estate, Pins, Surviving};
 use waits::{Changes, Turn};
 
 /// What a component is doing.
@@ -74,6 +76,8 @@ struct Component {
     epoch: Cell<u64>,
     starts: Cell<u32>,
     restarts: RefCell<Restarts>,
+    /// What its runs leave for the ones after them.
+    estate: Estate,
     /// An operator wants it started again now.
     wanted: Cell<bool>,
     /// Phase or run have changed.
@@ -95,12 +99,16 @@ impl Component {
 struct Session {
     client: Incarnation,
     host: Host,
+    /// If it goes on when its host dies.
+    surviving: Option<Surviving>,
 }
 
 /// Who serves a session.
 enum Host {
     /// A component's run.
     Peer(Incarnation),
+    /// The component's next run.
+    Awaited,
     /// The supervisor itself.
     Supervisor(kernel_ipc::session::HostSession),
 }
@@ -125,6 +133,8 @@ struct Node {
     met: RefCell<HashMap<(Incarnation, LenderId), BTreeSet<RegionId>>>,
     /// Whose pins are attached at which lenders' runs.
     attached: RefCell<HashMap<Incarnation, Vec<Incarnation>>>,
+    /// The pins of every mapper that is not fenced.
+    pins: RefCell<HashMap<(Incarnation, LenderId), Pins>>,
     introducing: Turn,
     fences: RefCell<HashMap<(u32, u64), Fence>>,
     guest_slots: RefCell<BTreeMap<u32, u64>>,
@@ -214,6 +224,7 @@ impl Node {
             epoch: Cell::new(0),
             starts: Cell::new(0),
             restarts: RefCell::default(),
+            estate: Estate::default(),
             wanted: Cell::new(false),
             changes: Changes::default(),
             log: Rc::new(Log::new(state.path(), &entry.name, &system_log)),
@@ -236,6 +247,7 @@ impl Node {
             sessions: RefCell::default(),
             met: RefCell::default(),
             attached: RefCell::default(),
+            pins: RefCell::default(),
             introducing: Turn::default(),
             fences: RefCell::default(),
             guest_slots: RefCell::default(),
@@ -299,6 +311,9 @@ impl Node {
         peer.asked.clear();
         self.end_sessions_of(peer);
         self.forget_introductions_of(peer);
+        if self.survives(peer) {
+            self.bequeath(peer);
+        }
         if peer.who == Who::Guest {
             let (node, slot) = (self.clone(), peer.slot);
             spawn(async move { node.keeper.tell(Ask::GuestGone, slot, 0).await });

@@ -4,10 +4,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use kernel_ipc::broker::{OpenError, Serve, ToComponent};
-use kernel_ipc::{Epoch, Rights, SessionId};
+use kernel_ipc::{Epoch, Incarnation, Rights, SessionId};
 use serde_json::Value;
 
 use super::peer::{Peer, Who};
+use super::survival::{Surviving, session_memory};
 use super::waits::{Either, either};
 use super::{Host, Node, Phase, Session, control};
 use crate::keeper::wire::SUPERVISOR_SLOT;
@@ -40,23 +41,33 @@ impl Node {
         request: u64,
         endpoint: String,
         interface: String,
+        resumes: Option<SessionId>,
         segment: OwnedFd,
     ) {
         if endpoint == CONTROL && client.who == Who::Guest {
             return self.open_control(&client, request, &interface, segment);
         }
-        match self.open_with_host(&client, &endpoint, &interface, &segment).await {
+        match self.open_with_host(&client, &endpoint, &interface, resumes, &segment).await {
             Ok(Opened { session, host, segment }) => {
+                let known = self.sessions.borrow();
+                let survives = known.get(&session).is_some_and(|session| session.surviving.is_some());
+                drop(known);
                 let message = ToComponent::Opened {
                     request,
                     session,
                     epoch: host.epoch,
                     host: host.incarnation,
                     status_entry: host.slot,
+                    survives,
                 };
                 self.send(&client, &message, &[segment.as_fd()]);
             }
-            Err(error) => self.send(&client, &ToComponent::OpenFailed { request, error }, &[]),
+            Err(error) => {
+                if let Some(session) = resumes {
+                    self.close(&client, session, None);
+                }
+                self.send(&client, &ToComponent::OpenFailed { request, error }, &[]);
+            }
         }
     }
 
@@ -65,6 +76,7 @@ impl Node {
         client: &Rc<Peer>,
         endpoint: &str,
         interface: &str,
+        resumes: Option<SessionId>,
         segment: &OwnedFd,
     ) -> Result<Opened, OpenError> {
         let permission = self.permission(client, endpoint).ok_or(OpenError::Unknown)?;
@@ -76,7 +88,11 @@ impl Node {
                 Either::First(host) => host.map_err(|reason| OpenError::Unavailable { reason })?,
                 Either::Second(()) => return Err(OpenError::Unavailable { reason: "the client is gone".into() }),
             };
-            match self.ask_host(client, &permission, &host, segment).await {
+            let answer = match resumes {
+                Some(session) => self.ask_to_go_on(client, &permission, &host, session, segment).await,
+                None => self.ask_host(client, &permission, &host, segment).await,
+            };
+            match answer {
                 Ok(opened) if self.sessions.borrow().contains_key(&opened.session) => return Ok(opened),
                 // The host died meanwhile: its next incarnation is asked, with the same segment, which nobody has used.
                 Ok(_) => {}
@@ -94,7 +110,12 @@ impl Node {
         segment: &OwnedFd,
     ) -> Result<Opened, OpenError> {
         let session = SessionId(self.state.deal(1));
-        let message = ToComponent::Serve(Box::new(Serve {
+        let estate = &self.components[permission.component].estate;
+        let ledger = match estate.has_sessions_of(&permission.endpoint) {
+            true => Some(session_memory().map_err(|error| OpenError::Unavailable { reason: error.to_string() })?),
+            false => None,
+        };
+        let serve = Serve {
             session,
             endpoint: permission.endpoint.clone(),
             epoch: host.epoch,
@@ -103,11 +124,18 @@ impl Node {
             status_entry: client.slot,
             rights: permission.rights,
             attenuation: permission.attenuation.clone(),
-        }));
+            resumes: false,
+            inherits: self.component_of(client).and_then(|component| component.estate.ancestor()),
+        };
+        let message = ToComponent::Serve(Box::new(serve.clone()));
+        let mut given = vec![segment.as_fd()];
+        given.extend(ledger.as_ref().map(AsFd::as_fd));
         // Known before the host is asked, so that whoever dies from now on, the other hears of it.
-        let entry = Session { client: client.incarnation, host: Host::Peer(host.incarnation) };
+        let again = ledger.as_ref().and_then(|ledger| ledger.try_clone().ok());
+        let surviving = again.map(|ledger| Surviving { component: permission.component, serve, ledger });
+        let entry = Session { client: client.incarnation, host: Host::Peer(host.incarnation), surviving: None };
         self.sessions.borrow_mut().insert(session, entry);
-        let answer = host.ask(&host.asked.serve, session, &message, &[segment.as_fd()]).await;
+        let answer = host.ask(&host.asked.serve, session, &message, &given).await;
         let failed = |error| {
             self.sessions.borrow_mut().remove(&session);
             error
@@ -117,9 +145,47 @@ impl Node {
             Ok(Err(reason)) => return Err(failed(OpenError::Refused { reason })),
             Err(reason) => return Err(failed(OpenError::Unavailable { reason })),
         };
+        // Only what the host has begun goes on in its next run.
+        if let Some(entry) = self.sessions.borrow_mut().get_mut(&session) {
+            entry.surviving = surviving;
+        }
         // The first lease on this session may be named to a mapper at once: all of them must know the lender by then.
         self.introduce_all().await;
         Ok(Opened { session, host: host.clone(), segment })
+    }
+
+    /// Asks a host's next run to go on with a session.
+    async fn ask_to_go_on(
+        self: &Rc<Self>,
+        client: &Rc<Peer>,
+        permission: &Permission,
+        host: &Rc<Peer>,
+        session: SessionId,
+        segment: &OwnedFd,
+    ) -> Result<Opened, OpenError> {
+        let refused = || OpenError::Refused { reason: "there is no such session to go on with".into() };
+        let serve = {
+            let mut sessions = self.sessions.borrow_mut();
+            let entry = sessions.get_mut(&session).filter(|entry| entry.client == client.incarnation);
+            let entry = entry.ok_or_else(refused)?;
+            let surviving = entry.surviving.as_ref().filter(|of| of.component == permission.component);
+            let serve = surviving.ok_or_else(refused)?.serve.clone();
+            if !matches!(entry.host, Host::Awaited) {
+                return Err(refused());
+            }
+            // Before it is asked: if it dies now, the session is awaited again.
+            entry.host = Host::Peer(host.incarnation);
+            Serve { epoch: host.epoch, resumes: true, ..serve }
+        };
+        let message = ToComponent::Serve(Box::new(serve));
+        match host.ask(&host.asked.serve, session, &message, &[segment.as_fd()]).await {
+            Ok(Ok(segment)) => {
+                self.introduce_all().await;
+                Ok(Opened { session, host: host.clone(), segment })
+            }
+            Ok(Err(reason)) => Err(OpenError::Refused { reason }),
+            Err(reason) => Err(OpenError::Unavailable { reason }),
+        }
     }
 
     /// Waits until a component serves, and returns its run.
@@ -191,9 +257,10 @@ impl Node {
                     epoch: Epoch(1),
                     host: kernel_ipc::Incarnation(0),
                     status_entry: SUPERVISOR_SLOT,
+                    survives: false,
                 };
                 self.send(client, &opened, host.fd().as_slice());
-                let entry = Session { client: client.incarnation, host: Host::Supervisor(host) };
+                let entry = Session { client: client.incarnation, host: Host::Supervisor(host), surviving: None };
                 self.sessions.borrow_mut().insert(session, entry);
             }
             Err(reason) => {
@@ -220,41 +287,66 @@ impl Node {
         match (is_client, session.host) {
             (true, Host::Peer(host)) => {
                 if let Some(host) = self.peer(host) {
-                    let message = ToComponent::ClientGone { session: id, client: by.incarnation, died: false };
+                    let message =
+                        ToComponent::ClientGone { session: id, client: by.incarnation, died: false, survives: false };
                     self.send(&host, &message, &[]);
                 }
             }
             (true, Host::Supervisor(host)) => host.close(),
+            (true, Host::Awaited) => self.tell_next_run(session.surviving, id, by.incarnation, false),
             (false, _) => {
                 if let Some(client) = self.peer(session.client) {
-                    self.send(&client, &ToComponent::HostGone { session: id }, &[]);
+                    self.send(&client, &ToComponent::HostGone { session: id, survives: false }, &[]);
                 }
             }
         }
     }
 
-    /// A run has ended: its sessions end, and the other side of each hears of it.
+    /// A run has ended: its sessions end or are awaited, and the other side of each hears of it.
     pub(super) fn end_sessions_of(self: &Rc<Self>, gone: &Rc<Peer>) {
-        let mut ended = Vec::new();
-        self.sessions.borrow_mut().retain(|id, session| {
+        let (mut told, mut orphaned) = (Vec::new(), Vec::new());
+        let survives = self.survives(gone);
+        self.sessions.borrow_mut().retain(|&id, session| {
             let is_client = session.client == gone.incarnation;
-            match session.host {
-                Host::Supervisor(ref host) if is_client => host.close(),
+            match &mut session.host {
+                Host::Supervisor(host) if is_client => host.close(),
                 Host::Peer(host) if is_client => {
-                    ended.push((host, ToComponent::ClientGone { session: *id, client: gone.incarnation, died: true }))
+                    let client = gone.incarnation;
+                    told.push((*host, ToComponent::ClientGone { session: id, client, died: true, survives }));
                 }
-                Host::Peer(host) if host == gone.incarnation => {
-                    ended.push((session.client, ToComponent::HostGone { session: *id }));
-                    return false;
+                Host::Awaited if is_client => orphaned.push((session.surviving.take(), id)),
+                Host::Peer(host) if *host == gone.incarnation => {
+                    let awaited = survives && session.surviving.is_some();
+                    told.push((session.client, ToComponent::HostGone { session: id, survives: awaited }));
+                    session.host = Host::Awaited;
+                    return awaited;
                 }
                 _ => {}
             }
             !is_client
         });
-        for (other, message) in ended {
+        for (other, message) in told {
             if let Some(other) = self.peer(other) {
                 self.send(&other, &message, &[]);
             }
+        }
+        for (surviving, id) in orphaned {
+            self.tell_next_run(surviving, id, gone.incarnation, true);
+        }
+    }
+
+    /// The client of an awaited session is gone: the host's next run, if there is one, need not wait for it.
+    fn tell_next_run(
+        self: &Rc<Self>,
+        surviving: Option<Surviving>,
+        session: SessionId,
+        client: Incarnation,
+        died: bool,
+    ) {
+        let component = surviving.and_then(|surviving| self.components.get(surviving.component));
+        let run = component.and_then(|component| component.peer.borrow().clone());
+        if let Some(run) = run.filter(|run| run.is_introducible()) {
+            self.send(&run, &ToComponent::ClientGone { session, client, died, survives: false }, &[]);
         }
     }
 }

@@ -1,38 +1,11 @@
 //! What the supervisor's tasks wait for, beside answers and events.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::task::{Poll, Waker};
+use std::task::Poll;
 
-/// Something that changes again and again; whoever waits goes on at the next change.
-#[derive(Default)]
-pub struct Changes {
-    count: Cell<u64>,
-    waiting: RefCell<Vec<Waker>>,
-}
-
-impl Changes {
-    /// It has changed.
-    pub fn happen(&self) {
-        self.count.set(self.count.get() + 1);
-        for waker in self.waiting.take() {
-            waker.wake();
-        }
-    }
-
-    /// Waits for a change after this call.
-    pub fn next(&self) -> impl Future<Output = ()> + '_ {
-        let seen = self.count.get();
-        std::future::poll_fn(move |cx| {
-            if self.count.get() != seen {
-                return Poll::Ready(());
-            }
-            self.waiting.borrow_mut().push(cx.waker().clone());
-            Poll::Pending
-        })
-    }
-}
+pub use kernel_ipc::runtime::Changes;
 
 /// Lets one task at a time go on.
 #[derive(Default)]

@@ -1,5 +1,7 @@
 //! Traces of one connection: what the shell reports on the left, what the connection does about it on the right.
 
+use kernel_ipc::lease::Liveness;
+
 use super::*;
 use proptest::prelude::*;
 
@@ -9,7 +11,7 @@ struct Bytes {
     bytes: std::rc::Rc<Vec<u8>>,
     start: usize,
     pages: bool,
-    live: std::rc::Rc<std::cell::Cell<bool>>,
+    live: std::rc::Rc<std::cell::Cell<Liveness>>,
 }
 
 impl Chunk for Bytes {
@@ -22,7 +24,7 @@ impl Chunk for Bytes {
     fn is_pages(&self) -> bool {
         self.pages
     }
-    fn is_live(&self) -> bool {
+    fn liveness(&self) -> Liveness {
         self.live.get()
     }
 }
@@ -32,7 +34,7 @@ fn chunk(bytes: &[u8], pages: bool) -> Bytes {
         bytes: std::rc::Rc::new(bytes.to_vec()),
         start: 0,
         pages,
-        live: std::rc::Rc::new(std::cell::Cell::new(true)),
+        live: std::rc::Rc::new(std::cell::Cell::new(Liveness::Live)),
     }
 }
 
@@ -126,11 +128,27 @@ fn a_lease_that_was_taken_back_during_a_short_send_resets_the_connection() {
     let pages = chunk(b"body", true);
     peer.send(1, SendFlags(0), vec![pages.clone()]).unwrap();
     let piece = peer.piece().unwrap();
-    pages.live.set(false);
+    pages.live.set(Liveness::Ended);
     peer.sent(piece, Ok(2));
     assert!(peer.piece().is_none());
     assert_eq!((peer.end(), peer.end(), peer.end()), (Some(End::Abort), Some(End::Close), None));
     assert_eq!(peer.hears(), ["released 1 Dropped", "closed StaleLease"]);
+}
+
+#[test]
+fn pages_whose_lender_is_between_two_epochs_wait() {
+    let mut peer = Peer::new(true);
+    let pages = chunk(b"body", true);
+    peer.send(1, SendFlags(0), vec![pages.clone()]).unwrap();
+    let piece = peer.piece().unwrap();
+    pages.live.set(Liveness::Waiting);
+    peer.sent(piece, Ok(2));
+    assert!(peer.piece().is_none() && peer.end().is_none());
+    pages.live.set(Liveness::Live);
+    let piece = peer.piece().unwrap();
+    assert_eq!((length(&piece), piece.chunks[0].start), (2, 2));
+    peer.sent(piece, Ok(2));
+    assert_eq!(peer.hears(), ["sent 1 4", "released 1 Copied"]);
 }
 
 #[test]
@@ -390,7 +408,7 @@ proptest! {
                     peer.connection.tick(peer.now, 0, &mut peer.events);
                 }
                 Deed::Revoke => for lease in &live {
-                    lease.set(false);
+                    lease.set(Liveness::Ended);
                 },
             }
             // The shell's loop.
@@ -398,7 +416,7 @@ proptest! {
                 piece = peer.piece();
                 if let Some(piece) = &piece {
                     prop_assert!(!closed_descriptor && length(piece) > 0);
-                    prop_assert!(piece.chunks.iter().all(Chunk::is_live));
+                    prop_assert!(piece.chunks.iter().all(|chunk| chunk.liveness() == Liveness::Live));
                     prop_assert!(!piece.zero_copy || (piece.chunks.len() == 1 && piece.chunks[0].pages && !local));
                 }
             }

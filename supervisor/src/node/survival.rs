@@ -1,0 +1,235 @@
+//! What a component's run leaves for the one after it.
+//!
+//! - A component survives if it has asked for memory to be kept. Its next run has the same lender id, gets that memory, the
+//!   regions of the last run, the sessions that go on and the pins of everybody who maps what it lends, all behind the
+//!   greeting, before anything else is said to it.
+//! - While it is away its sessions are *awaited*: their clients have suspended them and ask to resume them.
+//! - What the last run was lent elsewhere waits under its name, the *ancestor*; the next run's sessions inherit it, and
+//!   what is left when that run is ready goes back.
+//! - Nothing survives an end of the node, nor a component that is given up.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use kernel_ipc::broker::{Serve, ToComponent};
+use kernel_ipc::session::Ledgers;
+use kernel_ipc::sys::segment;
+use kernel_ipc::{Incarnation, LenderId, RegionId, SessionId};
+
+use super::peer::{Peer, Who};
+use super::{Component, Host, Node};
+
+/// Most memory that one component may have kept, and under how many names.
+const MAX_BYTES: u64 = 1 << 30;
+const MAX_NAMES: usize = 16;
+
+/// What a component leaves, over all its runs.
+#[derive(Default)]
+pub struct Estate {
+    memory: RefCell<BTreeMap<String, (OwnedFd, u64)>>,
+    /// Endpoints whose sessions go on.
+    endpoints: RefCell<BTreeSet<String>>,
+    /// Of every run.
+    lender: Cell<Option<LenderId>>,
+    /// The last run, until the next one is ready.
+    ancestor: Cell<Option<Incarnation>>,
+    /// Of the last run.
+    regions: RefCell<Vec<(RegionId, OwnedFd)>>,
+}
+
+/// What is known of a session that goes on when its host dies.
+pub struct Surviving {
+    /// Which component serves it.
+    pub component: usize,
+    /// What the host is told of it.
+    pub serve: Serve,
+    /// Its ledger.
+    pub ledger: OwnedFd,
+}
+
+/// Somebody's pins of a lender's leases.
+pub struct Pins {
+    memory: OwnedFd,
+    mapper: Rc<Peer>,
+}
+
+impl Estate {
+    /// Whether the next run goes on where this one ends.
+    pub fn survives(&self) -> bool {
+        !self.memory.borrow().is_empty()
+    }
+
+    /// An endpoint's sessions go on.
+    pub fn keeps_sessions_of(&self, endpoint: &str) {
+        self.endpoints.borrow_mut().insert(endpoint.to_owned());
+    }
+
+    /// Whether sessions of this endpoint go on.
+    pub fn has_sessions_of(&self, endpoint: &str) -> bool {
+        self.endpoints.borrow().contains(endpoint)
+    }
+
+    /// The lender id of the component's next run: the last one's, if that survives.
+    pub fn lender(&self, fresh: impl FnOnce() -> LenderId) -> LenderId {
+        let lender = self.lender.get().filter(|_| self.survives()).unwrap_or_else(fresh);
+        self.lender.set(Some(lender));
+        lender
+    }
+
+    /// The run whose leases a new session of this component inherits.
+    pub fn ancestor(&self) -> Option<Incarnation> {
+        self.ancestor.get()
+    }
+
+    /// Fresh memory, for this run and all after it.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    pub fn keep(&self, name: &str, bytes: u64) -> Result<OwnedFd, String> {
+        let mut memory = self.memory.borrow_mut();
+        // A run that cannot use what was left begins anew under the same name.
+        memory.remove(name);
+        let kept: u64 = memory.values().map(|(_, bytes)| bytes).sum();
+        if memory.len() >= MAX_NAMES || bytes > MAX_BYTES.saturating_sub(kept) || name.len() > 64 {
+            return Err("it wants too much to be kept".into());
+        }
+        let fresh = memfd(&format!("atoll-{name}"), bytes).map_err(|error| error.to_string())?;
+        let given = fresh.try_clone().map_err(|error| error.to_string())?;
+        memory.insert(name.to_owned(), (fresh, bytes));
+        Ok(given)
+    }
+
+    /// A run has ended, and the next one goes on.
+    fn bequeath(&self, run: &Peer) {
+        self.ancestor.set(Some(run.incarnation));
+        self.regions.replace(std::mem::take(&mut run.regions.borrow_mut()));
+    }
+
+    /// The component is given up: whoever follows begins anew.
+    fn clear(&self) {
+        self.memory.borrow_mut().clear();
+        self.endpoints.borrow_mut().clear();
+        self.regions.borrow_mut().clear();
+    }
+}
+
+/// Fresh memory for the ledger of a session.
+///
+/// # Errors
+/// What the kernel says.
+pub fn session_memory() -> std::io::Result<OwnedFd> {
+    memfd("atoll-session", Ledgers::BYTES as u64)
+}
+
+fn memfd(name: &str, bytes: u64) -> std::io::Result<OwnedFd> {
+    let memory = segment::memfd(name)?;
+    segment::set_len(&memory, usize::try_from(bytes).map_err(|_| std::io::ErrorKind::InvalidInput)?)?;
+    Ok(memory)
+}
+
+impl Node {
+    /// Whether a run's component goes on after it.
+    pub(super) fn survives(&self, peer: &Peer) -> bool {
+        !self.stopping.has_happened() && self.component_of(peer).is_some_and(|component| component.estate.survives())
+    }
+
+    pub(super) fn component_of(&self, peer: &Peer) -> Option<&Component> {
+        match peer.who {
+            Who::Component(index) => self.components.get(index),
+            Who::Guest => None,
+        }
+    }
+
+    /// What comes behind the greeting of a run.
+    pub(super) fn heritage(&self, peer: &Peer) -> Vec<(ToComponent, OwnedFd)> {
+        let Who::Component(index) = peer.who else { return Vec::new() };
+        let estate = &self.components[index].estate;
+        if !estate.survives() {
+            return Vec::new();
+        }
+        let mut heritage = Vec::new();
+        let mut add = |message, memory: &OwnedFd| heritage.extend(memory.try_clone().ok().map(|fd| (message, fd)));
+        for (name, (memory, _)) in &*estate.memory.borrow() {
+            add(ToComponent::Heritage { name: name.clone() }, memory);
+        }
+        for (region, memory) in &*estate.regions.borrow() {
+            add(ToComponent::Heritage { name: format!("region-{region}") }, memory);
+        }
+        for session in self.sessions.borrow().values() {
+            if let (Host::Awaited, Some(surviving)) = (&session.host, &session.surviving)
+                && surviving.component == index
+            {
+                let serve = Serve { epoch: peer.epoch, resumes: true, ..surviving.serve.clone() };
+                add(ToComponent::Recovers(Box::new(serve)), &surviving.ledger);
+            }
+        }
+        for ((mapper, lender), pins) in &*self.pins.borrow() {
+            if *lender == peer.lender {
+                let Peer { epoch, slot, .. } = *pins.mapper;
+                add(ToComponent::AttachPins { mapper: *mapper, epoch, status_entry: slot }, &pins.memory);
+                self.attached.borrow_mut().entry(*mapper).or_default().push(peer.incarnation);
+            }
+        }
+        heritage
+    }
+
+    /// A mapper's pins of a lender's leases outlive both.
+    pub(super) fn keep_pins(&self, mapper: &Rc<Peer>, lender: LenderId, memory: OwnedFd) {
+        let pins = Pins { memory, mapper: mapper.clone() };
+        self.pins.borrow_mut().insert((mapper.incarnation, lender), pins);
+    }
+
+    /// A run of a component that survives has ended.
+    pub(super) fn bequeath(&self, peer: &Peer) {
+        if let Some(component) = self.component_of(peer) {
+            component.estate.bequeath(peer);
+        }
+    }
+
+    /// A lender's next run has published its table: those who knew the last one's get it.
+    pub(super) async fn reintroduce(self: &Rc<Self>, lender: &Rc<Peer>) {
+        let _turn = self.introducing.take().await;
+        let known: Vec<Incarnation> = {
+            let met = self.met.borrow();
+            met.keys().filter(|(_, known)| *known == lender.lender).map(|(mapper, _)| *mapper).collect()
+        };
+        for mapper in known.into_iter().filter_map(|mapper| self.peer(mapper)) {
+            let table = lender.table.borrow().as_ref().and_then(|(table, _)| table.try_clone().ok());
+            let Some(table) = table else { return };
+            let message =
+                ToComponent::MeetLender { lender: lender.lender, epoch: lender.epoch, status_entry: lender.slot };
+            let met = mapper.ask(&mapper.asked.meet, (lender.lender, None), &message, &[table.as_fd()]).await;
+            if let Err(error) = met.and_then(|met| met) {
+                eprintln!("supervisor: {} cannot map the new table of {}: {error}", mapper.name, lender.name);
+            }
+        }
+    }
+
+    /// A run is ready: what its ancestor was lent and it has not inherited goes back.
+    pub(super) fn bury_ancestor(self: &Rc<Self>, component: &Component) {
+        let Some(ancestor) = component.estate.ancestor.take() else { return };
+        let message = ToComponent::ClientGone { session: SessionId(0), client: ancestor, died: true, survives: false };
+        for host in self.living().into_iter().filter(|host| host.is_introducible() && host.who != Who::Guest) {
+            self.send(&host, &message, &[]);
+        }
+    }
+
+    /// A component is given up, or its node ends: nothing of it goes on.
+    pub(super) fn give_up(self: &Rc<Self>, index: usize) {
+        let component = &self.components[index];
+        self.bury_ancestor(component);
+        component.estate.clear();
+        let Some(lender) = component.estate.lender.take() else { return };
+        let mut told = Vec::new();
+        self.met.borrow_mut().retain(|(mapper, known), _| {
+            told.extend((*known == lender).then_some(*mapper));
+            *known != lender
+        });
+        self.pins.borrow_mut().retain(|(_, known), _| *known != lender);
+        for mapper in told.into_iter().filter_map(|mapper| self.peer(mapper)) {
+            self.send(&mapper, &ToComponent::LenderGone { lender: Some(lender), regions: Vec::new() }, &[]);
+        }
+    }
+}
