@@ -5,7 +5,8 @@
 //!   which order they were stopped.
 //! - Run one test with `cargo test -p supervisor --test node NAME`.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, ExitCode};
@@ -135,16 +136,53 @@ async fn disk(cx: Context) -> Result<(), component::Error> {
 }
 
 /// Answers `statfs` with what its disk answers to `info`, and how often a mapped lease of the disk's had the right bytes.
+///
+/// It survives: `mkdir` appends the number in its payload to a list and answers with where it stands, `open` gives a
+/// capability of a number, `stat` says which, `readdir` gives the list.
 struct Files {
     cx: Context,
     disk: block::Client,
     reads: Cell<u64>,
+    made: RefCell<Vec<u64>>,
+}
+
+const OPEN: u16 = 1;
+const MKDIR: u16 = 3;
+const STAT: u16 = 7;
+const READDIR: u16 = 14;
+
+fn number(payload: &[u8]) -> u64 {
+    payload.try_into().map(u64::from_le_bytes).unwrap_or_default()
 }
 
 impl Service for Files {
     const INTERFACE: &'static kernel_ipc::interface::Description = &fs::DESCRIPTION;
+    const SURVIVES: bool = true;
 
-    async fn serve(&self, _: &mut Call) -> Response {
+    async fn serve(&self, call: &mut Call) -> Response {
+        let n = number(call.payload());
+        match call.operation() {
+            OPEN => {
+                let grant = Grant { object: [n, 0], kind: 1, rights: Rights::from_bits_retain(u32::MAX), badge: 0 };
+                return Response { grants: vec![grant], ..Response::default() };
+            }
+            MKDIR => {
+                let at = self.made.borrow().len() as u64;
+                self.made.borrow_mut().push(n);
+                call.effect(n.to_le_bytes().to_vec());
+                return Response { payload: at.to_le_bytes().as_slice().into(), ..Response::default() };
+            }
+            STAT => {
+                let object = call.target().object[0].to_le_bytes();
+                return Response { payload: object.as_slice().into(), ..Response::default() };
+            }
+            READDIR => {
+                let made = self.made.borrow();
+                let page = made.iter().skip(n as usize).take(400).flat_map(|n| n.to_le_bytes());
+                return Response { payload: page.collect::<Vec<u8>>().into(), ..Response::default() };
+            }
+            _ => {}
+        }
         let blocks = match self.disk.info(self.disk.root()).await {
             Ok(info) => info.blocks,
             Err(_) => 0,
@@ -163,7 +201,9 @@ impl Service for Files {
 
 async fn files(cx: Context) -> Result<(), component::Error> {
     let disk: block::Client = cx.connect("disk").await?;
-    let service = Rc::new(Files { cx: cx.clone(), disk, reads: Cell::new(0) });
+    let survived = cx.survive(1 << 20).await?;
+    let made = survived.effects.iter().map(|record| number(&record.effect)).collect();
+    let service = Rc::new(Files { cx: cx.clone(), disk, reads: Cell::new(0), made: RefCell::new(made) });
     cx.provide("root", service, async |_| {
         Ok(Grant { object: [0; 2], kind: 1, rights: Rights::from_bits_retain(u32::MAX), badge: 0 })
     })?;
@@ -497,6 +537,73 @@ fn a_component_that_dies_of_its_own_making_again_and_again_is_given_up_until_the
     node.down();
 }
 
+fn request(handle: kernel_ipc::Handle, operation: u16, payload: &[u8]) -> kernel_ipc::session::Request<'_> {
+    kernel_ipc::session::Request {
+        operation,
+        handle,
+        payload,
+        capabilities: &[],
+        leases: &[],
+        deadline: None,
+        retry: fs::DESCRIPTION.operation(operation).unwrap().retry,
+    }
+}
+
+fn clients_of_a_component_that_survives_feel_nothing_when_it_is_killed() {
+    let mut node = Node::start("disk.img");
+    node.assert_up();
+    node.guest(async |cx| {
+        let connection = cx.connection("fs.root", fs::Client::INTERFACE).await.unwrap();
+        let session = connection.session().await.unwrap();
+        let handle = session.call(request(session.root(), OPEN, &77u64.to_le_bytes())).await.unwrap().capabilities[0];
+        let (stop, answers) = (Rc::new(Cell::new(false)), Rc::new(RefCell::new(HashMap::new())));
+        let next = Rc::new(Cell::new(1u64));
+        let callers: Vec<_> = (0..8)
+            .map(|_| {
+                let (session, stop, answers, next) = (session.clone(), stop.clone(), answers.clone(), next.clone());
+                kernel_ipc::runtime::spawn(async move {
+                    while !stop.get() {
+                        let n = next.replace(next.get() + 1);
+                        let reply = session.call(request(session.root(), MKDIR, &n.to_le_bytes())).await.unwrap();
+                        answers.borrow_mut().insert(n, number(&reply.payload));
+                        sleep(Duration::from_millis(1)).await;
+                    }
+                })
+            })
+            .collect();
+        for round in 0..12u64 {
+            let fs = ps(&cx).await.into_iter().find(|one| one.name == "fs").unwrap();
+            kill(fs.pid as i32, "KILL");
+            // Sometimes before the next run is ready, sometimes after.
+            sleep(Duration::from_millis(round * 13 % 60)).await;
+            let object = session.call(request(handle, STAT, b"")).await.unwrap();
+            assert_eq!(number(&object.payload), 77, "a handle is valid across deaths");
+        }
+        stop.set(true);
+        for caller in callers {
+            caller.await.unwrap();
+        }
+        let mut made = Vec::new();
+        loop {
+            let from = (made.len() as u64).to_le_bytes();
+            let page = session.call(request(session.root(), READDIR, &from)).await.unwrap();
+            if page.payload.is_empty() {
+                break;
+            }
+            made.extend(page.payload.chunks_exact(8).map(number));
+        }
+        let answers = answers.take();
+        assert!(made.len() > 50, "calls were made: {}", made.len());
+        assert_eq!(made.len(), answers.len(), "as many effects as answers");
+        for (at, n) in made.iter().enumerate() {
+            assert_eq!(answers.get(n), Some(&(at as u64)), "the effect of {n} is where its answer says");
+        }
+        // What it was lent and what it lends go on as well: its disk's leases are found and read by the next run.
+        assert!(statfs(&cx).await.1 > 0);
+    });
+    node.down();
+}
+
 fn the_operator_can_restart_a_healthy_component() {
     let mut node = Node::start("plain");
     node.assert_up();
@@ -665,6 +772,7 @@ tests! {
     a_killed_component_comes_back_with_a_new_epoch_and_its_clients_find_it,
     a_call_on_which_its_host_dies_says_that_nobody_knows_and_a_later_one_that_it_did_not_run,
     a_component_that_dies_of_its_own_making_again_and_again_is_given_up_until_the_operator_wants_it,
+    clients_of_a_component_that_survives_feel_nothing_when_it_is_killed,
     the_operator_can_restart_a_healthy_component,
     without_its_supervisor_the_node_ends_in_order,
     the_keepers_death_ends_every_process,

@@ -71,7 +71,7 @@ impl Context {
     pub async fn survive(&self, ring: usize) -> Result<Survived, ContextError> {
         let left = self.0.left.take();
         match self.follow(&left) {
-            Ok(Some(survived)) => return Ok(survived),
+            Ok(Some(survived)) => Ok(survived),
             Ok(None) => self.begin(ring, None).await,
             Err(lost) => self.begin(ring, Some(lost)).await,
         }
