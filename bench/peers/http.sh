@@ -56,7 +56,7 @@ done
 echo "# $(date -u +%FT%TZ) $(uname -r) $(nproc) processors, load $(cut -d' ' -f1-3 /proc/loadavg)"
 echo "# $(nginx -v 2>&1); wrk, 1 thread, 64 connections, $seconds s, $rounds rounds in turns${PIN:+, servers pinned to 0, wrk to 1}"
 measure() { $client wrk -t1 -c64 -d"$seconds"s --latency "$1"; }
-column() { sed -n "s/^ *$1:* *\([0-9.]*[a-zA-Z]*\).*/\1/p" | head -1; }
+column() { sed -n "s|^ *$1:* *\([0-9.]*[a-zA-Z]*\).*|\1|p" | head -1; }
 printf '%-8s %-6s %12s %12s %10s %10s\n' file round server requests/s p50 p99
 for file in 1k.bin 64k.bin 1m.bin; do
     for round in $(seq "$rounds"); do

@@ -301,3 +301,26 @@ fn the_fence_ends_with_the_ring_and_not_before() {
     .find(|result| *result != Err(nix::errno::Errno::EAGAIN));
     assert_eq!(end, Some(Ok(0)));
 }
+
+#[test]
+fn one_transfer_of_many_that_ends_is_told_though_the_others_never_end() {
+    run(async {
+        // So many in flight that their completions are taken in batches; a pipe's reads end when somebody writes.
+        let pipes: Vec<_> = (0..32).map(|_| nix::unistd::pipe().expect("a pipe")).collect();
+        let (readers, writers): (Vec<_>, Vec<_>) = pipes.into_iter().unzip();
+        let reads: Vec<_> = readers
+            .into_iter()
+            .map(|reader| {
+                let reader: io::File = reader.into();
+                // Offset -1: where the pipe stands.
+                runtime::spawn(async move { io::read_at(&reader, vec![0u8; 1], u64::MAX).await })
+            })
+            .collect();
+        for (number, read) in reads.into_iter().enumerate().take(20) {
+            runtime::sleep(std::time::Duration::from_millis(1)).await;
+            nix::unistd::write(&writers[number], &[number as u8]).expect("room");
+            let (result, bytes) = read.await.expect("not cancelled");
+            assert_eq!((result.expect("read"), bytes[0]), (1, number as u8));
+        }
+    });
+}

@@ -123,6 +123,8 @@ impl Drop for Entered {
 
 /// Looks at the sources between two looks at everything else (completions, other threads, the clock).
 const LOOKS: u32 = 16;
+/// Busy turns for which the ring's entries may wait while its completions are taken in batches.
+const LAZY_TURNS: u32 = 64;
 /// Busy turns after which timers are looked at, though nothing is idle.
 const BUSY_TURNS: u32 = 32;
 
@@ -163,6 +165,7 @@ impl Runtime {
         let mut cx = Context::from_waker(&waker);
         core.tasks.make_ready(MAIN);
         let mut turns = 0u32;
+        let may_park = core.ladder.borrow().may_park();
         loop {
             core.tasks.drain_remote();
             // Only those that are ready now: what they wake runs in the next turn, after sources and I/O.
@@ -172,7 +175,7 @@ impl Runtime {
                     Some(MAIN) => {
                         if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
                             // What was queued goes out even if nobody calls `block_on` again.
-                            core.turn_ring();
+                            core.turn_ring(false);
                             return output;
                         }
                     }
@@ -181,7 +184,8 @@ impl Runtime {
                 }
             }
             turns = turns.wrapping_add(1);
-            let found = core.sources.poll_all() | core.turn_ring();
+            let lazy = may_park && !turns.is_multiple_of(LAZY_TURNS);
+            let found = core.sources.poll_all() | core.turn_ring(lazy);
             if turns.is_multiple_of(BUSY_TURNS) {
                 core.expire_timers();
             }
@@ -207,13 +211,13 @@ impl Drop for Runtime {
 }
 
 impl Core {
-    /// Submits and collects completions. True when there were any.
-    fn turn_ring(&self) -> bool {
+    /// Submits and collects completions, see [`Ring::turn`]. True when there were any.
+    fn turn_ring(&self, lazy: bool) -> bool {
         if self.ring.borrow().is_quiet() {
             return false;
         }
         let mut released = Released::default();
-        let found = self.ring.borrow_mut().turn(&mut released);
+        let found = self.ring.borrow_mut().turn(lazy, &mut released);
         released.finish();
         found
     }
@@ -234,6 +238,15 @@ impl Core {
 
     /// Nothing was found in this turn: what the ladder says. True when a source found something meanwhile.
     fn idle(&self) -> bool {
+        if self.ladder.borrow().may_park() && self.ring.borrow().is_batching() {
+            // A client that was woken by a batch of answers sends a batch of calls, one after the other.
+            if self.look() {
+                return true;
+            }
+            park::park(self);
+            self.expire_timers();
+            return false;
+        }
         let waited = match self.idle_since.get() {
             Some(since) => since.elapsed(),
             None => {

@@ -87,6 +87,11 @@ impl Ladder {
         self.step(Duration::ZERO) == Step::Pause
     }
 
+    /// Whether the thread may sleep at all.
+    pub fn may_park(&self) -> bool {
+        self.waiting != Waiting::Spin
+    }
+
     /// A wait ended with work after `idle`.
     pub fn found(&mut self, idle: Duration) {
         self.expected = (7 * self.expected + idle.min(WAIT_CAP)) / 8;

@@ -39,8 +39,15 @@ impl<T: 'static> Operation<T> {
     /// Everything that `entry` names (descriptor, memory) is owned by `owned` at an address that does not
     /// change when `owned` is moved.
     unsafe fn start(ring: &SharedRing, entry: Entry, owned: T, cancel: bool) -> Operation<T> {
+        // SAFETY: passed on to the caller.
+        unsafe { Operation::start_kind(ring, entry, Kind::Once, owned, cancel) }
+    }
+
+    /// # Safety
+    /// As for [`start`](Self::start).
+    unsafe fn start_kind(ring: &SharedRing, entry: Entry, kind: Kind, owned: T, cancel: bool) -> Operation<T> {
         // SAFETY: `owned` goes to `abandon` in `drop` below unless the operation has ended.
-        let index = unsafe { ring.borrow_mut().start(entry, Kind::Once) };
+        let index = unsafe { ring.borrow_mut().start(entry, kind) };
         Operation { ring: Rc::clone(ring), index, owned: Some(owned), cancel }
     }
 
@@ -108,7 +115,7 @@ pub fn read<M: IoMemoryMut>(
         None => opcode::Read::new(fd(&file), start, length).offset(offset).build(),
     };
     // SAFETY: file and memory are owned; `IoMemoryMut` promises a stable, writable address.
-    unsafe { Operation::start(ring, entry, (file, memory), true) }
+    unsafe { Operation::start_kind(ring, entry, Kind::Transfer, (file, memory), true) }
 }
 
 /// Writes all of `memory` at `offset`; from registered buffer `buffer` if there is one.
@@ -125,7 +132,7 @@ pub fn write<M: IoMemory>(
         None => opcode::Write::new(fd(&file), start, length).offset(offset).build(),
     };
     // SAFETY: file and memory are owned; `IoMemory` promises a stable, readable address.
-    unsafe { Operation::start(ring, entry, (file, memory), false) }
+    unsafe { Operation::start_kind(ring, entry, Kind::Transfer, (file, memory), false) }
 }
 
 /// `fsync`, or `fdatasync`.
