@@ -4,10 +4,11 @@ use kernel_ipc::component::Context;
 use kernel_ipc::{CallError, Cause};
 use protocol::control::{self, ComponentStatus, DownError, LogsError, PsError, State};
 use serde_json::{Value, json};
+use supervisor::ended::Ended;
 
 use crate::args::Common;
 use crate::node::{LOCK, connect, visit};
-use crate::output::{self, Align, Colour, Failed, Table, paint, size};
+use crate::output::{self, Align, Colour, Failed, NOTHING_RUNNING, Table, paint, size};
 use crate::why::{Words, why};
 
 /// `atoll ps [--io]`.
@@ -97,8 +98,39 @@ fn word(state: State) -> &'static str {
     }
 }
 
-/// `atoll logs [COMPONENT]`.
+/// `atoll logs [COMPONENT]`: from the supervisor, or after the system's end from what it has left.
 pub fn logs(common: &Common, component: Option<&str>) -> Result<(), Failed> {
+    match live_logs(common, component) {
+        Err(failed) if failed.code == NOTHING_RUNNING => left_logs(common, component).unwrap_or(Err(failed)),
+        done => done,
+    }
+}
+
+/// The log files of a system that runs no more. `None`: there never was one here.
+fn left_logs(common: &Common, component: Option<&str>) -> Option<Result<(), Failed>> {
+    let logs = common.state.join("logs");
+    let path = match component {
+        None => common.state.join("system.log"),
+        Some(name) => logs.join(format!("{name}.log")),
+    };
+    if !logs.is_dir() {
+        return None;
+    }
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && component.is_none() => Vec::new(),
+        Err(error) => return Some(Err(Failed::new(format!("{}: {error}", path.display())))),
+    };
+    Some(match common.json {
+        true => {
+            let lines: Vec<String> = String::from_utf8_lossy(&text).lines().map(str::to_string).collect();
+            output::json(&json!({"lines": lines}))
+        }
+        false => output::write(&text),
+    })
+}
+
+fn live_logs(common: &Common, component: Option<&str>) -> Result<(), Failed> {
     visit(common, async |context| {
         let control: control::Client = connect(&context, "control").await?;
         let name = component.unwrap_or_default();
@@ -139,10 +171,29 @@ pub fn down(common: &Common) -> Result<(), Failed> {
         }
     })?;
     wait_for_end(&common.state)?;
+    let troubles = troubles(&common.state);
     if common.json {
-        return output::json(&json!({"stopped": true}));
+        output::json(&json!({"stopped": true, "clean": troubles.is_empty(), "troubles": troubles}))?;
     }
-    output::line("stopped, the disk is clean")
+    if !troubles.is_empty() {
+        return Err(out_of_order(&common.state, &troubles));
+    }
+    if common.json { Ok(()) } else { output::line("stopped, the disk is clean") }
+}
+
+/// What did not go in order at the end of the node that has just ended.
+pub fn troubles(state: &std::path::Path) -> Vec<String> {
+    match Ended::read(state) {
+        Some(ended) => ended.troubles,
+        None => vec!["the keeper or the supervisor died before everything had ended".into()],
+    }
+}
+
+/// The node has ended, but not as it should.
+pub fn out_of_order(state: &std::path::Path, troubles: &[String]) -> Failed {
+    let log = state.join("logs/supervisor.log");
+    Failed::new(format!("stopped, but not in order\n  {}", troubles.join("\n  ")))
+        .help(format!("what was synced is on the disk; {} may say more", log.display()))
 }
 
 /// Waits until the node lets go of its state directory, which is the last thing it does.

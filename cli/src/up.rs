@@ -163,7 +163,8 @@ fn ended(state: &Path, asked: bool, status: ExitStatus) -> Result<(), Failed> {
         output::message(&paint("stopped, the disk is clean", Colour::Green, stderr_colours()));
         return Ok(());
     }
-    let what = if asked { "it did not end in order" } else { "the system ended by itself" };
-    let log = state.join("logs/supervisor.log");
-    Err(Failed::new(format!("{what} ({status})")).help(format!("{} may say why", log.display())))
+    if !asked {
+        output::message(&format!("the system ended by itself ({status})"));
+    }
+    Err(control::out_of_order(state, &control::troubles(state)))
 }

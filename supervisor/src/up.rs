@@ -68,7 +68,7 @@ pub fn start(options: &Options<'_>) -> io::Result<Starting> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("atoll").arg("keeper").current_dir(options.state);
     if options.end_with_parent {
-        command.arg("--end-with-parent");
+        command.arg("--end-with-parent").arg(std::process::id().to_string());
     }
     command.arg("--");
     if let Some(manifest) = options.manifest {
@@ -108,14 +108,20 @@ impl Starting {
     }
 }
 
-/// `atoll keeper [--end-with-parent] -- ARGUMENTS OF THE SUPERVISOR`: the whole of its `main`. `arguments` comes without
+/// `atoll keeper [--end-with-parent PID] -- ARGUMENTS OF THE SUPERVISOR`: the whole of its `main`. `arguments` comes without
 /// the program's name and the verb.
 pub fn keeper_main(arguments: impl IntoIterator<Item = String>) -> ExitCode {
     let mut arguments = arguments.into_iter();
-    let mut end_with_parent = false;
-    for argument in arguments.by_ref() {
+    let mut end_with_parent = None;
+    while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--end-with-parent" => end_with_parent = true,
+            "--end-with-parent" => match arguments.next().and_then(|pid| pid.parse().ok()) {
+                Some(parent) => end_with_parent = Some(parent),
+                None => {
+                    eprintln!("keeper: --end-with-parent wants a process id");
+                    return ExitCode::from(2);
+                }
+            },
             "--" => break,
             other => {
                 eprintln!("keeper: unknown argument {other}");

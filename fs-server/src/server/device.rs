@@ -140,13 +140,13 @@ impl Staging for StagedMemory {
     }
 }
 
-/// What to do after a call that failed without an answer of the operation.
+/// What to do after a call that failed without an answer of the operation. (`NotConnected` is final: the supervisor waits
+/// for the next incarnation itself, and says so when there will be none.)
 async fn again(cause: Cause, until: Instant) -> Result<(), DeviceError> {
     let gone = !matches!(
         cause,
         Cause::PeerDied
             | Cause::SessionClosed
-            | Cause::NotConnected
             | Cause::StaleEpoch
             | Cause::Busy
             | Cause::Quota

@@ -12,6 +12,7 @@
 
 mod channel;
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,9 @@ pub struct Welcome {
     pub state_dir: String,
     /// The manifest's `config`, with `--set` applied.
     pub config: Value,
+    /// What this component's earlier runs reported, the latest of each: so that a run can go on where they were.
+    #[serde(default)]
+    pub reported: BTreeMap<String, Value>,
     /// The sessions that it may open.
     pub uses: Vec<UseInfo>,
     /// The endpoints that it must provide before it is ready.

@@ -354,6 +354,11 @@ impl Context {
         self.send(&ToSupervisor::Report { key: key.to_owned(), value: value.into() }, &[]);
     }
 
+    /// What an earlier run of this component told last under `key`, if there was one since the node came up.
+    pub fn reported_before(&self, key: &str) -> Option<&Value> {
+        self.0.welcome.reported.get(key)
+    }
+
     /// The counters that `atoll ps --io` shows.
     pub fn counters(&self) -> Rc<Counters> {
         self.0.counters.clone()

@@ -6,9 +6,11 @@ use std::future::Future;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -65,7 +67,7 @@ where
     let program = async {
         spawn(control::listen(context.clone()));
         spawn(control::terminate(context.clone(), terminate));
-        serve(context.clone()).await
+        until_stopped_early(&context, serve(context.clone())).await
     };
     // A panic ends the process; caught only to say so first.
     let result = panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(program)));
@@ -76,6 +78,22 @@ where
     };
     context.send(&ToSupervisor::Failed { reason: shortened(reason) }, &[]);
     result.unwrap_or_else(|panic| panic::resume_unwind(panic))
+}
+
+/// Runs `serve`. Until it is ready it has promised nothing to anybody, so it is dropped when the component is asked to
+/// end: it may be waiting for a host that does not come back. From then on it hears of it by [`Context::stopped`].
+async fn until_stopped_early(cx: &Context, serve: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    let (mut serve, mut stopped) = (pin!(serve), pin!(cx.stopped()));
+    std::future::poll_fn(|task| {
+        if let Poll::Ready(result) = serve.as_mut().poll(task) {
+            return Poll::Ready(result);
+        }
+        if !cx.0.ready.get() && stopped.as_mut().poll(task).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// Where the message of a panic will be, beside the process's standard error.

@@ -37,8 +37,8 @@ use wire::{ARGUMENTS, Ask, Notice, Request, SLOTS, SUPERVISOR_SLOT, Tell};
 pub struct Options {
     /// The arguments of the supervisor, passed on as they are; without the program's name.
     pub supervisor_arguments: Vec<String>,
-    /// End the node in order when the process that started the keeper dies.
-    pub end_with_parent: bool,
+    /// End the node in order when this process dies, which has started the keeper.
+    pub end_with_parent: Option<i32>,
 }
 
 struct Keeper {
@@ -78,8 +78,12 @@ impl Keeper {
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         process::adopt_orphans()?;
-        if options.end_with_parent {
+        if let Some(parent) = options.end_with_parent {
             nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
+            // It may have died before that: then no signal comes.
+            if nix::unistd::getppid().as_raw() != parent {
+                return Err(io::Error::other("whoever started the node is gone"));
+            }
         }
         let _ = nix::sys::prctl::set_name(c"atoll-keeper");
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use kernel_ipc::broker::{CounterValues, ToComponent};
 use kernel_ipc::interface::{Granted, NewCap, Object};
@@ -24,6 +25,9 @@ pub const INTERFACE: &str = control::DESCRIPTION.name;
 
 /// Components in one page of `ps`: a page fits into a window.
 const PAGE: usize = 4;
+
+/// How long a component may take to tell its counters. A page of those that hang must fit into the deadline of `ps`.
+const COUNTED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Most bytes of a log in one answer.
 const LOG_PAGE: u32 = 3 << 10;
@@ -176,7 +180,8 @@ async fn counters(node: &Node, run: &Peer) -> CounterValues {
         return CounterValues::default();
     }
     let request = node.state.deal(1);
-    run.ask(&run.asked.counters, request, &ToComponent::AskCounters { request }, &[]).await.unwrap_or_default()
+    let message = ToComponent::AskCounters { request };
+    run.ask_within(COUNTED_WITHIN, &run.asked.counters, request, &message, &[]).await.unwrap_or_default()
 }
 
 /// A page has little room.

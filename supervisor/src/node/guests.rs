@@ -2,6 +2,7 @@
 //! operator does, who is whoever has this process's user id.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -108,6 +109,7 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
         status_entry: slot,
         state_dir: node.state.path().display().to_string(),
         config: Value::Null,
+        reported: BTreeMap::new(),
         uses: Vec::new(),
         provides: Vec::new(),
         heritage: 0,
@@ -126,7 +128,10 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
         table: RefCell::default(),
         regions: RefCell::default(),
         ready: Event::default(),
+        said_ready: Cell::new(false),
+        opening: Cell::new(0),
         ended: Event::default(),
+        silent: Event::default(),
         wait_status: Cell::new(None),
         ready_at: Cell::new(None),
         trouble: RefCell::default(),

@@ -63,6 +63,7 @@ async fn tend(node: Rc<Node>, index: usize, mut peer: Rc<Peer>) {
     let component = &node.components[index];
     loop {
         peer.ended.wait().await;
+        last_words(&peer).await;
         let mut served = peer.ready_at.get().map(|at| at.elapsed());
         let mut died = peer;
         // Until it serves again.
@@ -76,7 +77,11 @@ async fn tend(node: Rc<Node>, index: usize, mut peer: Rc<Peer>) {
                 true => Decision::Restart(Duration::ZERO),
                 false => component.restarts.borrow_mut().died(Instant::now(), cause, served.take()),
             };
-            *component.trouble.borrow_mut() = if wanted { String::new() } else { end.clone() };
+            *component.trouble.borrow_mut() = match decision {
+                _ if wanted => String::new(),
+                Decision::Restart(_) => end.clone(),
+                Decision::GiveUp => format!("{end}; given up, because it died too often"),
+            };
             component.log.note(&end);
             eprintln!("supervisor: {} {end}: {decision:?}", component.entry.name);
             match decision {
@@ -140,7 +145,7 @@ async fn until_wanted(node: &Node, index: usize) {
 }
 
 /// How a run ended, for people, and whose doing it was.
-fn explain(peer: &Peer) -> (Cause, String) {
+pub fn explain(peer: &Peer) -> (Cause, String) {
     let (cause, end) = lifecycle::explain(peer.wait_status.get().unwrap_or_default());
     let cause = if peer.at_fault.get() { Cause::Own } else { cause };
     match &*peer.trouble.borrow() {
@@ -169,12 +174,21 @@ async fn until_ready(node: &Rc<Node>, index: usize, peer: &Rc<Peer>) -> Result<(
             peer.ended.wait().await;
         }
     }
-    // So that its last words are among the last lines.
-    let output = peer.output.borrow_mut().take();
-    if let Some(output) = output {
-        let _ = timeout(LAST_WORDS, output).await;
-    }
+    last_words(peer).await;
     Err(explain(peer).1)
+}
+
+/// Waits until what a dead run printed and said is known: the news of its death may overtake it.
+pub async fn last_words(peer: &Peer) {
+    let output = peer.output.borrow_mut().take();
+    let heard = async {
+        if let Some(output) = output {
+            let _ = output.await;
+        }
+        peer.silent.wait().await;
+    };
+    // A process of its own making may hold the pipe open for ever.
+    let _ = timeout(LAST_WORDS, heard).await;
 }
 
 /// Starts a process for the component's next epoch, once the kernel has let go of the last one's pages and requests.
@@ -188,9 +202,11 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
             None => break,
         }
     }
+    if node.stopping.has_happened() {
+        return Err("the node is ending".into());
+    }
     component.set_phase(Phase::Starting);
     component.log.forget_last_lines();
-    component.facts.borrow_mut().clear();
     component.epoch.set(component.epoch.get() + 1);
     let epoch = component.epoch.get();
 
@@ -210,6 +226,7 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         status_entry: slot,
         state_dir: node.state.path().display().to_string(),
         config: component.entry.config.clone(),
+        reported: component.facts.borrow().clone(),
         uses: uses(node, index),
         provides: provides(node, index),
         heritage: 0,
@@ -228,7 +245,10 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         table: RefCell::default(),
         regions: RefCell::default(),
         ready: Event::default(),
+        said_ready: Cell::new(false),
+        opening: Cell::new(0),
         ended: Event::default(),
+        silent: Event::default(),
         wait_status: Cell::new(None),
         ready_at: Cell::new(None),
         trouble: RefCell::default(),
@@ -240,6 +260,10 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
     node.peers.borrow_mut().insert(incarnation, peer.clone());
     *component.peer.borrow_mut() = Some(peer.clone());
     spawn(messages::listen(node.clone(), peer.clone()));
+    if node.stopping.has_happened() {
+        // Whoever stops the node has passed it by.
+        let _ = node.keeper.tell(Ask::Signal, slot, libc::SIGKILL as u64).await;
+    }
     Ok(peer)
 }
 

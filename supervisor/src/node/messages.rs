@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use kernel_ipc::broker::{ChannelError, PROTOCOL, ToComponent, ToSupervisor};
-use kernel_ipc::runtime::spawn;
+use kernel_ipc::runtime::{spawn, yield_now};
 
 use super::Node;
 use super::peer::{Peer, Who};
@@ -14,27 +14,44 @@ use crate::keeper::wire::Ask;
 /// Most regions of one run. The first ids would allow more; a page of them is plenty.
 const MAX_REGIONS: usize = 256;
 
+/// Most sessions that one run may have asked for and not heard of. Each holds a descriptor and a task here.
+const MAX_OPENING: usize = 64;
+
+/// Most sessions that one run may have open as a client.
+const MAX_SESSIONS: usize = 1024;
+
 /// Reads a peer's messages until its socket ends.
 pub async fn listen(node: Rc<Node>, peer: Rc<Peer>) {
+    read(&node, &peer).await;
+    peer.silent.happen();
+}
+
+async fn read(node: &Rc<Node>, peer: &Rc<Peer>) {
     let mut provided = BTreeSet::new();
     loop {
         match peer.channel.next().await {
+            // The news of its death came before its last words.
+            Ok((ToSupervisor::Failed { reason }, _)) if peer.ended.has_happened() => {
+                peer.trouble.borrow_mut().get_or_insert(reason);
+            }
+            // A guest that was shown out may go on talking.
+            Ok(_) if peer.ended.has_happened() && peer.who == Who::Guest => return,
+            Ok(_) if peer.ended.has_happened() => {}
             Ok((message, given)) => {
-                if peer.ended.has_happened() {
-                    return;
+                if let Err(fault) = handle(node, peer, &mut provided, message, given).await {
+                    return node.end_for_fault(peer, &fault);
                 }
-                if let Err(fault) = handle(&node, &peer, &mut provided, message, given).await {
-                    return node.end_for_fault(&peer, &fault);
-                }
+                // Whoever says much does not keep the others from being heard.
+                yield_now().await;
             }
             Err(ChannelError::Closed) => {
                 // A component's death is the keeper's news; a guest is its connection.
                 if peer.who == Who::Guest {
-                    node.gone(&peer);
+                    node.gone(peer);
                 }
                 return;
             }
-            Err(error) => return node.end_for_fault(&peer, &error.to_string()),
+            Err(error) => return node.end_for_fault(peer, &error.to_string()),
         }
     }
 }
@@ -101,6 +118,9 @@ async fn handle(
             if let Some(missing) = known.iter().find(|known| !provided.contains(&known.name)) {
                 return Err(format!("it is ready without providing {}", missing.name));
             }
+            if peer.said_ready.replace(true) {
+                return Err("it is ready twice".into());
+            }
             let (node, peer) = (node.clone(), peer.clone());
             spawn(async move {
                 node.introduce_all().await;
@@ -109,8 +129,15 @@ async fn handle(
         }
         ToSupervisor::Open { request, endpoint, interface, resumes } => {
             let segment = descriptor()?;
+            if peer.opening.get() >= MAX_OPENING || node.sessions_of(peer) >= MAX_SESSIONS {
+                return Err("it opens too many sessions".into());
+            }
+            peer.opening.set(peer.opening.get() + 1);
             let (node, peer) = (node.clone(), peer.clone());
-            spawn(async move { node.open(peer, request, endpoint, interface, resumes, segment).await });
+            spawn(async move {
+                node.open(peer.clone(), request, endpoint, interface, resumes, segment).await;
+                peer.opening.set(peer.opening.get() - 1);
+            });
         }
         ToSupervisor::Serving { session } => peer.asked.serve.answer(&session, Ok(descriptor()?)),
         ToSupervisor::Refused { session, reason } => peer.asked.serve.answer(&session, Err(reason)),
@@ -128,7 +155,7 @@ async fn handle(
         ToSupervisor::Report { key, value } => {
             if let Who::Component(index) = peer.who {
                 let mut facts = node.components[index].facts.borrow_mut();
-                if facts.len() < 64 {
+                if facts.len() < 64 || facts.contains_key(&key) {
                     facts.insert(key, value);
                 }
             }

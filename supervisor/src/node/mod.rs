@@ -35,6 +35,7 @@ use kernel_ipc::runtime::{Options, Runtime, spawn};
 use kernel_ipc::{Incarnation, LenderId, RegionId, SessionId};
 use serde_json::Value;
 
+use crate::ended::Ended;
 use crate::keeper::wire::{Ask, Request, SUPERVISOR_SLOT};
 use crate::manifest::{self, Checked, Manifest, Origin};
 use crate::sys::process;
@@ -84,7 +85,7 @@ struct Component {
     changes: Changes,
     log: Rc<Log>,
     trouble: RefCell<String>,
-    /// What its living run reported.
+    /// What its runs reported, the latest of each.
     facts: RefCell<BTreeMap<String, Value>>,
 }
 
@@ -178,6 +179,7 @@ fn prepare(manifest: Option<&Path>, sets: &[String]) -> Result<(Checked, State),
     let origin = manifest.map_or(Origin::Embedded, Origin::Path);
     let checked = Manifest::load(origin, sets).map_err(|report| report.to_string())?;
     let state = State::open(Path::new(".")).map_err(|error| error.to_string())?;
+    Ended::forget(state.path()).map_err(|error| format!("state directory: {error}"))?;
     Ok((checked, state))
 }
 
@@ -208,8 +210,15 @@ async fn supervise(checked: Checked, state: State, keeper: Link, progress: Optio
     }
     node.progress.borrow_mut().take();
     node.stopping.wait().await;
-    shutdown::stop_all(&node).await;
-    node.keeper.end(0);
+    let ended = Ended { troubles: shutdown::stop_all(&node).await };
+    for trouble in &ended.troubles {
+        eprintln!("supervisor: not in order: {trouble}");
+    }
+    let written = ended.write(node.state.path());
+    if let Err(error) = &written {
+        eprintln!("supervisor: cannot write down how the node ended: {error}");
+    }
+    node.keeper.end(u8::from(!ended.troubles.is_empty() || written.is_err()));
     std::future::pending().await
 }
 

@@ -51,8 +51,14 @@ pub struct Peer {
     pub regions: RefCell<Vec<(RegionId, OwnedFd)>>,
     /// It says that it serves.
     pub ready: Event,
+    /// It has said so; its introductions may still go on.
+    pub said_ready: Cell<bool>,
+    /// Sessions that it has asked for and not heard of.
+    pub opening: Cell<usize>,
     /// It is dead, or a guest's connection has ended.
     pub ended: Event,
+    /// Nothing more comes from its control socket.
+    pub silent: Event,
     /// How its process ended.
     pub wait_status: Cell<Option<i32>>,
     /// When it was ready.
@@ -124,8 +130,23 @@ impl Peer {
     ///
     /// # Errors
     /// Why there is none, for people.
-    pub async fn ask<K: Eq + Hash, V>(
+    pub async fn ask<K: Clone + Eq + Hash, V>(
         &self,
+        questions: &Questions<K, V>,
+        key: K,
+        message: &ToComponent,
+        given: &[BorrowedFd<'_>],
+    ) -> Result<V, String> {
+        self.ask_within(PATIENCE, questions, key, message, given).await
+    }
+
+    /// The same with another patience than the usual.
+    ///
+    /// # Errors
+    /// As [`ask`](Peer::ask).
+    pub async fn ask_within<K: Clone + Eq + Hash, V>(
+        &self,
+        patience: Duration,
         questions: &Questions<K, V>,
         key: K,
         message: &ToComponent,
@@ -135,13 +156,19 @@ impl Peer {
             return Err(format!("{} is gone", self.name));
         }
         let (reply, answer) = question();
-        questions.0.borrow_mut().insert(key, answer);
-        self.send(message, given).map_err(|error| format!("{}: {error}", self.name))?;
-        match timeout(PATIENCE, reply).await {
-            Ok(Some(value)) => Ok(value),
-            Ok(None) => Err(format!("{} is gone", self.name)),
-            Err(_) => Err(format!("{} does not answer", self.name)),
-        }
+        questions.0.borrow_mut().insert(key.clone(), answer);
+        let sent = self.send(message, given).map_err(|error| format!("{}: {error}", self.name));
+        let answer = match sent {
+            Ok(()) => match timeout(patience, reply).await {
+                Ok(Some(value)) => return Ok(value),
+                Ok(None) => format!("{} is gone", self.name),
+                Err(_) => format!("{} does not answer", self.name),
+            },
+            Err(error) => error,
+        };
+        // Nobody waits for it any more.
+        questions.0.borrow_mut().remove(&key);
+        Err(answer)
     }
 
     /// Whether it was greeted and lives: everything else may be said to it.

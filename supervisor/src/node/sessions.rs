@@ -270,6 +270,11 @@ impl Node {
         }
     }
 
+    /// Sessions that a run has open as a client.
+    pub(super) fn sessions_of(&self, client: &Peer) -> usize {
+        self.sessions.borrow().values().filter(|session| session.client == client.incarnation).count()
+    }
+
     /// One side ends a session in order, or because of what the other did.
     pub(super) fn close(self: &Rc<Self>, by: &Rc<Peer>, id: SessionId, violation: Option<&str>) {
         let mut sessions = self.sessions.borrow_mut();

@@ -6,31 +6,60 @@ use std::time::Duration;
 use kernel_ipc::broker::ToComponent;
 use kernel_ipc::runtime::timeout;
 
-use super::{Node, Phase};
+use super::launch::{explain, last_words};
+use super::peer::Peer;
+use super::{Component, Node, Phase};
 use crate::keeper::wire::Ask;
 
 /// How long a component may take to end in order. A file system writes its checkpoint then.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
-/// Stops every component.
-pub async fn stop_all(node: &Rc<Node>) {
+/// Stops every component. Says what did not go in order: who had to be killed, who failed at its end, who was down
+/// already. Nothing of the kind means that each of them did all that it does at its end.
+pub async fn stop_all(node: &Rc<Node>) -> Vec<String> {
     node.stopping.happen();
+    let mut troubles = Vec::new();
     for component in node.components.iter().rev() {
+        let name = &component.entry.name;
         let run = component.peer.borrow_mut().take();
-        let Some(run) = run.filter(|run| !run.ended.has_happened()) else {
-            component.set_phase(Phase::Stopped);
-            continue;
-        };
-        component.set_phase(Phase::Stopping);
-        // One that never said a word to us cannot be asked; it is killed below.
-        let asked = run.is_introducible() && run.send(&ToComponent::Stop, &[]).is_ok();
-        if !asked || timeout(STOP_WITHIN, run.ended.wait()).await.is_err() {
-            eprintln!("supervisor: {} does not end in order; killing it", run.name);
-            component.log.note("did not end in order; killed");
-            let _ = node.keeper.tell(Ask::Signal, run.slot, libc::SIGKILL as u64).await;
-            let _ = timeout(STOP_WITHIN, run.ended.wait()).await;
+        match run {
+            Some(run) if run.ended.has_happened() => {
+                last_words(&run).await;
+                troubles.push(format!("{name} was down: {}", explain(&run).1));
+            }
+            Some(run) => {
+                component.set_phase(Phase::Stopping);
+                if let Err(trouble) = stop(node, component, &run).await {
+                    troubles.push(format!("{name}: {trouble}"));
+                }
+            }
+            None => {} // Never started.
         }
         component.set_phase(Phase::Stopped);
     }
     let _ = std::fs::remove_file(kernel_ipc::broker::GUEST_SOCKET);
+    troubles
+}
+
+/// Stops one run.
+///
+/// # Errors
+/// For people: it did not end in order.
+async fn stop(node: &Rc<Node>, component: &Component, run: &Rc<Peer>) -> Result<(), String> {
+    // One that never said a word to us cannot be asked; it has promised nothing either.
+    let asked = run.is_introducible() && run.send(&ToComponent::Stop, &[]).is_ok();
+    if !asked || timeout(STOP_WITHIN, run.ended.wait()).await.is_err() {
+        eprintln!("supervisor: {} does not end in order; killing it", run.name);
+        component.log.note("did not end in order; killed");
+        let _ = node.keeper.tell(Ask::Signal, run.slot, libc::SIGKILL as u64).await;
+        let _ = timeout(STOP_WITHIN, run.ended.wait()).await;
+        return if asked { Err("did not end when it was asked to, and was killed".into()) } else { Ok(()) };
+    }
+    if run.wait_status.get() == Some(0) {
+        return Ok(());
+    }
+    last_words(run).await;
+    let end = explain(run).1;
+    component.log.note(&end);
+    Err(end)
 }

@@ -4,6 +4,7 @@
 //! STATE/lock         locked (flock) as long as the node lives
 //! STATE/boot         how often a node was started here, decimal
 //! STATE/atoll.sock   where guests connect
+//! STATE/ended        how the last node here ended (`crate::ended`)
 //! STATE/logs/NAME.log   what a component prints
 //! STATE/system.log      all of it together
 //! ```

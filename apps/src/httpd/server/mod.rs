@@ -15,6 +15,7 @@ mod listening;
 mod peer;
 mod transfer;
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -81,7 +82,15 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
     let net: net::Client = cx.connect("net").await?;
     let report = cx.clone();
     let report = Rc::new(move |bound: &str| report.report("listen", bound));
-    let listening = Httpd::new(fs, net, config.limits).listen(&config.listen, report).await?;
+    let httpd = Httpd::new(fs, net, config.limits);
+    let again = match listened_before(&cx, &config.listen) {
+        Some(before) => httpd.listen(&before, report.clone()).await.inspect_err(|error| tracing::warn!("{error}")).ok(),
+        None => None,
+    };
+    let listening = match again {
+        Some(listening) => listening,
+        None => httpd.listen(&config.listen, report).await?,
+    };
     cx.ready();
     let task = runtime::spawn(listening);
     cx.stopped().await;
@@ -89,7 +98,15 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
     Ok(())
 }
 
+/// Where the run before this one listened, if the port is anyone's choice: whoever was told that one still knows it.
+fn listened_before(cx: &Context, configured: &str) -> Option<String> {
+    let configured: SocketAddr = configured.parse().ok()?;
+    let before: SocketAddr = cx.reported_before("listen")?.as_str()?.parse().ok()?;
+    (configured.port() == 0 && before.ip() == configured.ip()).then(|| before.to_string())
+}
+
 /// A server that does not listen yet.
+#[derive(Clone)]
 pub struct Httpd(Rc<Server>);
 
 impl Httpd {
@@ -105,11 +122,11 @@ impl Httpd {
     /// # Errors
     /// In words: why it cannot listen.
     pub async fn listen(
-        self,
+        &self,
         address: &str,
         report: Rc<dyn Fn(&str)>,
     ) -> Result<impl Future<Output = ()> + use<>, String> {
-        listening::listen(self.0, address, report).await
+        listening::listen(self.0.clone(), address, report).await
     }
 }
 
