@@ -6,6 +6,8 @@
 //!   Holder, region and range come from the lender's table.
 //! - Operations end in any order; a flush covers every write that was answered before it was asked.
 //! - A full region, or a full lease table, refuses a read as busy; it never waits for somebody to release something.
+//! - A session begins when every change of the device that was under way has landed: what a dead client wrote cannot land
+//!   in the middle of what its next incarnation writes.
 //! - An error of the disk ends one call. The driver goes on.
 
 use std::cell::{Cell, RefCell};
@@ -18,12 +20,13 @@ use kernel_ipc::interface::{Granted, LeasePart, NewCap, Object};
 use kernel_ipc::lease::{HolderLimits, Lend, Mapper, Region, RegionSlice};
 use kernel_ipc::rights::Rights;
 use kernel_ipc::runtime::io::{self, Buffers, File};
-use kernel_ipc::session::Call;
+use kernel_ipc::session::{Call, SessionInfo};
 use kernel_ipc::{CallError, Cause, Executed};
 use protocol::block::{self, BLOCK_SIZE, DeviceInfo, FlushError, InfoError, ReadError, WriteError};
 use serde::Deserialize;
 
 use super::budget::Budget;
+use super::drain::{Change, Drain};
 use super::image::{Image, ImageConfig};
 use super::request::{Bounds, MAX_TRANSFER_BLOCKS, Refused};
 use super::space::{CHUNK_BLOCKS, Space};
@@ -94,7 +97,12 @@ pub async fn serve(cx: Context) -> Result<(), Error> {
     cx.report("blocks", driver.bounds.blocks);
     cx.report("direct", driver.direct);
     let root = NewCap::new(Device, Rights::all()).to_grant();
-    cx.provide("disk", Rc::new(block::Dispatcher(driver)), async move |_| Ok(root))?;
+    let drain = driver.drain.clone();
+    let open = async move |_: &SessionInfo| {
+        drain.settled().await;
+        Ok(root)
+    };
+    cx.provide("disk", Rc::new(block::Dispatcher(driver)), open)?;
     cx.ready();
     cx.stopped().await;
     Ok(())
@@ -142,6 +150,7 @@ pub struct FileDriver {
     space: Rc<RefCell<Space>>,
     buffers: Option<RefCell<Buffers<RegionSlice>>>,
     budget: Budget,
+    drain: Drain,
     mapper: Rc<RefCell<Mapper>>,
     counters: Rc<Counters>,
     /// Nothing was written yet to a file that was made for this.
@@ -185,6 +194,7 @@ impl FileDriver {
             region,
             buffers,
             budget: Budget::new(in_flight),
+            drain: Drain::default(),
             mapper,
             counters,
             blank: Cell::new(image.blank),
@@ -267,12 +277,13 @@ impl FileDriver {
         Ok(())
     }
 
-    fn writable(&self) -> Result<(), WriteError> {
+    /// A change of the device begins.
+    fn change(&self) -> Result<Change, WriteError> {
         if self.read_only {
             return Err(WriteError::ReadOnly);
         }
         self.blank.set(false);
-        Ok(())
+        Ok(self.drain.begin())
     }
 }
 
@@ -309,7 +320,7 @@ impl block::Handler for FileDriver {
         block: u64,
         data: LeasePart,
     ) -> Result<(), CallError<WriteError>> {
-        self.writable()?;
+        let _change = self.change()?;
         let range = Bounds::blocks_of(data.length)
             .and_then(|count| self.bounds.transfer(block, count))
             .map_err(|Refused| WriteError::OutOfRange)?;
@@ -327,7 +338,7 @@ impl block::Handler for FileDriver {
     }
 
     async fn discard(&self, _: &Call, _: Granted<Device>, block: u64, count: u32) -> Result<(), CallError<WriteError>> {
-        self.writable()?;
+        let _change = self.change()?;
         let range = self.bounds.range(block, count).map_err(|Refused| WriteError::OutOfRange)?;
         match self.allocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, &range).await {
             // A file system without holes: the blocks keep their bytes, which a discard allows.
@@ -343,7 +354,7 @@ impl block::Handler for FileDriver {
         block: u64,
         count: u32,
     ) -> Result<(), CallError<WriteError>> {
-        self.writable()?;
+        let _change = self.change()?;
         let range = self.bounds.range(block, count).map_err(|Refused| WriteError::OutOfRange)?;
         let keep = libc::FALLOC_FL_KEEP_SIZE;
         let result = match self.allocate(libc::FALLOC_FL_ZERO_RANGE | keep, &range).await {

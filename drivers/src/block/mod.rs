@@ -1,12 +1,14 @@
 //! Block devices: servers of `atoll.block/1`.
 
 mod budget;
+mod drain;
 mod file;
 mod image;
 mod request;
 mod space;
 
 pub use budget::{Budget, Permit};
+pub use drain::{Change, Drain};
 pub use file::{Config, Device, FileDriver, Parts, Statistics, serve};
 pub use image::{Image, ImageConfig, ImageError};
 pub use request::{Bounds, Refused};
