@@ -231,8 +231,18 @@ fn judge(log: &Log, found: &Model) -> Result<(), String> {
             }
         }
         if mine.is_empty() {
+            let had: String = (least..=entries.len())
+                .map(|whole| match whole.checked_sub(1).map(|last| &entries[last]) {
+                    Some(Entry { operation, after, acknowledged, .. }) => {
+                        let end = if acknowledged.is_some() { "" } else { " (in progress)" };
+                        let after = only(after).map_or(String::new(), |after| describe(&after, 1));
+                        format!("\n{whole}. {operation:?}{end}{after}")
+                    }
+                    None => String::new(),
+                })
+                .collect();
             return Err(format!(
-                "actor {actor}: its directory is in no state that it had since operation {least} of {}; found {}",
+                "actor {actor}: its directory is in no state that it had since operation {least} of {}:{had}\nfound {}",
                 entries.len(),
                 found.as_ref().map_or(String::new(), |found| describe(found, 1))
             ));
@@ -357,7 +367,7 @@ fn power_cut_leaves_a_prefix_of_the_history_with_all_that_was_synced() {
     let mut seen = Seen::default();
     if let Ok(seed) = std::env::var("SEED") {
         let seed = seed.parse().expect("SEED is a number");
-        history(seed, true, None, &mut seen).unwrap();
+        history(seed, true, None, &mut seen).unwrap_or_else(|why| panic!("{why}"));
         println!("seed {seed}: {seen:?}");
         return;
     }

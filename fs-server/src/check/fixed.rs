@@ -4,7 +4,7 @@ use super::Checker;
 use crate::allocator::{WORDS, node_place_bits};
 use crate::device::{BLOCK_SIZE, Device, Extent, crc32c};
 use crate::error::{Error, Structure};
-use crate::format::pack::{Pack, UNWRITTEN};
+use crate::format::pack::UNWRITTEN;
 use zerocopy::IntoBytes;
 
 impl<D: Device> Checker<'_, D> {

@@ -10,9 +10,10 @@
 //!
 //! What cannot be reached is not guessed at: below a damaged node nothing is reported as missing or leaked.
 //!
-//! - Memory: two bits per block of the groups that are in use, and about 4 MiB that no volume makes more: one path of nodes,
-//!   [`names::BUCKETS`] sums, some thousands of orphans, extents and names, [`data::WIDTH`] transfers. On a volume whose
-//!   names do not agree, up to [`names::MAX_RECORDS`] of them are looked at again.
+//! - Memory: two bits per block of the groups that are in use, the packs (16 bytes per group each), and about 8 MiB that no
+//!   volume makes more: a path of nodes for the walk and one for each who looks something up, [`names::BUCKETS`] sums,
+//!   thousands of orphans and blocks of data, [`data::WIDTH`] transfers of 1 MiB, the extent of zeros. Where names do not
+//!   agree, up to [`names::MAX_RECORDS`] of them are looked at again.
 //! - Time: no node and no block of data is read twice for the walk, whatever the volume says; naming what names disagree
 //!   takes another walk, and the directories are visited once from the root.
 //! - Foreign bytes: everything is checked before it is used; recursion is bounded by the height of the tree, of which each

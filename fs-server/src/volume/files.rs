@@ -331,7 +331,7 @@ impl<D: Device> Inner<D> {
         }
         if size < old && !size.is_multiple_of(BLOCK) {
             // The rest of the last block must be zeros, or it would come back when the file grows again.
-            self.zero_tail(pinned, size).await?;
+            self.zero_tail(pinned, size, old).await?;
         }
         let now_ns = self.environment.now_ns();
         let first_gone = size.div_ceil(BLOCK);
@@ -361,8 +361,9 @@ impl<D: Device> Inner<D> {
         Ok(())
     }
 
-    async fn zero_tail(self: &Rc<Self>, pinned: &PinnedVnode<D>, size: u64) -> Result<(), Error> {
-        let length = BLOCK - size % BLOCK;
+    async fn zero_tail(self: &Rc<Self>, pinned: &PinnedVnode<D>, size: u64, old: u64) -> Result<(), Error> {
+        // Not beyond the old end: the file would be seen longer than it ever was.
+        let length = (BLOCK - size % BLOCK).min(old - size);
         let zeros = [0; BLOCK_SIZE];
         let Some(zeros) = zeros.get(..length as usize) else { return Ok(()) };
         if self.read_block(pinned.id.inode, size / BLOCK).await?.is_none() {
