@@ -158,10 +158,6 @@ impl Allocator {
         self.groups.iter().map(|group| u64::from(group.free)).sum()
     }
 
-    pub(crate) fn held_blocks(&self) -> u64 {
-        self.freed.iter().map(|freed| u64::from(freed.blocks)).sum()
-    }
-
     pub(crate) fn is_dirty(&self) -> bool {
         self.groups.iter().any(|group| group.dirty)
     }

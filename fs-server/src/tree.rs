@@ -131,11 +131,6 @@ impl Tree {
         self.dirty
     }
 
-    /// Levels there are.
-    pub(crate) fn height(&self) -> usize {
-        usize::from(self.root.level) + 1
-    }
-
     /// Changes made so far.
     pub(crate) fn changes(&self) -> u64 {
         self.changes
@@ -150,12 +145,6 @@ impl Tree {
     /// True if frozen nodes wait to be written.
     pub(crate) fn has_unwritten(&self) -> bool {
         !self.unwritten.is_empty()
-    }
-
-    /// Nodes in memory.
-    #[cfg(test)]
-    pub(crate) fn resident(&self) -> usize {
-        self.nodes.len()
     }
 
     // --- looking -------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 use super::runs::Vnode;
 use super::{NodeId, Stat};
 use crate::allocator::Allocator;
-use crate::device::{BLOCK_SIZE, MAX_TRANSFER_BLOCKS};
+use crate::device::MAX_TRANSFER_BLOCKS;
 use crate::error::{Error, Structure};
 use crate::format::items::{
     Entries, Entry, ExtentHead, FileExtent, FileKind, Inode, Key, MAX_COLLISIONS, RawInode, SLOT_MASK, kind,
@@ -353,11 +353,6 @@ pub(crate) fn new_inode(kind: FileKind, generation: u64, parent: u64, position: 
         position: U64::new(position),
         reserved: [0; 16],
     }
-}
-
-/// Blocks that `bytes` bytes fill.
-pub(crate) fn blocks_of(bytes: u64) -> u64 {
-    bytes.div_ceil(BLOCK_SIZE as u64)
 }
 
 const _: () = assert!(EXTENT_BLOCKS == MAX_TRANSFER_BLOCKS, "an extent is written and read in one transfer");
