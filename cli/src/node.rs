@@ -55,6 +55,9 @@ fn refused(state: &Path, error: &ContextError) -> Failed {
                 .help("start it with `atoll up`, or name its directory with --state DIR")
         }
         ContextError::Rejected(reason) => Failed::new(format!("the system on {state} refused: {reason}")),
+        ContextError::Io(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Failed::new(format!("{state} is another user's")).help("only the user who runs a system may talk to it")
+        }
         other => Failed::new(format!("cannot talk to the system on {state}: {}", other)),
     }
 }

@@ -29,6 +29,12 @@ enum Event {
 pub fn up(common: &Common, up: &Up) -> Result<(), Failed> {
     let origin = up.manifest.as_deref().map_or(Origin::Embedded, Origin::Path);
     let checked = Manifest::load(origin, &up.sets).map_err(|report| check::refused(&report))?;
+    if std::path::absolute(&common.state)?.to_str().is_none() {
+        return Err(Failed::usage(format!(
+            "{}: components are told paths as text, and this is not UTF-8",
+            common.state.display()
+        )));
+    }
     if node::is_held(&common.state) {
         let state = common.state.display();
         return Err(Failed::new(format!("a system runs on {state} already"))

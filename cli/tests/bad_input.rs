@@ -105,6 +105,43 @@ fn a_state_that_cannot_be_is_named() {
 }
 
 #[test]
+fn a_state_of_a_strange_name_works_or_is_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let system = System::empty();
+    // Longer than the path of a socket may be.
+    let long = system.file(&"a long name, ".repeat(15));
+    let up = ["--detach", "--set", "httpd.listen=127.0.0.1:0", "--set", "disk.size=16MiB"];
+    let run = |state: &std::ffi::OsStr, arguments: &[&str]| {
+        system.command(arguments).arg("--state").arg(state).output().expect("it runs")
+    };
+    let long = long.as_os_str();
+    let started = run(long, &[&["up"][..], &up].concat());
+    assert!(started.status.success(), "{}", said(&started));
+    assert!(run(long, &["fs", "ls"]).status.success());
+    assert!(run(long, &["down"]).status.success());
+    let refused = run(std::ffi::OsStr::from_bytes(b"/tmp/\xff"), &[&["up"][..], &up].concat());
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("not UTF-8"), "{}", said(&refused));
+}
+
+#[test]
+fn the_system_of_another_user_is_told_apart_from_none() {
+    if !nix::unistd::geteuid().is_root() {
+        return println!("skipped: only root can be another user too");
+    }
+    use std::os::unix::process::CommandExt;
+    let system = System::start(&[]);
+    // The directory can be seen by everybody, and so can the binary's: a copy of it, because its own may not be.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(system.state(), open).expect("it is ours");
+    let binary = system.file("atoll");
+    fs::copy(env!("CARGO_BIN_EXE_atoll"), &binary).expect("a copy");
+    let mut other = std::process::Command::new(binary);
+    let output = other.args(["ps", "--state", text(system.state())]).uid(65_534).gid(65_534).output().expect("it runs");
+    failed(&output, &[text(system.state()), "another user"]);
+}
+
+#[test]
 fn an_image_that_is_no_volume_is_refused_and_stays_as_it_is() {
     for content in [Random(3).bytes(8 << 20), b"a letter to my mother".to_vec(), vec![0xff; 1 << 20], Vec::new()] {
         let system = System::empty();

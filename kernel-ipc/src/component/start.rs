@@ -121,8 +121,13 @@ fn shortened(mut reason: String) -> String {
 
 /// See [`Context::guest`].
 pub(super) fn guest(state: &Path, program: &str) -> Result<Context, ContextError> {
-    fn nothing<E>(_: E) -> ContextError {
-        ContextError::NothingRunning
+    fn nothing(error: impl Into<std::io::Error>) -> ContextError {
+        use std::io::ErrorKind::{ConnectionRefused, NotADirectory, NotFound};
+        let error = error.into();
+        match error.kind() {
+            NotFound | NotADirectory | ConnectionRefused => ContextError::NothingRunning,
+            _ => ContextError::Io(error),
+        }
     }
     // Through a descriptor: a socket's path may have 107 bytes only, a directory's 4095.
     let directory = std::fs::File::open(state).map_err(nothing)?;
