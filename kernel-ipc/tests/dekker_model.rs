@@ -22,6 +22,8 @@ enum Bell {
 /// The words of one direction, and the kernel's part.
 struct Words {
     bell: Bell,
+    /// The messages themselves, which a consumer that is awake watches; the tail may lag behind them.
+    published: AtomicU64,
     tail: AtomicU64,
     wants: AtomicU64,
     /// Futex: somebody waits. Event: it was not rung.
@@ -30,18 +32,22 @@ struct Words {
     /// Which fences there are: to show that both are needed.
     producer_fences: bool,
     sleeper_fences: bool,
+    /// A wake that finds nobody counts as an answer, as it once did: to show that it must not.
+    every_wake_answers: bool,
 }
 
 impl Words {
-    fn new(bell: Bell, producer_fences: bool, sleeper_fences: bool) -> Arc<Words> {
+    fn new(bell: Bell, producer_fences: bool, sleeper_fences: bool, every_wake_answers: bool) -> Arc<Words> {
         Arc::new(Words {
             bell,
+            published: AtomicU64::new(0),
             tail: AtomicU64::new(0),
             wants: AtomicU64::new(0),
             waiting: Mutex::new(bell == Bell::Event),
             woken: Condvar::new(),
             producer_fences,
             sleeper_fences,
+            every_wake_answers,
         })
     }
 
@@ -82,10 +88,11 @@ impl Producer for End {
     }
 
     /// `FUTEX_WAKE`. A full barrier comes before the kernel looks at its queue.
-    fn wake(&self) {
+    fn wake(&self) -> bool {
         fence(SeqCst);
-        *self.0.waiting.lock().unwrap() = false;
+        let woken = std::mem::replace(&mut *self.0.waiting.lock().unwrap(), false);
         self.0.woken.notify_all();
+        woken || self.0.bell == Bell::Event || self.0.every_wake_answers
     }
 }
 
@@ -113,30 +120,42 @@ fn everything_is_received(words: Arc<Words>, messages: u64) {
         move || {
             let mut rung = 0;
             for tail in 1..=messages {
+                end.0.published.store(tail, Release);
                 rung = dekker::ring(&end, tail, rung);
             }
         }
     });
     let end = End(words);
     let wants = Cell::new(0);
-    let mut received = 0;
+    // It is awake at first, and finds what is there.
+    let mut received = end.0.published.load(Acquire);
     while received < messages {
         wants.set(wants.get() + 1);
         let tail = dekker::announce(&end, wants.get());
-        if tail == received {
+        if end.0.published.load(Acquire) == received {
             end.0.wait(tail);
         }
         wants.set(wants.get() + 1);
         end.store_wants(wants.get());
-        received = end.load_tail();
+        received = end.0.published.load(Acquire);
     }
     producer.join().unwrap();
 }
 
 fn model(bell: Bell, producer_fences: bool, sleeper_fences: bool, messages: u64) {
+    check(messages, move || Words::new(bell, producer_fences, sleeper_fences, false));
+}
+
+fn check(messages: u64, words: impl Fn() -> Arc<Words> + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
-    builder.check(move || everything_is_received(Words::new(bell, producer_fences, sleeper_fences), messages));
+    builder.preemption_bound = Some(4);
+    builder.check(move || everything_is_received(words(), messages));
+}
+
+#[test]
+fn a_wake_that_finds_nobody_must_not_count_as_an_answer() {
+    let found = catch_unwind(|| check(2, || Words::new(Bell::Futex, true, true, true)));
+    assert!(found.is_err(), "nothing was lost");
 }
 
 #[test]

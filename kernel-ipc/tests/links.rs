@@ -11,6 +11,7 @@ use common::bytes;
 use kernel_ipc::link::{Body, Link, in_process, shm};
 use kernel_ipc::runtime::{self, Sleep, Source, Waiting};
 use kernel_ipc::sys::doorbell::EventDoorbell;
+use kernel_ipc::sys::futex;
 use kernel_ipc::wire::{Extent, Handle, LeaseName, RawDescriptor, Shape, Submission, Violation};
 use kernel_ipc::{Epoch, LenderId, SessionId};
 
@@ -257,25 +258,58 @@ fn a_peer_that_has_not_rung_yet_for_more_than_a_ring_is_no_liar() {
     });
 }
 
+/// A thread that sleeps on `sleep`'s word, once it really does.
+fn sleeper(sleep: Sleep) -> std::thread::JoinHandle<()> {
+    let Sleep::Futex { word, expected } = sleep else { panic!("{sleep:?}") };
+    let (send, thread) = std::sync::mpsc::channel();
+    let handle = std::thread::spawn(move || {
+        send.send(nix::unistd::gettid()).expect("a listener");
+        futex::wait_any(&[futex::Wait { word, expected }], None).expect("a word");
+    });
+    let thread = thread.recv().expect("a thread");
+    let place = format!("/proc/self/task/{thread}/syscall");
+    let waits = format!("{} ", libc::SYS_futex_waitv);
+    while !std::fs::read_to_string(&place).is_ok_and(|call| call.starts_with(&waits)) {
+        std::thread::yield_now();
+    }
+    handle
+}
+
 #[test]
 fn one_sleep_is_rung_for_once() {
     let (client, host) = shm_ends();
-    assert!(matches!(host.prepare_sleep(), Ok(Sleep::Futex { .. })));
+    let asleep = sleeper(host.prepare_sleep().expect("an honest peer"));
     for n in 0..5 {
         send(&client, n).expect("room");
         client.flush();
     }
     assert_eq!(client.system_calls(), 1);
+    asleep.join().expect("woken");
     host.cancel_sleep();
     while host.receive().is_some() {}
     send(&client, 5).expect("room");
     client.flush();
     assert_eq!(client.system_calls(), 1, "an awake peer was rung for");
     assert!(host.receive().is_some());
-    assert!(matches!(host.prepare_sleep(), Ok(Sleep::Futex { .. })));
+    let asleep = sleeper(host.prepare_sleep().expect("an honest peer"));
     send(&client, 6).expect("room");
     client.flush();
-    assert_eq!(client.system_calls(), 2);
+    assert_eq!(client.system_calls(), 2, "the next sleep was not rung for");
+    asleep.join().expect("woken");
+}
+
+#[test]
+fn a_ring_that_found_nobody_is_rung_again() {
+    let (client, host) = shm_ends();
+    // The host has read what this tail will count when it announces its sleep, and does not sleep yet.
+    send(&client, 0).expect("room");
+    assert!(host.receive().is_some());
+    assert!(matches!(host.prepare_sleep(), Ok(Sleep::Futex { .. })));
+    client.flush();
+    assert_eq!(client.system_calls(), 1, "nobody waited");
+    send(&client, 1).expect("room");
+    client.flush();
+    assert_eq!(client.system_calls(), 2, "this sleep lasts for ever");
 }
 
 #[test]

@@ -21,8 +21,8 @@ pub trait Producer {
     fn load_wants(&self) -> u64;
     /// A sequentially consistent fence.
     fn fence(&self);
-    /// Wakes whoever waits for the tail to change.
-    fn wake(&self);
+    /// Wakes whoever waits for the tail to change. False if nobody waits (yet).
+    fn wake(&self) -> bool;
 }
 
 /// The sleeper's view of the words.
@@ -37,16 +37,16 @@ pub trait Sleeper {
 
 /// P1 to P4. `rung` is the announcement that was answered last: nobody is woken twice for one sleep. Gives the new
 /// value of `rung`.
+///
+/// Only a wake that found a waiter answers an announcement. A consumer that watches the messages themselves can have
+/// taken all that this tail counts before it announced its sleep; it then waits on this very tail, perhaps after the wake,
+/// which found nobody: the next message must wake it.
 #[inline]
 pub fn ring(words: &impl Producer, tail: u64, rung: u64) -> u64 {
     words.store_tail(tail);
     words.fence();
     let wants = words.load_wants();
-    if wants % 2 == 1 && wants != rung {
-        words.wake();
-        return wants;
-    }
-    rung
+    if wants % 2 == 1 && wants != rung && words.wake() { wants } else { rung }
 }
 
 /// S1 to S3: the tail that the sleeper may wait on, if it has seen everything up to there. `wants` is the next odd

@@ -340,12 +340,16 @@ impl Producer for ShmLink {
         fence(SeqCst);
     }
 
-    fn wake(&self) {
+    fn wake(&self) -> bool {
         self.system_calls.set(self.system_calls.get() + 1);
         match &self.events {
-            Some(events) => events.theirs.ring(),
+            // Remembered until the sleeper reads it.
+            Some(events) => {
+                events.theirs.ring();
+                true
+            }
             // All: the peer may have left an earlier wait armed beside the one it sleeps in.
-            None => futex::wake(self.mine.word(header::TAIL), i32::MAX),
+            None => futex::wake(self.mine.word(header::TAIL), i32::MAX) > 0,
         }
     }
 }

@@ -92,12 +92,13 @@ pub fn wait_any(waits: &[Wait], timeout: Option<Duration>) -> io::Result<()> {
     }
 }
 
-/// Wakes up to `count` waiters of `word`, in this and every other process that maps it.
-pub fn wake(word: WordAddress, count: i32) {
+/// Wakes up to `count` waiters of `word`, in this and every other process that maps it; how many.
+pub fn wake(word: WordAddress, count: i32) -> u32 {
     super::calls::count(|made| made.wakes += 1);
     // SAFETY: FUTEX_WAKE uses the address as a key only; the kernel answers EFAULT for one that is not mapped,
     // and then nobody can wait there.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, count, 0, 0, 0) };
+    let woken = unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, count, 0, 0, 0) };
+    u32::try_from(woken).unwrap_or(0)
 }
 
 /// `CLOCK_MONOTONIC` now plus `timeout`.
