@@ -118,7 +118,8 @@ fn every_verb_that_has_facts_gives_them_as_json() {
     for quiet in [&["fs", "sync"][..], &["fs", "mkdir", "/d"], &["fs", "mv", "/d", "/e"], &["fs", "rm", "-r", "/e"]] {
         assert_eq!(system.ok(&[quiet, &["--json"]].concat()), "", "{quiet:?} has no facts");
     }
-    assert_eq!(facts(&system, &["down", "--json"]), json!({"stopped": true}));
+    let down = facts(&system, &["down", "--json"]);
+    assert_eq!(down, json!({"stopped": true, "clean": true, "troubles": []}));
     let image = system.file("disk.img");
     let check = facts(&system, &["fs", "check", "--image", text(&image), "--json"]);
     assert_eq!(check["problems"], json!([]));
