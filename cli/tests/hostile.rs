@@ -168,7 +168,7 @@ impl Attack<'_> {
 }
 
 /// The honest guest: opens and stats its file until it is told to stop; how often.
-fn honest(state: &std::path::Path, length: u64, stop: &AtomicBool) -> u64 {
+fn honest(state: &std::path::Path, length: u64, served: &AtomicBool, stop: &AtomicBool) -> u64 {
     let runtime = Runtime::new(Options::default()).expect("a ring");
     runtime.block_on(async {
         let context = Context::guest(state, "honest").expect("a guest");
@@ -181,6 +181,7 @@ fn honest(state: &std::path::Path, length: u64, stop: &AtomicBool) -> u64 {
             assert_eq!(stat.size, length, "its answer is right");
             let lease = fs.read(&node, 0, 4096).await.expect("read").expect("not empty");
             assert_eq!(lease.len(), length, "all of it");
+            served.store(true, Release);
             calls += 2;
             runtime::sleep(Duration::from_millis(1)).await;
         }
@@ -201,11 +202,14 @@ fn a_guest_that_writes_garbage_stops_no_server_and_reads_nothing_that_it_was_not
     system.ok(&["fs", "put", file.to_str().expect("text"), &format!("/www/{SECRET}")]);
     let before: Vec<i32> = ["disk", "fs", "net", "httpd"].map(|name| system.pid(name)).to_vec();
 
-    let stop = Arc::new(AtomicBool::new(false));
+    let (served, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let honest = std::thread::spawn({
-        let (state, length, stop) = (system.state().to_owned(), content.len() as u64, stop.clone());
-        move || honest(&state, length, &stop)
+        let (state, length) = (system.state().to_owned(), content.len() as u64);
+        let (served, stop) = (served.clone(), stop.clone());
+        move || honest(&state, length, &served, &stop)
     });
+    // Both guests are this process: a segment that appears later is the hostile one's, and only that may be attacked.
+    common::wait_for("the honest guest's session", || served.load(Acquire) || honest.is_finished());
     let runtime = Runtime::new(Options::default()).expect("a ring");
     let attacks = runtime.block_on(async {
         let (memory, mut attacks) = (Memory::open(), 0u64);
@@ -231,8 +235,6 @@ fn a_guest_that_writes_garbage_stops_no_server_and_reads_nothing_that_it_was_not
             let fresh = |name: &str, known: &[(u64, usize)]| {
                 Memory::segments(name).into_iter().find(|segment| !known.contains(segment))
             };
-            // The honest guest's first session may open in between; then there are two new ones, and either is attacked
-            // only if it is this thread's: its host's segment must be new as well.
             let (Some(segment), Some(theirs)) = (fresh("atoll-c", &known.0), fresh("atoll-s", &known.1)) else {
                 continue;
             };
