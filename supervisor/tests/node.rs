@@ -304,11 +304,16 @@ impl Node {
     }
 
     fn down(&mut self) {
+        self.down_with(0);
+    }
+
+    /// The node ends with this code: 1 if not everything was in order.
+    fn down_with(&mut self, code: i32) {
         self.guest(async |cx| {
             let control: control::Client = cx.connect("control").await.unwrap();
             control.down(control.root()).await.unwrap();
         });
-        assert_eq!(self.wait(), Some(0));
+        assert_eq!(self.wait(), Some(code));
     }
 }
 
@@ -534,7 +539,8 @@ fn a_component_that_dies_of_its_own_making_again_and_again_is_given_up_until_the
         until("another end", async || ps(&cx).await[0].state == State::Quarantined).await;
         assert_eq!(ps(&cx).await[0].restarts, 9);
     });
-    node.down();
+    // What it would have done at its end was not done.
+    node.down_with(1);
 }
 
 fn request(handle: kernel_ipc::Handle, operation: u16, payload: &[u8]) -> kernel_ipc::session::Request<'_> {
@@ -740,6 +746,39 @@ fn a_guest_that_speaks_garbage_ends_only_itself() {
     node.down();
 }
 
+/// Each session that is being opened costs the supervisor a descriptor and a task; a hung host must not let a guest
+/// collect them without end.
+fn a_guest_that_opens_without_end_is_shown_out() {
+    use kernel_ipc::broker::{Channel, ChannelError, PROTOCOL, ToComponent, ToSupervisor};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+    use std::os::fd::{AsFd, AsRawFd};
+    let mut node = Node::start("plain");
+    node.assert_up();
+    let disk = node.ps()[0].pid as i32;
+    kill(disk, "STOP");
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    connect(socket.as_raw_fd(), &UnixAddr::new(&node.state().join("atoll.sock")).unwrap()).unwrap();
+    let channel = Channel::new(socket);
+    channel.send_blocking(&ToSupervisor::Hello { protocol: PROTOCOL, program: "flood".into() }, &[]).unwrap();
+    assert!(matches!(channel.receive_blocking::<ToComponent>().unwrap().0, ToComponent::Welcome(_)));
+    let segment = std::fs::File::open("/dev/null").unwrap();
+    let refused = (0..10_000).find_map(|request| {
+        let open = ToSupervisor::Open {
+            request,
+            endpoint: "disk.disk".into(),
+            interface: "atoll.block/1".into(),
+            resumes: None,
+        };
+        channel.send_blocking(&open, &[segment.as_fd()]).err()
+    });
+    assert!(matches!(refused, Some(ChannelError::Closed)), "{refused:?}");
+    kill(disk, "CONT");
+    // Nobody else has suffered: it is the same disk that serves.
+    assert_eq!(node.guest(async |cx| statfs(&cx).await).0, 1);
+    assert_eq!(node.ps()[0].pid as i32, disk);
+    node.down();
+}
+
 fn the_log_of_a_component_can_be_read_through_the_control_endpoint() {
     let mut node = Node::start("plain");
     node.assert_up();
@@ -780,6 +819,7 @@ tests! {
     a_component_has_exactly_the_descriptors_that_the_manifest_implies,
     guests_that_come_and_go_leave_nothing_behind,
     a_guest_that_speaks_garbage_ends_only_itself,
+    a_guest_that_opens_without_end_is_shown_out,
     the_log_of_a_component_can_be_read_through_the_control_endpoint,
 }
 

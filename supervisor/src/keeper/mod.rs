@@ -257,7 +257,7 @@ impl Keeper {
         request: &Request,
         descriptors: Vec<OwnedFd>,
     ) -> io::Result<(u64, Option<OwnedFd>)> {
-        let Request { slot, a, .. } = *request;
+        let Request { slot, a, b, .. } = *request;
         match ask {
             Ask::Spawn => {
                 if !self.slots.is_free(slot) {
@@ -298,8 +298,12 @@ impl Keeper {
             Ask::Memory => {
                 let memory = segment::memfd("pins")?;
                 segment::set_len(&memory, usize::try_from(a).map_err(|_| Errno::EINVAL)?)?;
-                self.slots.keep(slot, memory.try_clone()?)?;
+                self.slots.keep(slot, b, memory.try_clone()?)?;
                 Ok((0, Some(memory)))
+            }
+            Ask::ReaderGone => {
+                self.slots.reader_gone(slot, b);
+                Ok((0, None))
             }
             Ask::Hold => {
                 if self.held.len() + descriptors.len() > MAX_HELD {

@@ -2,7 +2,7 @@
 //!
 //! - A slot is free when nothing lives in it and its last epoch is fenced; only then is it used again, so that at most
 //!   one epoch of a slot is unfenced.
-//! - Kept memory goes when its slot is fenced.
+//! - Kept memory goes when its slot is fenced, or when its only reader is gone.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,8 +13,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::wire::{SLOTS, SUPERVISOR_SLOT};
 use crate::sys::process::Child;
 
-/// Most segments kept for one slot.
-const MAX_KEPT: usize = 64;
+/// Most segments kept for one slot: one for each reader that may live, and for each that has just gone.
+const MAX_KEPT: usize = 2 * SLOTS as usize;
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -23,7 +23,8 @@ struct Slot {
     guest: bool,
     /// Read end of the fence, until it ends.
     fence: Option<OwnedFd>,
-    kept: Vec<OwnedFd>,
+    /// Memory that its process writes, with the reader of each.
+    kept: Vec<(u64, OwnedFd)>,
     /// Rises with each start: the order in which the keeper ends them, backwards.
     order: u64,
 }
@@ -94,17 +95,24 @@ impl Slots {
         Some((number as u32, slot.epoch))
     }
 
-    /// Keeps memory that the slot's process writes, until it is fenced.
+    /// Keeps memory that the slot's process writes, until it is fenced or the reader is gone.
     ///
     /// # Errors
     /// `EMFILE` when it has too much of it already.
-    pub(super) fn keep(&mut self, slot: u32, memory: OwnedFd) -> io::Result<()> {
+    pub(super) fn keep(&mut self, slot: u32, reader: u64, memory: OwnedFd) -> io::Result<()> {
         let kept = &mut self.slot_mut(slot).ok_or(Errno::EINVAL)?.kept;
         if kept.len() >= MAX_KEPT {
             return Err(Errno::EMFILE.into());
         }
-        kept.push(memory);
+        kept.push((reader, memory));
         Ok(())
+    }
+
+    /// Nobody will read what the slot's process wrote for this reader.
+    pub(super) fn reader_gone(&mut self, slot: u32, reader: u64) {
+        if let Some(slot) = self.slot_mut(slot) {
+            slot.kept.retain(|(of, _)| *of != reader);
+        }
     }
 
     /// The fences of the dead that have not ended. (One that lives may have closed its fence: nothing to wait for.)

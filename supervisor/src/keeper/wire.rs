@@ -6,7 +6,7 @@
 //!   number or a NUL-padded string at a fixed place.
 //!
 //! ```text
-//! Request  0 kind u32 | 4 slot u32 | 8 a u64 | 16 arguments u32 | 20 zero u32 | 24 zero u64 | 32 four strings of 72 bytes
+//! Request  0 kind u32 | 4 slot u32 | 8 a u64 | 16 arguments u32 | 20 zero u32 | 24 b u64    | 32 four strings of 72 bytes
 //! Notice   0 kind u32 | 4 slot u32 | 8 a u64 | 16 b u64         | 24 zero u64
 //! ```
 
@@ -42,8 +42,8 @@ pub enum Ask {
     Lives = 4,
     /// Send signal `a` to the process in `slot`.
     Signal = 5,
-    /// Make memory of `a` bytes for a segment that the process in `slot` writes, and keep it until that process is
-    /// fenced. Reply: descriptor: the memory.
+    /// Make memory of `a` bytes for a segment that the process in `slot` writes and `b` reads, and keep it until that
+    /// process is fenced, or `b` is gone. Reply: descriptor: the memory.
     Memory = 6,
     /// Keep the descriptor open as long as the node lives.
     Hold = 7,
@@ -51,6 +51,8 @@ pub enum Ask {
     Status = 8,
     /// End the node: whatever still runs is killed; the keeper exits with code `a`. No reply.
     End = 9,
+    /// `b` is gone: nobody will read what the process in `slot` wrote for it.
+    ReaderGone = 10,
 }
 
 /// What the keeper tells.
@@ -82,7 +84,9 @@ pub struct Request {
     /// How many of `strings` are used.
     pub arguments: u32,
     /// Zero.
-    pub reserved: [u32; 3],
+    pub reserved: u32,
+    /// Depends on the kind.
+    pub b: u64,
     /// A program's arguments, each ended by a NUL.
     pub strings: [[u8; ARGUMENT]; ARGUMENTS],
 }
@@ -109,7 +113,12 @@ const _: () = assert!(size_of::<Notice>() == 32);
 impl Request {
     /// A request without arguments.
     pub fn new(ask: Ask, slot: u32, a: u64) -> Request {
-        Request { kind: ask as u32, slot, a, arguments: 0, reserved: [0; 3], strings: [[0; ARGUMENT]; ARGUMENTS] }
+        Request { kind: ask as u32, slot, a, arguments: 0, reserved: 0, b: 0, strings: [[0; ARGUMENT]; ARGUMENTS] }
+    }
+
+    /// With its second number.
+    pub fn with_b(self, b: u64) -> Request {
+        Request { b, ..self }
     }
 
     /// With a program's arguments. `None` if there are too many, or one is too long or contains a NUL.
@@ -130,9 +139,20 @@ impl Request {
 
     /// What it asks, if that exists.
     pub fn ask(&self) -> Option<Ask> {
-        [Ask::Spawn, Ask::Guest, Ask::GuestGone, Ask::Lives, Ask::Signal, Ask::Memory, Ask::Hold, Ask::Status, Ask::End]
-            .into_iter()
-            .find(|&ask| ask as u32 == self.kind)
+        [
+            Ask::Spawn,
+            Ask::Guest,
+            Ask::GuestGone,
+            Ask::Lives,
+            Ask::Signal,
+            Ask::Memory,
+            Ask::Hold,
+            Ask::Status,
+            Ask::End,
+            Ask::ReaderGone,
+        ]
+        .into_iter()
+        .find(|&ask| ask as u32 == self.kind)
     }
 }
 
@@ -166,10 +186,11 @@ mod tests {
             Ask::Hold,
             Ask::Status,
             Ask::End,
+            Ask::ReaderGone,
         ] {
-            let request = Request::new(ask, 3, 9);
+            let request = Request::new(ask, 3, 9).with_b(8);
             let back = Request::read_from_bytes(request.as_bytes()).unwrap();
-            assert_eq!((back.ask(), back.slot, back.a), (Some(ask), 3, 9));
+            assert_eq!((back.ask(), back.slot, back.a, back.b), (Some(ask), 3, 9, 8));
         }
         assert_eq!(Request::read_from_bytes(&[0xff; 320]).unwrap().ask(), None);
         assert_eq!(Notice::read_from_bytes(&[0xff; 32]).unwrap().tell(), None);

@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use super::peer::{Asked, PATIENCE, Peer, Who};
 use super::{Fence, Node, messages};
-use crate::keeper::wire::{Ask, FIRST_GUEST_SLOT, SLOTS};
+use crate::keeper::wire::{Ask, FIRST_GUEST_SLOT, Request, SLOTS};
 use crate::sys::process;
 
 /// Makes the socket; the future accepts guests for ever.
@@ -89,7 +89,7 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
     let incarnation = Incarnation(node.state.deal(1));
     // Before the keeper is asked, so that nobody else is given the slot meanwhile.
     node.fences.borrow_mut().insert((slot, epoch), Fence { incarnation, ended: Rc::default() });
-    let fence = match node.keeper.obtain(Ask::Guest, slot, epoch).await {
+    let fence = match node.keeper.obtain(Request::new(Ask::Guest, slot, epoch)).await {
         Ok(fence) => fence,
         Err(error) => {
             node.fences.borrow_mut().remove(&(slot, epoch));

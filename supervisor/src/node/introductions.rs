@@ -19,7 +19,7 @@ use kernel_ipc::{Incarnation, RegionId, Rights};
 
 use super::peer::{Peer, Who};
 use super::{Host, Node};
-use crate::keeper::wire::Ask;
+use crate::keeper::wire::{Ask, Request};
 
 /// One step that is missing.
 enum Missing {
@@ -91,16 +91,20 @@ impl Node {
         let (table, capacity) = table.ok_or("out of descriptors")?;
         if matches!(mapper.who, Who::Component(_)) {
             let bytes = PinSegment::bytes(capacity) as u64;
-            let memory =
-                self.keeper.obtain(Ask::Memory, mapper.slot, bytes).await.map_err(|error| error.to_string())?;
+            self.attached.borrow_mut().entry(mapper.incarnation).or_default().push(lender.incarnation);
+            let request = Request::new(Ask::Memory, mapper.slot, bytes).with_b(lender.lender.get());
+            let memory = self.keeper.obtain(request).await.map_err(|error| error.to_string())?;
             if let Ok(kept) = memory.try_clone() {
                 self.keep_pins(mapper, lender.lender, kept);
+            }
+            if lender.ended.has_happened() && !self.survives(lender) {
+                self.forget_pins_for(lender.lender);
+                return Err(format!("{} is gone", lender.name));
             }
             let message = ToComponent::AdoptPins { lender: lender.lender, capacity };
             mapper.ask(&mapper.asked.adopt, lender.lender, &message, &[memory.as_fd()]).await??;
             let message =
                 ToComponent::AttachPins { mapper: mapper.incarnation, epoch: mapper.epoch, status_entry: mapper.slot };
-            self.attached.borrow_mut().entry(mapper.incarnation).or_default().push(lender.incarnation);
             lender.ask(&lender.asked.attach, mapper.incarnation, &message, &[memory.as_fd()]).await??;
         }
         let message = ToComponent::MeetLender { lender: lender.lender, epoch: lender.epoch, status_entry: lender.slot };

@@ -81,8 +81,8 @@ impl Link {
     ///
     /// # Errors
     /// As [`ask`](Link::ask).
-    pub async fn obtain(&self, ask: Ask, slot: u32, a: u64) -> io::Result<OwnedFd> {
-        let (_, descriptor) = self.ask(Request::new(ask, slot, a), &[]).await?;
+    pub async fn obtain(&self, request: Request) -> io::Result<OwnedFd> {
+        let (_, descriptor) = self.ask(request, &[]).await?;
         descriptor.ok_or_else(|| io::Error::other("the keeper's reply lacks its descriptor"))
     }
 

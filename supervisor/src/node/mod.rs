@@ -322,6 +322,8 @@ impl Node {
         self.forget_introductions_of(peer);
         if self.survives(peer) {
             self.bequeath(peer);
+        } else {
+            self.forget_pins_for(peer.lender);
         }
         if peer.who == Who::Guest {
             let (node, slot) = (self.clone(), peer.slot);

@@ -14,12 +14,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use kernel_ipc::broker::{Serve, ToComponent};
+use kernel_ipc::runtime::spawn;
 use kernel_ipc::session::Ledgers;
 use kernel_ipc::sys::segment;
 use kernel_ipc::{Incarnation, LenderId, RegionId, SessionId};
 
 use super::peer::{Peer, Who};
 use super::{Component, Host, Node};
+use crate::keeper::wire::{Ask, Request};
 
 /// Most memory that one component may have kept, and under how many names.
 const MAX_BYTES: u64 = 1 << 30;
@@ -175,6 +177,20 @@ impl Node {
         heritage
     }
 
+    /// A lender is gone for ever: nobody reads its mappers' pins, so neither we nor the keeper keep them.
+    pub(super) fn forget_pins_for(self: &Rc<Self>, lender: LenderId) {
+        let mut slots = Vec::new();
+        self.pins.borrow_mut().retain(|(_, known), pins| {
+            slots.extend((*known == lender).then_some(pins.mapper.slot));
+            *known != lender
+        });
+        for slot in slots {
+            let request = Request::new(Ask::ReaderGone, slot, 0).with_b(lender.get());
+            let node = self.clone();
+            spawn(async move { node.keeper.ask(request, &[]).await.map(drop) });
+        }
+    }
+
     /// A mapper's pins of a lender's leases outlive both.
     pub(super) fn keep_pins(&self, mapper: &Rc<Peer>, lender: LenderId, memory: OwnedFd) {
         let pins = Pins { memory, mapper: mapper.clone() };
@@ -227,7 +243,7 @@ impl Node {
             told.extend((*known == lender).then_some(*mapper));
             *known != lender
         });
-        self.pins.borrow_mut().retain(|(_, known), _| *known != lender);
+        self.forget_pins_for(lender);
         for mapper in told.into_iter().filter_map(|mapper| self.peer(mapper)) {
             self.send(&mapper, &ToComponent::LenderGone { lender: Some(lender), regions: Vec::new() }, &[]);
         }
