@@ -24,6 +24,8 @@ pub(super) enum Step {
 
 /// Waits that are expected to take longer are not spun for: beyond it the peer is as good as asleep.
 const SPIN_MAX: Duration = Duration::from_micros(20);
+/// When a wait that only spins asks whether the peer needs this very core.
+const SPIN_PATIENCE: Duration = Duration::from_millis(1);
 /// Waits that are expected to take longer are slept through at once. Above the 57 µs that a wait takes when
 /// *both* sides sleep in between, so that two sleepers find out that they could have stayed awake.
 const YIELD_MAX: Duration = Duration::from_micros(100);
@@ -56,7 +58,7 @@ impl Ladder {
     ///
     /// | waiting  | core   | idle up to                     | step  |
     /// |----------|--------|--------------------------------|-------|
-    /// | spin     | ours   | 20 µs                          | pause |
+    /// | spin     | ours   | 1 ms                           | pause |
     /// | spin     | any    | for ever                       | yield |
     /// | adaptive | ours   | 2 x expected, if that is short | pause |
     /// | adaptive | any    | 2 x expected, if not long      | yield |
@@ -65,8 +67,8 @@ impl Ladder {
     pub fn step(&self, idle: Duration) -> Step {
         match self.waiting {
             Waiting::Block => Step::Park,
-            // Only a yield finds out that the core is shared; in a wait of this length it costs nothing.
-            Waiting::Spin if self.shared || idle > SPIN_MAX => Step::Yield,
+            // Only a yield finds out that the core is shared. Not early: on a busy machine it gives the core away.
+            Waiting::Spin if self.shared || idle > SPIN_PATIENCE => Step::Yield,
             Waiting::Spin => Step::Pause,
             Waiting::Adaptive if self.expected > YIELD_MAX => Step::Park,
             Waiting::Adaptive => {
