@@ -5,13 +5,18 @@
 //!   ([`Tree::prepare`]), so that once it begins it does not fault.
 //! - A changed node has a temporary address (bit 63 set) until [`Tree::freeze`] gives it a place on disk; its parent was
 //!   changed with it, up to the root. Its old place is freed.
+//! - A node is only ever seen within the bounds that its ancestors give it, whatever a volume says: no key is found where
+//!   it does not belong, and no two parents share a node.
 //! - Frozen nodes stay in memory until they are written, even through a checkpoint that failed.
+
+mod path;
 
 use crate::allocator::{Allocator, Shortage};
 use crate::error::Error;
 use crate::format::items::Key;
-use crate::format::node::Node;
+use crate::format::node::{Bounds, Node};
 use crate::format::{MAX_LEVELS, NODE_BLOCKS, Pointer};
+use path::Path;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -22,16 +27,25 @@ use zerocopy::little_endian::{U32, U64};
 const TEMPORARY: u64 = 1 << 63;
 /// A node with less in it than this is merged with a neighbour, if both fit one.
 const SPARSE: usize = crate::format::node::CAPACITY / 3;
+/// What one step can at most add to the root of the highest tree.
+const ROOT_ROOM: usize = 2048;
 
 /// Why an operation on the tree has to be tried again, or cannot be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// This node has to be read.
-    Node(Pointer),
+    Node(Box<Missing>),
     /// The bitmap of this group has to be read.
     Bitmap(u32),
     /// It cannot be done.
     Error(Error),
+}
+
+/// A node that is not in memory, and what must be true of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Missing {
+    pub(crate) pointer: Pointer,
+    pub(crate) bounds: Bounds,
 }
 
 impl From<Error> for Fault {
@@ -76,12 +90,6 @@ struct Cached {
     node: Rc<Node>,
     generation: u64,
     referenced: Cell<bool>,
-}
-
-#[derive(Clone, Copy)]
-struct Path {
-    length: usize,
-    steps: [(u64, usize); MAX_LEVELS],
 }
 
 pub(crate) struct Tree {
@@ -151,13 +159,15 @@ impl Tree {
 
     /// Value of `key`.
     pub(crate) fn get(&self, key: &Key) -> Result<Option<&[u8]>, Fault> {
-        let mut pointer = self.root;
+        let (mut pointer, mut bounds) = (self.root, Bounds::ALL);
         loop {
-            let node = self.node(&pointer)?;
+            let node = self.node(&pointer, &bounds)?;
             if pointer.level == 0 {
                 return Ok(node.search(key).ok().map(|index| node.value(index)));
             }
-            pointer = node.pointer(node.child_index(key));
+            let index = node.child_index(key);
+            bounds = node.child_bounds(index, &bounds);
+            pointer = node.pointer(index);
         }
     }
 
@@ -203,6 +213,10 @@ impl Tree {
     /// the key may come to be merged.
     pub(crate) fn prepare(&self, key: &Key, removing: bool) -> Result<(), Fault> {
         let path = self.descend(key)?;
+        // What a step puts may split the root. Only a crafted tree is that high.
+        if usize::from(self.root.level) + 1 >= MAX_LEVELS && !self.node(&self.root, &Bounds::ALL)?.fits(ROOT_ROOM) {
+            return Err(Error::NoSpace.into());
+        }
         if !removing {
             return Ok(());
         }
@@ -214,7 +228,8 @@ impl Tree {
             let index = path.steps[depth - 1].1;
             let neighbour = if index > 0 { index - 1 } else { index + 1 };
             if neighbour < parent.count() {
-                self.node(&parent.pointer(neighbour))?;
+                let bounds = parent.child_bounds(neighbour, &self.bounds(&path, depth - 1)?);
+                self.node(&parent.pointer(neighbour), &bounds)?;
             }
         }
         Ok(())
@@ -262,7 +277,7 @@ impl Tree {
         }
         // A root with one child is that child.
         while self.root.level > 0 {
-            let root = self.node(&self.root)?;
+            let root = self.node(&self.root, &Bounds::ALL)?;
             if root.count() != 1 {
                 break;
             }
@@ -301,74 +316,6 @@ impl Tree {
         if self.nodes.insert(pointer.primary(), cached).is_none() {
             self.clock.push_back(pointer.primary());
         }
-    }
-
-    fn node(&self, pointer: &Pointer) -> Result<&Node, Fault> {
-        match self.nodes.get(&pointer.primary()) {
-            // Another generation at the same address is a node that was freed there: as good as none.
-            Some(cached) if cached.generation == pointer.generation.get() => {
-                cached.referenced.set(true);
-                Ok(&cached.node)
-            }
-            _ => Err(Fault::Node(*pointer)),
-        }
-    }
-
-    fn descend(&self, key: &Key) -> Result<Path, Fault> {
-        let mut path = Path { length: 0, steps: [(0, 0); MAX_LEVELS] };
-        let mut pointer = self.root;
-        loop {
-            let node = self.node(&pointer)?;
-            let index = if pointer.level == 0 { 0 } else { node.child_index(key) };
-            path.steps[path.length] = (pointer.primary(), index);
-            path.length += 1;
-            if pointer.level == 0 {
-                return Ok(path);
-            }
-            pointer = node.pointer(index);
-        }
-    }
-
-    fn step(&self, path: &Path, depth: usize) -> Result<&Node, Fault> {
-        let primary = path.steps[depth].0;
-        self.nodes.get(&primary).map(|cached| &*cached.node).ok_or_else(|| lost(primary))
-    }
-
-    fn step_mut(&mut self, path: &Path, depth: usize) -> Result<&mut Node, Fault> {
-        self.dirty_mut(path.steps[depth].0)
-    }
-
-    fn dirty_mut(&mut self, primary: u64) -> Result<&mut Node, Fault> {
-        debug_assert!(primary & TEMPORARY != 0, "only a dirty node is changed");
-        self.nodes.get_mut(&primary).map(|cached| Rc::make_mut(&mut cached.node)).ok_or_else(|| lost(primary))
-    }
-
-    fn move_right(&self, path: &mut Path) -> Result<bool, Fault> {
-        self.move_to_neighbour(path, |index, count| (index + 1 < count).then_some(index + 1), |_| 0)
-    }
-
-    fn move_left(&self, path: &mut Path) -> Result<bool, Fault> {
-        self.move_to_neighbour(path, |index, _| index.checked_sub(1), |node| node.count().saturating_sub(1))
-    }
-
-    fn move_to_neighbour(
-        &self,
-        path: &mut Path,
-        next: impl Fn(usize, usize) -> Option<usize>,
-        entry: impl Fn(&Node) -> usize,
-    ) -> Result<bool, Fault> {
-        for depth in (0..path.length - 1).rev() {
-            let node = self.step(path, depth)?;
-            let Some(index) = next(path.steps[depth].1, node.count()) else { continue };
-            path.steps[depth].1 = index;
-            for below in depth + 1..path.length {
-                let pointer = self.step(path, below - 1)?.pointer(path.steps[below - 1].1);
-                let node = self.node(&pointer)?;
-                path.steps[below] = (pointer.primary(), if pointer.level == 0 { 0 } else { entry(node) });
-            }
-            return Ok(true);
-        }
-        Ok(false)
     }
 
     fn make_dirty(&mut self, path: &mut Path, allocator: &mut Allocator, generation: u64) -> Result<(), Fault> {
@@ -484,8 +431,9 @@ impl Tree {
             return Ok(false);
         }
         let (left, right) = (parent.pointer(left_index), parent.pointer(left_index + 1));
-        let neighbour = if left_index == parent_index { right } else { left };
-        let Ok(other) = self.node(&neighbour) else { return Ok(false) };
+        let neighbour_index = if left_index == parent_index { left_index + 1 } else { left_index };
+        let bounds = parent.child_bounds(neighbour_index, &self.bounds(path, depth - 1)?);
+        let Ok(other) = self.node(&parent.pointer(neighbour_index), &bounds) else { return Ok(false) };
         // Some room stays, or the next insertion would split what was just merged.
         if used + other.used() > crate::format::node::CAPACITY / 4 * 3 {
             return Ok(false);
@@ -523,10 +471,10 @@ impl Tree {
         if temporary & TEMPORARY == 0 {
             return Ok(pointer);
         }
-        let count = self.node(&pointer)?.count();
+        let count = self.dirty_mut(temporary)?.count();
         if pointer.level > 0 {
             for index in 0..count {
-                let child = self.node(&pointer)?.pointer(index);
+                let child = self.dirty_mut(temporary)?.pointer(index);
                 if child.primary() & TEMPORARY != 0 {
                     let frozen = self.freeze_below(child, allocator, generation)?;
                     self.dirty_mut(temporary)?.set_pointer(index, &frozen);

@@ -5,7 +5,7 @@ use super::blocks::Clash;
 use crate::device::{Device, DeviceError, Extent};
 use crate::error::{Error, Structure};
 use crate::format::items::Key;
-use crate::format::node::Node;
+use crate::format::node::{Bounds, Node};
 use crate::format::{MAX_LEVELS, NODE_BLOCKS, Pointer};
 use crate::report::Progress;
 use std::rc::Rc;
@@ -14,8 +14,7 @@ use std::rc::Rc;
 struct Step {
     node: Rc<Node>,
     next: usize,
-    /// Keys below it are less than this.
-    end: Option<Key>,
+    bounds: Bounds,
 }
 
 /// A walk over all leaves in order.
@@ -44,8 +43,8 @@ impl Walk {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Option<Leaf>, Error> {
         loop {
-            let (pointer, parent, start, end) = match (self.root.take(), self.path.last_mut()) {
-                (Some(root), _) => (root, None, None, None),
+            let (pointer, parent, bounds) = match (self.root.take(), self.path.last_mut()) {
+                (Some(root), _) => (root, None, Bounds::ALL),
                 (None, None) => return Ok(None),
                 (None, Some(step)) if step.next >= step.node.count() => {
                     self.path.pop();
@@ -54,10 +53,8 @@ impl Walk {
                 (None, Some(step)) => {
                     let index = step.next;
                     step.next += 1;
-                    let end = if step.next < step.node.count() { Some(step.node.key(step.next)) } else { step.end };
-                    // The first key of an inner node is no bound.
-                    let start = (index > 0).then(|| step.node.key(index));
-                    (step.node.pointer(index), Some(&step.node), start, end)
+                    let bounds = step.node.child_bounds(index, &step.bounds);
+                    (step.node.pointer(index), Some(&step.node), bounds)
                 }
             };
             let newest = parent.map_or(checker.generation, |parent| parent.generation());
@@ -66,13 +63,15 @@ impl Walk {
                 continue;
             };
             let block = pointer.primary();
-            if let Err(what) = node.check_bounds(start.as_ref(), end.as_ref()) {
+            if let Err(what) = node.check_bounds(&bounds) {
                 checker.problem(Structure::TreeNode, block, what);
+                // Nobody finds what it has.
+                self.incomplete = true;
             }
             if pointer.level == 0 {
                 return Ok(Some(Leaf { node, block }));
             }
-            self.path.push(Step { node, next: 0, end });
+            self.path.push(Step { node, next: 0, bounds });
         }
     }
 }
@@ -86,13 +85,13 @@ impl<D: Device> Checker<'_, D> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Option<Rc<Node>>, Error> {
         let block = pointer.primary();
-        if let Err(what) = self.check_pointer(pointer, newest) {
+        if let Err(what) = self.superblock.check_pointer(pointer, newest) {
             self.problem(Structure::TreeNode, block, what);
             return Ok(None);
         }
         let mut good = None;
         let mut bad = Vec::new();
-        for address in addresses(pointer) {
+        for address in pointer.addresses() {
             match self.blocks.claim(address, u64::from(NODE_BLOCKS)) {
                 Ok(()) => {}
                 Err(Clash::Free(at)) => {
@@ -120,29 +119,6 @@ impl<D: Device> Checker<'_, D> {
         }
         self.report.nodes += u64::from(good.is_some());
         Ok(good.map(Rc::new))
-    }
-
-    fn check_pointer(&self, pointer: &Pointer, newest: u64) -> Result<(), &'static str> {
-        let data = self.superblock.data.get()..self.superblock.data_end();
-        if pointer.is_none() || usize::from(pointer.level) >= MAX_LEVELS {
-            return Err("impossible pointer");
-        }
-        if addresses(pointer).count() != usize::from(self.superblock.node_copies) {
-            return Err("has another number of copies than the volume's nodes have");
-        }
-        for address in addresses(pointer) {
-            let aligned = address % u64::from(NODE_BLOCKS) == 0;
-            if !aligned || !data.contains(&address) || address + u64::from(NODE_BLOCKS) > data.end {
-                return Err("lies where no node can");
-            }
-        }
-        if pointer.generation.get() > newest {
-            return Err("newer than what refers to it");
-        }
-        if pointer.reserved != [0; 3] {
-            return Err("reserved bytes of its pointer are not zero");
-        }
-        Ok(())
     }
 
     /// The copy of a node at `address`, or what is wrong with it.
@@ -173,21 +149,16 @@ impl<D: Device> Checker<'_, D> {
 
     /// Any good copy of a node.
     async fn any_copy(&self, pointer: &Pointer) -> Result<Option<Node>, Error> {
-        if self.check_pointer(pointer, self.generation).is_err() {
+        if self.superblock.check_pointer(pointer, self.generation).is_err() {
             return Ok(None);
         }
-        for address in addresses(pointer) {
+        for address in pointer.addresses() {
             if let Ok(node) = self.read_node(address, pointer).await? {
                 return Ok(Some(node));
             }
         }
         Ok(None)
     }
-}
-
-fn addresses(pointer: &Pointer) -> impl Iterator<Item = u64> {
-    let [first, second] = pointer.address;
-    std::iter::once(first.get()).chain((second != 0).then_some(second.get()))
 }
 
 /// A place in the tree, to look things up after it was verified. Keeps one path of nodes in memory, and reads no node

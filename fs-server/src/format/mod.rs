@@ -50,6 +50,11 @@ impl Pointer {
         self.address[0] == 0
     }
 
+    /// First block of each copy.
+    pub fn addresses(&self) -> impl Iterator<Item = u64> + use<> {
+        self.address.into_iter().map(U64::get).filter(|&address| address != 0)
+    }
+
     /// Address that names the node: that of its first copy.
     #[must_use]
     pub fn primary(&self) -> u64 {

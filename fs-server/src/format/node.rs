@@ -60,6 +60,20 @@ impl Slot {
     }
 }
 
+/// Where the keys of a node lie, by what its ancestors say: at or after `start`, before `end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// The least key there can be.
+    pub start: Key,
+    /// All keys are below it; `None`: there is no such bound.
+    pub end: Option<Key>,
+}
+
+impl Bounds {
+    /// Those of a root.
+    pub const ALL: Self = Self { start: Key::MIN, end: None };
+}
+
 /// A node in memory.
 #[derive(Clone)]
 pub struct Node {
@@ -117,14 +131,16 @@ impl Node {
             return Err("wrong level");
         }
         let (count, heap) = (self.count(), usize::from(header.heap));
-        if header.level > 0 && count == 0 {
-            return Err("inner node without children");
+        if count == 0 {
+            // Not even the root's: the root directory has an inode.
+            return Err(if header.level > 0 { "inner node without children" } else { "leaf without items" });
         }
         if HEADER + count * SLOT > heap || heap > NODE_SIZE {
             return Err("slots and values overlap");
         }
         let mut live = 0;
         let mut last = None;
+        let mut taken = Bytes::default();
         for index in 0..count {
             let slot = self.slot(index);
             let (start, length) = (usize::from(slot.value), usize::from(slot.length));
@@ -142,30 +158,39 @@ impl Node {
             if last.is_some_and(|last| last >= slot.key()) {
                 return Err("keys out of order");
             }
+            if !taken.take(start, start + length) {
+                return Err("values overlap");
+            }
             last = Some(slot.key());
             live += length;
         }
         if live + usize::from(header.dead) != NODE_SIZE - heap {
-            return Err("values overlap");
+            return Err("values do not fill their part of the node");
         }
         Ok(())
     }
 
-    /// Checks that all keys are at or after `start` and before `end`: what the parent promised. The first key of an inner
-    /// node is not consulted, and may be anything.
+    /// Checks that all keys lie within `bounds`. The first key of an inner node is not consulted, and may be anything.
     ///
     /// # Errors
-    /// They are not.
-    pub fn check_bounds(&self, start: Option<&Key>, end: Option<&Key>) -> Result<(), &'static str> {
+    /// They do not.
+    pub fn check_bounds(&self, bounds: &Bounds) -> Result<(), &'static str> {
         let first = usize::from(self.level() > 0);
         let count = self.count();
-        if first >= count {
-            return Ok(());
-        }
-        if start.is_some_and(|start| self.key(first) < *start) || end.is_some_and(|end| self.key(count - 1) >= *end) {
+        if first < count && (self.key(first) < bounds.start || bounds.end.is_some_and(|end| self.key(count - 1) >= end))
+        {
             return Err("keys outside the bounds that its parent gives");
         }
         Ok(())
+    }
+
+    /// Bounds of the child at `index` of an inner node that lies within `bounds` itself.
+    #[must_use]
+    pub fn child_bounds(&self, index: usize, bounds: &Bounds) -> Bounds {
+        Bounds {
+            start: if index > 0 { self.key(index) } else { bounds.start },
+            end: if index + 1 < self.count() { Some(self.key(index + 1)) } else { bounds.end },
+        }
     }
 
     /// Generation in which it was written.
@@ -404,6 +429,33 @@ impl std::fmt::Debug for Node {
 /// heap may end before it when its neighbour is removed.
 fn value_start(heap: usize, length: usize) -> usize {
     if length == 0 { NODE_SIZE } else { heap }
+}
+
+/// Which bytes of a node belong to a value.
+struct Bytes([u64; NODE_SIZE / 64]);
+
+impl Default for Bytes {
+    fn default() -> Self {
+        Self([0; NODE_SIZE / 64])
+    }
+}
+
+impl Bytes {
+    /// Takes a range that lies within the node; false if a byte of it was taken.
+    fn take(&mut self, start: usize, end: usize) -> bool {
+        let mut at = start;
+        while at < end {
+            let next = (at / 64 + 1) * 64;
+            let bits = (u64::MAX << (at % 64)) & (u64::MAX >> (next - next.min(end)));
+            let word = &mut self.0[at / 64];
+            if *word & bits != 0 {
+                return false;
+            }
+            *word |= bits;
+            at = next;
+        }
+        true
+    }
 }
 
 fn zeroed() -> Box<[u8; NODE_SIZE]> {

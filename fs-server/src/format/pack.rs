@@ -131,6 +131,11 @@ impl Pack {
         if table.iter().any(|entry| entry.slot > UNWRITTEN || entry.free.get() > super::GROUP_BLOCKS) {
             return Err("impossible group");
         }
+        // Counted up by one each: none of them comes near this in any lifetime.
+        let counts = [head.generation, head.next_inode, head.files, head.directories, head.free_blocks];
+        if counts.iter().any(|count| count.get() >> 56 != 0) {
+            return Err("impossible count");
+        }
         Ok(Self { head, table })
     }
 }

@@ -3,7 +3,7 @@
 //! - It says where everything of fixed place is; nothing else does.
 //! - A damaged first block is replaced by the copy, and the other way round.
 
-use super::{EXTENT_BLOCKS, GROUP_BLOCKS, NODE_BLOCKS, NODE_SIZE, pack};
+use super::{EXTENT_BLOCKS, GROUP_BLOCKS, MAX_LEVELS, NODE_BLOCKS, NODE_SIZE, Pointer, pack};
 use crate::device::{BLOCK_SIZE, crc32c};
 use crate::error::{Error, Structure};
 use zerocopy::little_endian::{U32, U64};
@@ -185,6 +185,33 @@ impl Superblock {
     #[must_use]
     pub fn data_end(&self) -> u64 {
         self.packs[0][1].get()
+    }
+
+    /// Checks a pointer that came from the disk with something of generation `newest`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check_pointer(&self, pointer: &Pointer, newest: u64) -> Result<(), &'static str> {
+        let data = self.data.get()..self.data_end();
+        if pointer.is_none() || usize::from(pointer.level) >= MAX_LEVELS {
+            return Err("impossible pointer");
+        }
+        if pointer.addresses().count() != usize::from(self.node_copies) {
+            return Err("has another number of copies than the volume's nodes have");
+        }
+        for address in pointer.addresses() {
+            let aligned = address % u64::from(NODE_BLOCKS) == 0;
+            if !aligned || !data.contains(&address) || address + u64::from(NODE_BLOCKS) > data.end {
+                return Err("lies where no node can");
+            }
+        }
+        if pointer.generation.get() > newest {
+            return Err("newer than what refers to it");
+        }
+        if pointer.reserved != [0; 3] {
+            return Err("reserved bytes of its pointer are not zero");
+        }
+        Ok(())
     }
 
     /// Block of the bitmap of `group` in `slot`.

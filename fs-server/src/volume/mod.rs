@@ -28,11 +28,11 @@ use crate::device::{Device, Environment, Extent};
 use crate::error::{Error, Structure};
 use crate::format::Pointer;
 use crate::format::items::{FileKind, ROOT};
-use crate::format::node::Node;
+use crate::format::node::{Bounds, Node};
 use crate::format::superblock::Superblock;
 use crate::room::Roomy;
 use crate::sync::{Bell, Gate};
-use crate::tree::Fault;
+use crate::tree::{Fault, Missing};
 use state::State;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -253,7 +253,7 @@ impl<D: Device> Drop for PinnedGeneration<'_, D> {
 impl<D: Device> Inner<D> {
     /// Runs one step on the state, reading what it misses until it goes through. A step that faults changed nothing.
     async fn with<T>(&self, mut step: impl FnMut(&mut State<D::Staging>) -> Result<T, Fault>) -> Result<T, Error> {
-        let mut failed: Option<Pointer> = None;
+        let mut failed: Option<Box<Missing>> = None;
         loop {
             let fault = {
                 let mut state = self.state.borrow_mut();
@@ -265,7 +265,11 @@ impl<D: Device> Inner<D> {
                         return Ok(value);
                     }
                     Err(fault) => {
-                        debug_assert_eq!(changes, state.tree.changes(), "a step that faulted had changed something");
+                        debug_assert_eq!(
+                            changes,
+                            state.tree.changes(),
+                            "a step had changed something before it faulted: {fault:?}"
+                        );
                         fault
                     }
                 }
@@ -273,12 +277,13 @@ impl<D: Device> Inner<D> {
             match fault {
                 Fault::Error(error) => return Err(error),
                 Fault::Bitmap(group) => self.load_bitmap(group).await?,
-                Fault::Node(pointer) => {
-                    let Err(error) = self.load_node(&pointer).await else { continue };
+                Fault::Node(missing) => {
+                    let Err(error) = self.load_node(&missing).await else { continue };
                     // The node may have been replaced, and its place used again, while we read it: look once more.
-                    if failed.replace(pointer) == Some(pointer) {
+                    if failed.as_ref() == Some(&missing) {
                         return Err(error);
                     }
+                    failed = Some(missing);
                 }
             }
         }
@@ -320,17 +325,14 @@ impl<D: Device> Inner<D> {
         }
     }
 
-    async fn load_node(&self, pointer: &Pointer) -> Result<(), Error> {
+    /// Reads a node: one that lies within its bounds, and whose pointers can be followed. So whatever a volume says, what
+    /// is in memory is a tree.
+    async fn load_node(&self, Missing { pointer, bounds }: &Missing) -> Result<(), Error> {
         let mut first_error = None;
-        let data = self.superblock.data.get()..self.superblock.data_end();
-        for address in pointer.address.iter().map(|address| address.get()).filter(|&address| address != 0) {
+        for address in pointer.addresses() {
             let corrupt = |what| Error::Corrupt { structure: Structure::TreeNode, block: address, what };
-            if !data.contains(&address) || pointer.level as usize >= crate::format::MAX_LEVELS {
-                first_error.get_or_insert(corrupt("its parent's pointer is impossible"));
-                continue;
-            }
             let error = match self.device.read(address, crate::format::NODE_BLOCKS).await {
-                Ok(extent) => match Node::check(|bytes| extent.copy_out(0, bytes), pointer, &self.superblock.uuid) {
+                Ok(extent) => match self.check_node(&extent, pointer, bounds) {
                     Ok(node) => {
                         if first_error.is_some() {
                             self.damaged_copies.set(self.damaged_copies.get() + 1);
@@ -345,6 +347,17 @@ impl<D: Device> Inner<D> {
             first_error.get_or_insert(error);
         }
         Err(first_error.unwrap_or(Error::Corrupt { structure: Structure::TreeNode, block: 0, what: "missing" }))
+    }
+
+    /// What was read, if it can be what the pointer means.
+    fn check_node(&self, extent: &D::Extent, pointer: &Pointer, bounds: &Bounds) -> Result<Node, &'static str> {
+        let node = Node::check(|bytes| extent.copy_out(0, bytes), pointer, &self.superblock.uuid)?;
+        node.check_bounds(bounds)?;
+        if node.level() > 0 {
+            let mut pointers = (0..node.count()).map(|index| node.pointer(index));
+            pointers.try_for_each(|pointer| self.superblock.check_pointer(&pointer, node.generation()))?;
+        }
+        Ok(node)
     }
 
     async fn load_bitmap(&self, group: u32) -> Result<(), Error> {

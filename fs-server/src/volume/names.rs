@@ -141,6 +141,9 @@ impl<D: Device> Volume<D> {
                     if key.offset != at.offset {
                         least_slot = 0;
                     }
+                    if key.offset & SLOT_MASK != 0 || key.offset >> 63 != 0 {
+                        return Err(state.corrupt(Structure::DirectoryEntry, &key, "at an impossible place"));
+                    }
                     let mut entries = Vec::new();
                     for entry in Entries(value) {
                         let entry = entry.map_err(|what| state.corrupt(Structure::DirectoryEntry, &key, what))?;
@@ -220,8 +223,10 @@ impl<D: Device> Inner<D> {
             }
             if moved.kind == FileKind::Directory {
                 let mut above = to_directory.inode;
-                // The depth of a tree is bounded by its directories; a longer way up is a circle on the disk.
-                for _ in 0..=state.directories {
+                // A damaged volume may have a circle: it comes by a marked place again. The mark moves on now and then,
+                // and so comes to be within the circle.
+                let (mut mark, mut steps, mut patience) = (above, 0_u64, 1);
+                loop {
                     if above == moved.inode {
                         return Err(Error::Cycle.into());
                     }
@@ -229,10 +234,15 @@ impl<D: Device> Inner<D> {
                         break;
                     }
                     above = state.referred_inode(above)?.raw.parent.get();
-                }
-                if above != ROOT {
-                    let key = Key::inode(to_directory.inode);
-                    return Err(state.corrupt(Structure::Inode, &key, "its way up does not end at the root"));
+                    if above == mark {
+                        let key = Key::inode(to_directory.inode);
+                        return Err(state.corrupt(Structure::Inode, &key, "its way up does not end at the root"));
+                    }
+                    steps += 1;
+                    if steps == patience {
+                        (mark, patience) = (above, 2 * patience);
+                        steps = 0;
+                    }
                 }
             }
             let mut moved_raw = state.referred_inode(moved.inode)?.raw;

@@ -7,7 +7,7 @@ use super::state::State;
 use super::{Inner, NodeId, Volume};
 use crate::device::{BLOCK_SIZE, Device};
 use crate::error::{Error, Structure};
-use crate::format::items::{FileExtent, FileKind, Key, ORPHANS, RawInode, kind};
+use crate::format::items::{FileExtent, FileKind, Inode, Key, ORPHANS, RawInode, kind};
 use crate::tree::Fault;
 use std::rc::Rc;
 use zerocopy::little_endian::{U32, U64};
@@ -33,7 +33,11 @@ impl<D: Device> Volume<D> {
                 if found.kind == FileKind::Directory {
                     return Err(Error::IsDirectory.into());
                 }
-                let mut raw = state.referred_inode(found.inode)?.raw;
+                let Inode { kind, mut raw } = state.referred_inode(found.inode)?;
+                if kind != found.kind {
+                    let key = Key::inode(found.inode);
+                    return Err(state.corrupt(Structure::Inode, &key, "of another kind than its entry says"));
+                }
                 let (key, value) = state.without_entry(directory.inode, found.position)?;
                 state.tree.prepare(&key, true)?;
                 state.tree.prepare(&Key::inode(directory.inode), false)?;

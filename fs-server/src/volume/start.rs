@@ -181,6 +181,11 @@ impl<D: Device> Volume<D> {
         let device = Roomy::new(device, environment.clone());
         let (superblock, from_copy) = read_superblock(&device).await?;
         let (slot, pack, copies) = newest_slot(&device, &superblock).await?;
+        superblock.check_pointer(&pack.head.root, pack.head.generation.get()).map_err(|what| Error::Corrupt {
+            structure: Structure::TreeNode,
+            block: pack.head.root.primary(),
+            what,
+        })?;
         let mut state = new_state(&superblock, &options, pack.head.root, &pack.table);
         state.next_inode = pack.head.next_inode.get();
         state.files = pack.head.files.get();

@@ -8,6 +8,7 @@ use crate::error::{Error, Structure};
 use crate::format::items::{
     Entries, Entry, ExtentHead, FileExtent, FileKind, Inode, Key, MAX_COLLISIONS, RawInode, SLOT_MASK, kind,
 };
+use crate::format::node::MAX_VALUE;
 use crate::format::{EXTENT_BLOCKS, NODE_BLOCKS};
 use crate::tree::{AddressMap, Fault, Tree};
 use siphasher::sip::SipHasher13;
@@ -162,14 +163,16 @@ impl<S> State<S> {
         let hash = self.hash(name);
         let key = Key::entry(directory, hash);
         let Some(value) = self.tree.get(&key)? else { return Ok(None) };
+        let mut found = None;
+        // To the last one: a change that begins must not find a damaged one on its way.
         for entry in Entries(value) {
             let entry = entry.map_err(|what| self.corrupt(Structure::DirectoryEntry, &key, what))?;
             if entry.name == name {
                 let position = key.offset | u64::from(entry.slot);
-                return Ok(Some(Found { inode: entry.inode, kind: entry.kind, position }));
+                found = Some(Found { inode: entry.inode, kind: entry.kind, position });
             }
         }
-        Ok(None)
+        Ok(found)
     }
 
     /// The value of the item with `name` added, and the position that the entry gets. There is no such name yet.
@@ -192,6 +195,9 @@ impl<S> State<S> {
             return Err(Error::NoSpace.into());
         }
         Entry { inode, kind, slot: slot as u8, name }.encode(&mut value);
+        if value.len() > MAX_VALUE {
+            return Err(self.corrupt(Structure::DirectoryEntry, &key, "more entries than there are slots"));
+        }
         Ok((key, value, key.offset | u64::from(slot)))
     }
 
@@ -221,7 +227,7 @@ impl<S> State<S> {
     pub(crate) fn count_entry(&mut self, directory: u64, more: bool, now_ns: u64) -> Result<(), Fault> {
         let mut raw = self.referred_inode(directory)?.raw;
         let size = raw.size.get();
-        raw.size = U64::new(if more { size + 1 } else { size.saturating_sub(1) });
+        raw.size = U64::new(if more { size.saturating_add(1) } else { size.saturating_sub(1) });
         raw.modified_ns = U64::new(now_ns);
         raw.changed_ns = U64::new(now_ns);
         self.put_inode(directory, &raw)
@@ -235,8 +241,9 @@ impl<S> State<S> {
         if let Some((found, value)) = self.tree.at_or_before(&key)?
             && found.inode == inode
             && found.kind == kind::EXTENT
-            && let Ok((head, _)) = ExtentHead::read_from_prefix(value)
-            && block < found.offset.saturating_add(u64::from(head.blocks.get()))
+            // One that is damaged is no hole.
+            && ExtentHead::read_from_prefix(value)
+                .map_or(true, |(head, _)| block < found.offset.saturating_add(u64::from(head.blocks.get().max(1))))
         {
             let extent = self.check_extent(&found, value)?;
             let end = extent.end().min(block + want.max(1));
@@ -310,7 +317,7 @@ impl<S> State<S> {
         }
         for extent in new {
             self.put_extent(inode, extent)?;
-            count += extent.blocks();
+            count = count.saturating_add(extent.blocks());
         }
         raw.blocks = U64::new(count);
         raw.size = U64::new(size);
