@@ -70,11 +70,13 @@ pub struct Behaviour {
     pub capacity_blocks: u64,
     /// Remembers what is not flushed, so that the power can be cut.
     pub records: bool,
+    /// Reads and writes that still work; those after them fail.
+    pub left: u64,
 }
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Self { yields: false, flush_works: true, capacity_blocks: u64::MAX, records: false }
+        Self { yields: false, flush_works: true, capacity_blocks: u64::MAX, records: false, left: u64::MAX }
     }
 }
 
@@ -229,6 +231,13 @@ impl SimulatedDevice {
         .await;
     }
 
+    fn works(&self, block: u64) -> Result<(), DeviceError> {
+        let mut behaviour = self.behaviour.get();
+        behaviour.left = behaviour.left.checked_sub(1).ok_or(DeviceError::Io { errno: 5, block })?;
+        self.behaviour.set(behaviour);
+        Ok(())
+    }
+
     fn in_range(&self, block: u64, count: u64) -> Result<(), DeviceError> {
         let end = block.checked_add(count);
         if end.is_none_or(|end| end > self.simulation.borrow().blocks) {
@@ -267,6 +276,7 @@ impl Device for SimulatedDevice {
     async fn read(&self, block: u64, count: u32) -> Result<Bytes, DeviceError> {
         self.in_range(block, u64::from(count))?;
         self.pause().await;
+        self.works(block)?;
         let mut bytes = Vec::with_capacity(count as usize * BLOCK_SIZE);
         for block in block..block + u64::from(count) {
             match self.simulation.borrow().content.get(&block) {
@@ -286,6 +296,7 @@ impl Device for SimulatedDevice {
     async fn write(&self, block: u64, staged: &Bytes, first: u32, count: u32) -> Result<(), DeviceError> {
         self.in_range(block, u64::from(count))?;
         self.pause().await;
+        self.works(block)?;
         for index in 0..count as usize {
             let mut bytes = [0; BLOCK_SIZE];
             bytes.copy_from_slice(&staged.0[(first as usize + index) * BLOCK_SIZE..][..BLOCK_SIZE]);

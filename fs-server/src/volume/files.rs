@@ -145,6 +145,7 @@ impl<D: Device> Inner<D> {
         if offset.checked_add(total).is_none_or(|end| end > MAX_FILE_SIZE) {
             return Err(Error::TooLarge);
         }
+        self.finish_truncation(pinned.id).await?;
         let mut full = Vec::new();
         let mut from = 0;
         while from < total {
@@ -226,6 +227,9 @@ impl<D: Device> Inner<D> {
                 }
             };
             let result = self.fill(id, &run, piece, ragged, source, size);
+            if run.blocks.get() == 0 {
+                self.state.borrow_mut().drop_run(id.inode, &run);
+            }
             drop(entered);
             result?;
             let full = run.end() % u64::from(EXTENT_BLOCKS) == 0;
@@ -290,6 +294,10 @@ impl<D: Device> Inner<D> {
         let staging = content.staging.as_mut().ok_or(Error::Stale)?;
         let place = |block: u64| (block - run.first) as usize * BLOCK_SIZE;
         let old_end = run.end();
+        // What the file has there now, if it is in this run: it stays if the source is lost.
+        let stays = (old_end * BLOCK).min(piece.end());
+        let mut before = vec![0; stays.min(size).saturating_sub(piece.offset) as usize];
+        staging.copy_out((piece.offset - run.first * BLOCK) as usize, &mut before);
         if blocks.end > old_end {
             // Only the blocks at both ends can have bytes that nothing below writes.
             for block in [blocks.start, blocks.end - 1] {
@@ -304,8 +312,17 @@ impl<D: Device> Inner<D> {
             }
         }
         content.crcs.resize((blocks.end.max(old_end) - run.first) as usize, None);
-        let copied = copy_in(piece, source, staging, run.first, &mut content.crcs);
-        // Even what was copied in part is part of the file from here on: a run has no holes.
+        if let Err(error) = copy_in(piece, source, staging, run.first, &mut content.crcs) {
+            // Nothing of the piece becomes part of the file, least of all what the memory had before.
+            let at = (piece.offset - run.first * BLOCK) as usize;
+            staging.zero(at, stays.saturating_sub(piece.offset) as usize);
+            staging.copy_in(at, &before);
+            content.crcs.truncate((old_end - run.first) as usize);
+            for crc in content.crcs.iter_mut().skip((blocks.start - run.first) as usize) {
+                *crc = None;
+            }
+            return Err(error);
+        }
         let mut state = self.state.borrow_mut();
         let added = blocks.end.saturating_sub(old_end);
         run.blocks.set(run.blocks.get() + added);
@@ -316,13 +333,14 @@ impl<D: Device> Inner<D> {
             vnode.size = vnode.size.max(size).max(piece.end());
             vnode.modified_ns = now_ns;
         }
-        copied
+        Ok(())
     }
 
     async fn truncate(self: &Rc<Self>, pinned: &PinnedVnode<D>, size: u64) -> Result<(), Error> {
         let id = pinned.id;
         let turn = self.vnode_lock(id).enter_alone().await;
         self.file(id).await?;
+        self.finish_truncation(id).await?;
         let old = self.with(|state| state.inode(id).map(|inode| state.stat(id.inode, &inode).size)).await?;
         if size == 0 {
             self.drop_runs(id.inode).await;
@@ -355,10 +373,33 @@ impl<D: Device> Inner<D> {
             })
             .await?;
         if more {
-            self.remove_extents(id.inode, first_gone).await?;
+            // Whoever changes the file next goes on where this fails.
+            self.state.borrow_mut().truncating += 1;
+            self.remove_extents(id.inode, first_gone, false).await?;
+            self.state.borrow_mut().truncating -= 1;
         }
         drop(turn);
         Ok(())
+    }
+
+    /// Ends a truncation that failed on its way: what is beyond the end of the file must not come back when it grows.
+    async fn finish_truncation(self: &Rc<Self>, id: NodeId) -> Result<(), Error> {
+        if self.state.borrow().truncating == 0 {
+            return Ok(());
+        }
+        let first = self
+            .with(|state| {
+                let inode = state.inode(id)?;
+                let first = inode.raw.size.get().div_ceil(BLOCK);
+                let unfinished = state.is_orphan(id.inode)?
+                    && (inode.raw.links != 0 || !state.extents(id.inode, &(first..u64::MAX), 1)?.is_empty());
+                Ok(unfinished.then_some(first))
+            })
+            .await?;
+        match first {
+            Some(first) => self.remove_extents(id.inode, first, false).await,
+            None => Ok(()),
+        }
     }
 
     async fn zero_tail(self: &Rc<Self>, pinned: &PinnedVnode<D>, size: u64, old: u64) -> Result<(), Error> {

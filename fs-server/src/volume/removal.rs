@@ -105,12 +105,12 @@ impl<D: Device> Inner<D> {
         }
         self.drop_runs(id.inode).await;
         self.state.borrow_mut().vnodes.remove(&id.inode);
-        self.remove_extents(id.inode, 0).await
+        self.remove_extents(id.inode, 0, true).await
     }
 
-    /// Frees the blocks of an orphan from `first` on, batch by batch; the last step takes it off the list, and removes
-    /// the inode if nothing refers to it.
-    pub(super) async fn remove_extents(self: &Rc<Self>, inode: u64, first: u64) -> Result<(), Error> {
+    /// Frees the blocks of an orphan from `first` on, batch by batch; the last step takes it off the list. One without a
+    /// name is removed then if nobody has it open (`closed`), or else stays on the list.
+    pub(super) async fn remove_extents(self: &Rc<Self>, inode: u64, first: u64, closed: bool) -> Result<(), Error> {
         loop {
             let done = self
                 .change(BATCH_NODES, true, |state| {
@@ -121,9 +121,10 @@ impl<D: Device> Inner<D> {
                     state.prepare_orphan(inode)?;
                     state.tree.prepare(&Key::inode(inode), true)?;
                     state.put_inode_and_remove_extents(inode, found.raw, &gone, first)?;
-                    if last {
+                    let named = found.raw.links != 0;
+                    if last && (named || closed) {
                         state.remove_orphan(inode)?;
-                        if found.raw.links == 0 {
+                        if !named {
                             state.remove_inode(inode, found.kind)?;
                         }
                     }
@@ -157,7 +158,7 @@ impl<D: Device> Inner<D> {
                 })
                 .await?;
             let Some((inode, first)) = orphan else { return Ok(()) };
-            self.remove_extents(inode, first).await?;
+            self.remove_extents(inode, first, true).await?;
         }
     }
 }
@@ -169,6 +170,10 @@ impl<S> State<S> {
 
     pub(super) fn put_orphan(&mut self, inode: u64) -> Result<(), Fault> {
         self.tree.put(&mut self.allocator, self.generation, &Key::orphan(inode), &[])
+    }
+
+    pub(super) fn is_orphan(&self, inode: u64) -> Result<bool, Fault> {
+        Ok(self.tree.get(&Key::orphan(inode))?.is_some())
     }
 
     fn remove_orphan(&mut self, inode: u64) -> Result<(), Fault> {

@@ -331,6 +331,14 @@ impl<D: Device> Inner<D> {
 }
 
 impl<S> State<S> {
+    /// Gives up a run that nothing came into.
+    pub(crate) fn drop_run(&mut self, inode: u64, run: &Rc<Run<S>>) {
+        if let Some(vnode) = self.vnodes.get_mut(&inode) {
+            vnode.runs.retain(|other| !Rc::ptr_eq(other, run));
+        }
+        self.forget_run(run);
+    }
+
     /// A run is in the tree, or given up.
     pub(crate) fn forget_run(&mut self, run: &Run<S>) {
         self.runs -= 1;

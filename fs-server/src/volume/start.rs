@@ -259,6 +259,7 @@ fn new_state<S>(
         staged_blocks: 0,
         written_blocks_waiting: 0,
         freed: Vec::new(),
+        truncating: 0,
         pins: 0,
         data: superblock.data.get()..superblock.data_end(),
         hash_key: superblock.hash_key,

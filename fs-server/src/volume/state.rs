@@ -38,6 +38,8 @@ pub(crate) struct State<S> {
     pub(crate) written_blocks_waiting: u64,
     /// Data blocks that the current step gives up.
     pub(crate) freed: Vec<(u64, u32)>,
+    /// Truncations that have cut their file, and have not freed all that they cut off. Those that failed stay counted.
+    pub(crate) truncating: u64,
     /// Checks in progress, for which nothing freed is dealt out again.
     pub(crate) pins: u32,
     pub(crate) data: Range<u64>,
