@@ -29,9 +29,12 @@ use crate::wire::{
     inline_bytes, inline_words,
 };
 
+mod quiet;
 mod survival;
 
 pub use survival::{ComponentLedger, Heritage, Ledgers};
+
+use quiet::Quiet;
 use survival::{Recovering, Survival};
 
 /// Most capabilities that one session may hold.
@@ -128,6 +131,7 @@ impl HostSession {
             lender,
             lent: RefCell::new(Vec::new()),
             reclaiming: Cell::new(false),
+            quiet: Quiet::default(),
             scratch: RefCell::new(Vec::new()),
             ended: Cell::new(None),
         });
@@ -192,6 +196,7 @@ struct Inner<S> {
     /// What this session has been lent and not released: the generation by the lease's index; 0: nothing.
     lent: RefCell<Vec<u32>>,
     reclaiming: Cell<bool>,
+    quiet: Quiet,
     /// Payloads of control calls.
     scratch: RefCell<Vec<u8>>,
     ended: Cell<Option<Option<Violation>>>,
@@ -251,6 +256,7 @@ impl<S: Service> Inner<S> {
         self.slots.borrow_mut().accept(call.slot, call.seq)?;
         if self.shape.is_control(call.slot) {
             self.control(call)?;
+            self.quiet.answered(call.operation);
             return self.answer(call, Status::Done, &[], &[], &[]);
         }
         match self.check(call) {
@@ -482,6 +488,13 @@ impl<S: Service> Inner<S> {
         self.link.send(&completion.to_raw(), call.slot, &Body { leases, capabilities, payload })
     }
 
+    /// Wakes the client if there is something that it waits for.
+    fn flush(&self) {
+        if self.quiet.is_over(self.link.sent()) {
+            self.link.flush();
+        }
+    }
+
     /// The descriptor of an answer, if it has a number for each name and byte.
     fn completion(
         &self,
@@ -621,7 +634,7 @@ impl<S: Service> Source for Inner<S> {
         if self.ended.get().is_some() {
             return false;
         }
-        self.link.flush();
+        self.flush();
         // At most a ring at a time: a client that never stops calling must not keep the thread here.
         for round in 0..self.shape.ring_entries() {
             let Some(raw) = self.link.receive() else {
@@ -650,7 +663,7 @@ impl<S: Service> Source for Inner<S> {
         if self.ended.get().is_some() {
             return Sleep::Nothing;
         }
-        self.link.flush();
+        self.flush();
         self.link.prepare_sleep().unwrap_or_else(|violation| {
             self.end(Some(violation));
             Sleep::Work

@@ -111,9 +111,10 @@ pub struct Features {
 
 /// Transfers in flight from which on their completions are taken in batches. A wake-up costs more than many a transfer.
 const BATCH_FROM: usize = 8;
-/// How long the first completion of a batch waits for the others at most: what the reference machine's disk takes for
-/// eleven blocks of 4 KiB. (Who has 32 outstanding waits three times as long for each anyway.)
-const BATCH_MICROS: u32 = 150;
+/// How long the first completion of a batch waits for the others: twice what they took lately, within these bounds. The
+/// half of those in flight, which a batch is, takes half the time of each of them, so that none becomes much slower.
+const BATCH_MIN: Duration = Duration::from_micros(150);
+const BATCH_MAX: Duration = Duration::from_millis(2);
 /// Entries that wait for the sleep of a batch to be submitted with it.
 const BATCH_ENTRIES: usize = 16;
 
@@ -130,6 +131,8 @@ pub struct Ring {
     /// How many there were lately: their number, or an eighth less at each sleep. A batch that has just ended altogether
     /// must not end the batching.
     depth: usize,
+    /// What one transfer of a batch took lately: an average with weight 1/8 for the last batch.
+    pace: Duration,
     /// Entries that found the submission queue full.
     backlog: VecDeque<Entry>,
     armed: Vec<Armed>,
@@ -178,6 +181,7 @@ impl Ring {
             in_flight: 0,
             transfers: 0,
             depth: 0,
+            pace: Duration::ZERO,
             backlog: VecDeque::new(),
             armed: Vec::new(),
             polled: Vec::new(),
@@ -238,9 +242,23 @@ impl Ring {
     /// Sleeps until a completion comes or `timeout` has passed.
     pub fn sleep(&mut self, timeout: Option<Duration>, released: &mut Released) -> bool {
         self.depth = self.transfers.max(self.depth - self.depth.div_ceil(8));
-        let want = if self.is_batching() { (self.transfers / 2).max(1) } else { 1 };
+        let want = if self.is_batching() { (self.transfers * 5 / 8).max(1) } else { 1 };
+        if want == 1 {
+            self.enter(want, timeout);
+            return self.reap(released);
+        }
+        let (begin, before) = (Instant::now(), self.transfers);
         self.enter(want, timeout);
-        self.reap(released)
+        let found = self.reap(released);
+        let ended = u32::try_from(before - self.transfers).unwrap_or(u32::MAX);
+        self.pace = (7 * self.pace + begin.elapsed().min(BATCH_MAX) / ended.max(1)) / 8;
+        found
+    }
+
+    /// How long to wait for a batch of `want`.
+    fn patience(&self, want: usize) -> Duration {
+        let expected = self.pace.saturating_mul(u32::try_from(2 * want).unwrap_or(u32::MAX));
+        expected.clamp(BATCH_MIN, BATCH_MAX)
     }
 
     /// One `io_uring_enter`, after moving the backlog into the queue as far as it goes.
@@ -250,16 +268,17 @@ impl Ring {
         super::calls::count(|made| made.ring += 1);
         // A full queue with entries behind it: submit without waiting until everything is in.
         let want = if self.backlog.is_empty() { want } else { 0 };
+        let patience = self.patience(want).as_micros() as u32;
         let result = match timeout {
             None if want > 1 => {
-                let args = SubmitArgs::new().min_wait_usec(BATCH_MICROS);
+                let args = SubmitArgs::new().min_wait_usec(patience);
                 self.uring.submitter().submit_with_args(want, &args)
             }
             None => self.uring.submitter().submit_and_wait(want),
             Some(timeout) => {
                 let timespec = Timespec::from(timeout);
                 let args = SubmitArgs::new().timespec(&timespec);
-                let args = if want > 1 { args.min_wait_usec(BATCH_MICROS) } else { args };
+                let args = if want > 1 { args.min_wait_usec(patience) } else { args };
                 self.uring.submitter().submit_with_args(want, &args)
             }
         };
