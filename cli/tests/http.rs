@@ -2,8 +2,10 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -77,6 +79,46 @@ fn a_changed_file_has_another_etag() {
     let after = session.get("/with/", &format!("If-None-Match: {before}\r\n"));
     assert_eq!((after.status, after.body.as_slice()), (200, b"the INDEX".as_slice()));
     assert_ne!(after.header("etag"), before);
+}
+
+#[test]
+fn a_small_file_that_is_replaced_while_it_is_served_never_has_the_tag_of_another_content() {
+    let (system, listen, _) = start();
+    let put = |version: usize| {
+        let file = system.file("version");
+        // Other contents, other lengths: also across blocks.
+        std::fs::write(&file, vec![b'a' + (version % 26) as u8; 1 + version * 997 % 20_000]).expect("a file to put");
+        system.ok(&["fs", "put", file.to_str().expect("UTF-8"), "/www/small.txt"]);
+    };
+    put(0);
+    let done = AtomicBool::new(false);
+    let seen = thread::scope(|scope| {
+        let readers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let (mut session, mut seen) = (Session::new(&listen), Vec::new());
+                    while !done.load(Ordering::Relaxed) {
+                        let page = session.get("/small.txt", "");
+                        assert_eq!(page.status, 200);
+                        assert!(page.body.iter().all(|byte| *byte == page.body[0]), "two versions in one answer");
+                        let told = (page.header("etag").to_owned(), page.body);
+                        if seen.last() != Some(&told) {
+                            seen.push(told);
+                        }
+                    }
+                    seen
+                })
+            })
+            .collect();
+        (1..40).for_each(put);
+        done.store(true, Ordering::Relaxed);
+        readers.into_iter().flat_map(|reader| reader.join().expect("a reader")).collect::<Vec<_>>()
+    });
+    let mut bodies: HashMap<&str, &[u8]> = HashMap::new();
+    for (etag, body) in &seen {
+        assert_eq!(*bodies.entry(etag).or_insert(body), body.as_slice(), "{etag}");
+    }
+    assert!(bodies.len() > 1, "nobody saw a change");
 }
 
 #[test]

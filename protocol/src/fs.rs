@@ -110,6 +110,13 @@ pub trait Fs {
     /// with cursor 0.
     #[op(17, requires = ADMIN, retry = idempotent, deadline = "120s")]
     fn check(node: Node, cursor: u64) -> Result<CheckPage, CheckError>;
+
+    /// What is known of the node at `path` and, if that is a file of 1 to `max` bytes which one lease can have, all of
+    /// its bytes: both as of one moment. Nothing is opened, so nothing is to be dropped but the lease.
+    ///
+    /// Without a lease, [`open`](Client::open) and [`read`](Client::read) are the way.
+    #[op(18, requires = LOOKUP | READ, retry = idempotent, deadline = "30s")]
+    fn fetch(dir: Node, path: Path<'_>, max: u32) -> Result<(Stat, Option<Lease>), LookupError>;
 }
 
 /// Longest [`Path`], bytes: with the other arguments it fits the smallest window.

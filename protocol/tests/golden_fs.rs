@@ -183,6 +183,22 @@ impl Handler for Volume {
             }),
         }
     }
+
+    async fn fetch(
+        &self,
+        _: &Call,
+        _: Granted<Inode>,
+        path: Path<'_>,
+        max: u32,
+    ) -> Answer<(Stat, Option<Lend>), LookupError> {
+        match path.as_bytes() {
+            b"NotFound" => Err(LookupError::NotFound.into()),
+            b"NotADirectory" => Err(LookupError::NotADirectory.into()),
+            b"Corrupt" => Err(LookupError::Corrupt { block: 9 }.into()),
+            b"Io" => Err(LookupError::Io.into()),
+            _ => Ok((STAT, (STAT.size <= max.into()).then(|| common::lend(STAT.size)))),
+        }
+    }
 }
 
 #[test]
@@ -238,6 +254,13 @@ fn the_bytes_of_every_operation_are_those_of_the_golden_file() {
         client.check(dir, 0).await.expect("checked");
         for error in [8, 11] {
             client.check(dir, error).await.expect_err("each error");
+        }
+        let (_, lease) = client.fetch(dir, path("www/small.html"), 4096).await.expect("fetched");
+        assert_eq!(lease.expect("all of it").len(), STAT.size);
+        let (_, lease) = client.fetch(dir, path("www/small.html"), 2).await.expect("described");
+        assert!(lease.is_none());
+        for error in ["NotFound", "NotADirectory", "Corrupt", "Io"] {
+            client.fetch(dir, path(error), 4096).await.expect_err(error);
         }
     });
 }

@@ -191,6 +191,28 @@ impl fs::Handler for Files {
     async fn check(&self, _: &Call, _: Granted<Node>, _: u64) -> Result<CheckPage, CallError<CheckError>> {
         refused()
     }
+    async fn fetch(
+        &self,
+        call: &Call,
+        dir: Granted<Node>,
+        path: Path<'_>,
+        max: u32,
+    ) -> Result<(Stat, Option<Lend>), CallError<LookupError>> {
+        let (node, stat) = self.open(call, dir, path, fs::READ).await?;
+        let broken = self.broken.as_ref().is_some_and(|(broken, _)| broken.as_bytes() == path.as_bytes());
+        if stat.kind != Kind::File || stat.size > u64::from(max).min(self.lease_bytes) || broken {
+            return Ok((stat, None));
+        }
+        let Node(number) = node.object;
+        let lend = Lend {
+            region: REGION,
+            offset: self.files[number as usize].1,
+            length: stat.size,
+            source: None,
+            keep: Rc::new(()),
+        };
+        Ok((stat, (stat.size > 0).then_some(lend)))
+    }
 }
 
 /// A running server.

@@ -68,6 +68,17 @@ impl Server {
         self.counters.add_verified(now - self.verified.replace(now));
     }
 
+    /// Bytes of a file, verified, as what is lent.
+    async fn lend(&self, node: NodeId, offset: u64, length: u32) -> Result<Option<Lend>, Error> {
+        let held = self.volume.read(node, offset, length).await;
+        self.count_verified();
+        let Some(held) = held? else { return Ok(None) };
+        let Held { extent, offset, length } = &held;
+        let (region, offset, length) = (extent.region(), extent.start() + *offset as u64, *length as u64);
+        self.counters.add_leased(length);
+        Ok(Some(Lend { region, offset, length, source: None, keep: Rc::new(held) }))
+    }
+
     async fn write_from<S: Source<StagedMemory> + ?Sized>(
         &self,
         node: NodeId,
@@ -159,14 +170,7 @@ impl fs::Handler for Server {
         offset: u64,
         len: u32,
     ) -> Answer<Option<Lend>, fs::ReadError> {
-        let length = len.min(fs::EXTENT_MAX);
-        let held = self.volume.read(node.object, offset, length).await;
-        self.count_verified();
-        let Some(held) = held.map_err(failed)? else { return Ok(None) };
-        let Held { extent, offset, length } = &held;
-        let (region, offset, length) = (extent.region(), extent.start() + *offset as u64, *length as u64);
-        self.counters.add_leased(length);
-        Ok(Some(Lend { region, offset, length, source: None, keep: Rc::new(held) }))
+        self.lend(node.object, offset, len.min(fs::EXTENT_MAX)).await.map_err(failed)
     }
 
     async fn write(&self, _: &Call, node: Granted<NodeId>, offset: u64, data: &[u8]) -> Answer<(), fs::WriteError> {
@@ -239,6 +243,35 @@ impl fs::Handler for Server {
 
     async fn check(&self, _: &Call, _: Granted<NodeId>, cursor: u64) -> Answer<fs::CheckPage, fs::CheckError> {
         self.checks.step(&self.volume, cursor).await
+    }
+
+    async fn fetch(
+        &self,
+        _: &Call,
+        dir: Granted<NodeId>,
+        path: Path<'_>,
+        max: u32,
+    ) -> Answer<(fs::Stat, Option<Lend>), fs::LookupError> {
+        let stat = self.find(dir.object, path).await?;
+        let most = u64::from(max.min(fs::EXTENT_MAX));
+        if stat.kind != FileKind::File || stat.size == 0 || stat.size > most {
+            return Ok((told(&stat), None));
+        }
+        // `size` is at most EXTENT_MAX.
+        let lend = match self.lend(stat.id, 0, stat.size as u32).await {
+            Ok(lend) => lend.filter(|lend| lend.length == stat.size),
+            // Removed since it was found: what it was is still true of the moment of the look-up.
+            Err(Error::Stale | Error::NotFound) => None,
+            Err(error) => return Err(failed(error)),
+        };
+        // Reading may have waited for the disk, and somebody may have written meanwhile.
+        let unchanged = lend.is_some()
+            && self
+                .volume
+                .stat(stat.id)
+                .await
+                .is_ok_and(|now| (now.modified_ns, now.size) == (stat.modified_ns, stat.size));
+        Ok((told(&stat), lend.filter(|_| unchanged)))
     }
 
     fn node_dropped(&self, _: &SessionInfo, node: Granted<NodeId>) {

@@ -72,6 +72,15 @@ impl Budget {
     }
 }
 
+impl Share {
+    /// Gives back what it has beyond `bytes`.
+    pub(super) fn shrink(&mut self, bytes: u64) {
+        let surplus = self.bytes.saturating_sub(bytes);
+        self.bytes -= surplus;
+        self.budget.give_back(surplus);
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
         self.budget.give_back(self.bytes);
@@ -118,6 +127,15 @@ mod tests {
         let third = poll(third.as_mut()).unwrap();
         assert_eq!(budget.left.get(), 3);
         drop((second, third));
+        assert_eq!(budget.left.get(), 10);
+        let mut much = poll(pin!(budget.take(10))).unwrap();
+        let mut waits = pin!(budget.take(7));
+        assert!(poll(waits.as_mut()).is_none());
+        much.shrink(3);
+        let seven = poll(waits.as_mut()).unwrap();
+        much.shrink(5);
+        assert_eq!((much.bytes, budget.left.get()), (3, 0));
+        drop((much, seven));
         assert_eq!(budget.left.get(), 10);
     }
 

@@ -15,7 +15,7 @@ use super::super::request::{After, Message};
 use super::super::response::{self, Reply};
 use super::super::status::Status;
 use super::budget::Share;
-use super::files::{Found, find};
+use super::files::{Content, Found, find};
 use super::{Server, transfer};
 
 /// Bytes of requests that may wait while one is answered; who sends more without reading answers is cut off.
@@ -35,8 +35,10 @@ pub(super) struct Peer {
     /// Sends whose leases the network still uses, oldest first.
     unreleased: RefCell<VecDeque<Sent>>,
     next_send: Cell<u64>,
-    /// Raised when any of these changed.
+    /// Raised when input came or ended.
     news: Signal,
+    /// Raised when the network has let go of a send.
+    room: Signal,
 }
 
 struct Sent {
@@ -56,6 +58,7 @@ impl Peer {
             unreleased: RefCell::default(),
             next_send: Cell::new(1),
             news: Signal::default(),
+            room: Signal::default(),
         }
     }
 
@@ -78,6 +81,7 @@ impl Peer {
         self.closed.set(true);
         self.unreleased.borrow_mut().clear();
         self.news.raise();
+        self.room.raise();
     }
 
     /// The network no longer uses the leases of a send.
@@ -86,7 +90,7 @@ impl Peer {
         if let Some(at) = unreleased.iter().position(|sent| sent.number == number) {
             unreleased.remove(at);
         }
-        self.news.raise();
+        self.room.raise();
     }
 
     /// How many sends with leases the network still uses.
@@ -94,9 +98,9 @@ impl Peer {
         self.unreleased.borrow().len()
     }
 
-    /// Waits until something has changed.
-    pub(super) async fn news(&self) {
-        self.news.wait().await;
+    /// Waits until the network has let go of a send, or the connection is closed.
+    pub(super) async fn room(&self) {
+        self.room.wait().await;
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -126,7 +130,7 @@ impl Peer {
             }
             match server.net.send(&self.capability, number, flags, header, &pages).await {
                 Ok(()) => return Ok(()),
-                Err(CallError::Operation(SendError::Full)) => self.news().await,
+                Err(CallError::Operation(SendError::Full)) => self.room().await,
                 Err(_) => {
                     self.released(number);
                     return Err(Gone);
@@ -194,7 +198,7 @@ async fn serve_requests(server: &Rc<Server>, peer: &Rc<Peer>) -> Result<(), Gone
 /// Waits for news; false if there is none until `deadline`.
 async fn wait_until(peer: &Peer, deadline: Instant) -> bool {
     let left = deadline.saturating_duration_since(Instant::now());
-    left > Duration::ZERO && runtime::timeout(left, peer.news()).await.is_ok()
+    left > Duration::ZERO && runtime::timeout(left, peer.news.wait()).await.is_ok()
 }
 
 /// Answers a broken request; the connection closes.
@@ -207,17 +211,23 @@ async fn refuse(server: &Server, peer: &Peer, status: Status) -> Result<(), Gone
 async fn answer(server: &Rc<Server>, peer: &Rc<Peer>, message: &Message) -> Result<bool, Gone> {
     let date = server.clock.date();
     let error = |status| (response::error(status, message.head_only, message.after, &date), None);
-    let (reply, node) = match &message.ask {
+    let (reply, content) = match &message.ask {
         Err(status) => error(*status),
-        Ok(ask) => match find(&server.fs, ask).await {
-            Ok(Found::File { node, file, path }) => (response::file(message, ask, &path, &file, &date), Some(node)),
+        Ok(ask) => match find(server, ask, message.head_only).await {
+            Ok(Found::File { file, path, content }) => {
+                (response::file(message, ask, path.as_bytes(), &file, &date), Some(content))
+            }
             Ok(Found::Directory) => (response::moved(message, ask, &date), None),
             Err(status) => error(status),
         },
     };
     let Reply { head, body, close } = reply;
-    match (body, node) {
-        (Some(span), Some(node)) => transfer::send(server, peer, node, head, span, close).await?,
+    match (body, content) {
+        (Some(span), Some(Content::Open(node))) => transfer::send(server, peer, node, head, span, close).await?,
+        // Only whole files are fetched, so that the body is all of the lease.
+        (Some(_), Some(Content::Leased(lease, share))) => {
+            peer.send(server, &head, vec![lease], Some(Rc::new(share)), close).await?;
+        }
         _ => peer.send(server, &head, Vec::new(), None, close).await?,
     }
     Ok(close)

@@ -65,7 +65,7 @@ pub(super) async fn send(
             }
             None if next == end => return Ok(()),
             None if peer.is_closed() => return Err(Gone),
-            None => peer.news().await,
+            None => peer.room().await,
         }
     }
 }
