@@ -8,6 +8,7 @@ mod allocator;
 mod cache;
 pub mod check;
 pub mod device;
+pub mod effect;
 pub mod error;
 pub mod format;
 pub mod image;
@@ -21,8 +22,9 @@ mod volume;
 
 pub use cache::{Held, Kept};
 pub use check::check;
+pub use effect::Effect;
 pub use error::{Error, Structure};
 pub use format::items::FileKind;
 pub use image::check_image;
 pub use report::{Problem, Progress, Report};
-pub use volume::{DirectoryEntry, FormatOptions, Listing, MountOptions, NodeId, Stat, Volume, VolumeStat};
+pub use volume::{DirectoryEntry, FormatOptions, Journal, Listing, MountOptions, NodeId, Stat, Volume, VolumeStat};

@@ -331,6 +331,7 @@ impl Device for SimulatedDevice {
 pub struct SimulatedEnvironment {
     tasks: Tasks,
     now_ns: Cell<u64>,
+    stopped: Cell<Option<u64>>,
     random: RefCell<Random>,
 }
 
@@ -341,6 +342,7 @@ impl SimulatedEnvironment {
         Rc::new(Self {
             tasks: Tasks::default(),
             now_ns: Cell::new(1_700_000_000_000_000_000),
+            stopped: Cell::default(),
             random: RefCell::new(Random::new(seed)),
         })
     }
@@ -378,8 +380,16 @@ impl SimulatedEnvironment {
 
 impl Environment for SimulatedEnvironment {
     fn now_ns(&self) -> u64 {
+        if let Some(at) = self.stopped.get() {
+            return at;
+        }
         self.now_ns.set(self.now_ns.get() + 1);
         self.now_ns.get()
+    }
+
+    fn stop_clock(&self, at_ns: Option<u64>) {
+        self.stopped.set(at_ns);
+        self.now_ns.set(self.now_ns.get().max(at_ns.unwrap_or(0)));
     }
 
     fn random(&self) -> u64 {

@@ -126,6 +126,9 @@ pub const NAME_MAX: usize = 255;
 /// Longest range that one read lends, bytes.
 pub const EXTENT_MAX: u32 = 1 << 20;
 
+/// Most bytes that one `write_lease` may name.
+pub const WRITE_MAX: u64 = 4 << 20;
+
 /// Why bytes are no [`Name`] or [`Path`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadPath {

@@ -48,8 +48,12 @@ pub struct PackHead {
     pub snapshots: Pointer,
     /// Nanoseconds since 1970.
     pub written_ns: U64,
+    /// Ledger of effects whose beginning this checkpoint holds; 0: none.
+    pub ledger: U64,
+    /// Position in that ledger up to which it holds them.
+    pub ledger_position: U64,
     /// Zero.
-    pub reserved: [u8; 352],
+    pub reserved: [u8; 336],
 }
 const _: () = assert!(size_of::<PackHead>() == 512);
 

@@ -9,9 +9,9 @@ use crate::device::{BLOCK_SIZE, Device, DeviceError, Extent, Staging};
 use crate::sync::Bell;
 use kernel_ipc::component::Context;
 use kernel_ipc::interface::{Lease, LeasePart};
-use kernel_ipc::lease::{self, Lend, Pool, RegionReader};
+use kernel_ipc::lease::{self, Lend, Pool, RegionReader, StaleLease};
 use kernel_ipc::runtime;
-use kernel_ipc::{CallError, Cause, RegionId};
+use kernel_ipc::{CallError, Cause, LeaseName, RegionId};
 use protocol::block::{self, FlushError, ReadError, WriteError};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -43,11 +43,26 @@ impl LeasedDevice {
 /// A lease of the driver's region, mapped here.
 pub(crate) struct LeasedExtent {
     held: lease::Held,
-    // Gives itself back when this is dropped.
-    _lease: Lease,
+    /// Gives itself back when this is dropped.
+    lease: Lease,
 }
 
 impl LeasedExtent {
+    /// One that an earlier run of this server was lent.
+    ///
+    /// # Errors
+    /// Its lender does not know it any more.
+    pub(crate) fn inherited(cx: &Context, client: &block::Client, name: LeaseName) -> Result<Self, StaleLease> {
+        let lease = Lease::inherited(client.root().session(), name);
+        let held = cx.holder().borrow().hold(&name)?;
+        Ok(Self { held, lease })
+    }
+
+    /// How the driver names it.
+    pub(crate) fn name(&self) -> LeaseName {
+        self.lease.name()
+    }
+
     pub(crate) fn region(&self) -> RegionId {
         self.held.region().id()
     }
@@ -176,7 +191,7 @@ impl Device for LeasedDevice {
             let cause = match self.0.client.read(self.0.client.root(), block, count).await {
                 Ok(lease) => match self.0.cx.holder().borrow().hold(&lease.name()) {
                     Ok(held) if held.len() == count as usize * BLOCK_SIZE => {
-                        return Ok(LeasedExtent { held, _lease: lease });
+                        return Ok(LeasedExtent { held, lease });
                     }
                     _ => Cause::StaleLease,
                 },

@@ -1,14 +1,15 @@
 //! `atoll.fs/1` on a volume: decoded calls in, answers out. Rights, kinds and generations of handles are checked before.
 
 use super::check::Checks;
-use super::device::{LeasedDevice, StagedMemory};
+use super::device::LeasedDevice;
+use super::journal::{Effects, Room};
 use crate::cache::Held;
-use crate::device::{BLOCK_SIZE, Source, SourceLost};
+use crate::effect::WriteEffect;
 use crate::format::items::FileKind;
-use crate::{Error, NodeId, Stat, Volume};
+use crate::{Effect, Error, NodeId, Stat, Volume};
 use kernel_ipc::component::{Context, Counters};
 use kernel_ipc::interface::{Granted, LeasePart, NewCap};
-use kernel_ipc::lease::{self, Lend};
+use kernel_ipc::lease::Lend;
 use kernel_ipc::rights::Rights;
 use kernel_ipc::runtime;
 use kernel_ipc::session::{Call, SessionInfo};
@@ -27,6 +28,7 @@ pub(crate) struct Server {
     cx: Context,
     counters: Rc<Counters>,
     checks: Checks,
+    effects: Effects,
     sync_scheduled: Rc<Cell<bool>>,
     verified: Cell<u64>,
 }
@@ -34,9 +36,15 @@ pub(crate) struct Server {
 type Answer<T, E> = Result<T, CallError<E>>;
 
 impl Server {
-    pub(crate) fn new(volume: Volume<LeasedDevice>, cx: Context) -> Self {
+    pub(super) fn new(volume: Volume<LeasedDevice>, cx: Context, effects: Effects) -> Self {
         let counters = cx.counters();
-        Self { volume, cx, counters, checks: Checks::default(), sync_scheduled: Rc::default(), verified: Cell::new(0) }
+        let checks = Checks::default();
+        Self { volume, cx, counters, checks, effects, sync_scheduled: Rc::default(), verified: Cell::new(0) }
+    }
+
+    /// Room for an effect with so many bytes of names or data.
+    async fn room<E: FromVolume>(&self, bytes: usize) -> Answer<Room, E> {
+        self.effects.room(bytes, &self.volume).await.map_err(failed)
     }
 
     /// A capability of a node, with rights that the directory's holder has.
@@ -76,23 +84,34 @@ impl Server {
         let Held { extent, offset, length } = &held;
         let (region, offset, length) = (extent.region(), extent.start() + *offset as u64, *length as u64);
         self.counters.add_leased(length);
-        Ok(Some(Lend { region, offset, length, source: None, keep: Rc::new(held) }))
+        let source = Some(extent.name());
+        Ok(Some(Lend { region, offset, length, source, keep: Rc::new(held) }))
     }
 
-    async fn write_from<S: Source<StagedMemory> + ?Sized>(
+    /// Writes the data of `effect`, and keeps it.
+    async fn write_from(
         &self,
+        call: &Call,
         node: NodeId,
         offset: u64,
-        source: &S,
+        effect: WriteEffect,
     ) -> Answer<(), fs::WriteError> {
-        let result = self.volume.write(node, offset, source).await;
+        let length = effect.data().len();
+        let _room = self.room(length).await?;
+        let turn = |now_ns| (self.effects.turn(node.inode), now_ns);
+        let written = self.volume.write_then(node, offset, effect.data(), turn).await;
         self.changed();
-        self.counters.add_copied(source.length());
-        result.map_err(failed_write)
+        self.counters.add_copied(length as u64);
+        let (turn, now_ns) = written.map_err(failed_write)?;
+        turn.come().await;
+        call.effect(effect.encode(node, offset, now_ns));
+        Ok(())
     }
 }
 
 impl fs::Handler for Server {
+    const SURVIVES: bool = true;
+
     type Node = NodeId;
 
     async fn open(
@@ -108,7 +127,7 @@ impl fs::Handler for Server {
 
     async fn create(
         &self,
-        _: &Call,
+        call: &Call,
         dir: Granted<NodeId>,
         name: Name<'_>,
         want: Rights,
@@ -117,32 +136,40 @@ impl fs::Handler for Server {
         if !dir.rights.contains(want) {
             return Err(rights_missing());
         }
+        let _room = self.room(name.as_bytes().len()).await?;
         let stat = self.volume.create(dir.object, name.as_bytes()).await.map_err(failed)?;
+        call.effect(made(dir.object, name, &stat));
         self.changed();
         self.grant(&dir, &stat, want)
     }
 
-    async fn mkdir(&self, _: &Call, dir: Granted<NodeId>, name: Name<'_>) -> Answer<fs::Stat, fs::CreateError> {
+    async fn mkdir(&self, call: &Call, dir: Granted<NodeId>, name: Name<'_>) -> Answer<fs::Stat, fs::CreateError> {
+        let _room = self.room(name.as_bytes().len()).await?;
         let stat = self.volume.mkdir(dir.object, name.as_bytes()).await.map_err(failed)?;
+        call.effect(made(dir.object, name, &stat));
         self.changed();
         Ok(told(&stat))
     }
 
-    async fn unlink(&self, _: &Call, dir: Granted<NodeId>, name: Name<'_>) -> Answer<(), fs::RemoveError> {
+    async fn unlink(&self, call: &Call, dir: Granted<NodeId>, name: Name<'_>) -> Answer<(), fs::RemoveError> {
+        let _room = self.room(name.as_bytes().len()).await?;
         self.volume.unlink(dir.object, name.as_bytes()).await.map_err(failed)?;
+        call.effect(self.removed(dir.object, name, FileKind::File));
         self.changed();
         Ok(())
     }
 
-    async fn rmdir(&self, _: &Call, dir: Granted<NodeId>, name: Name<'_>) -> Answer<(), fs::RemoveError> {
+    async fn rmdir(&self, call: &Call, dir: Granted<NodeId>, name: Name<'_>) -> Answer<(), fs::RemoveError> {
+        let _room = self.room(name.as_bytes().len()).await?;
         self.volume.rmdir(dir.object, name.as_bytes()).await.map_err(failed)?;
+        call.effect(self.removed(dir.object, name, FileKind::Directory));
         self.changed();
         Ok(())
     }
 
     async fn rename(
         &self,
-        _: &Call,
+        call: &Call,
         dir: Granted<NodeId>,
         from: Name<'_>,
         to_dir: Granted<NodeId>,
@@ -150,7 +177,17 @@ impl fs::Handler for Server {
         replace: bool,
     ) -> Answer<(), fs::RenameError> {
         let renamed = self.volume.rename(dir.object, from.as_bytes(), to_dir.object, to.as_bytes(), replace);
+        let _room = self.room(from.as_bytes().len() + to.as_bytes().len()).await?;
         renamed.await.map_err(failed)?;
+        let effect = Effect::Rename {
+            from: dir.object,
+            from_name: from.as_bytes(),
+            to: to_dir.object,
+            to_name: to.as_bytes(),
+            replace,
+            now_ns: self.volume.now_ns(),
+        };
+        call.effect(effect.encode());
         self.changed();
         Ok(())
     }
@@ -173,37 +210,52 @@ impl fs::Handler for Server {
         self.lend(node.object, offset, len.min(fs::EXTENT_MAX)).await.map_err(failed)
     }
 
-    async fn write(&self, _: &Call, node: Granted<NodeId>, offset: u64, data: &[u8]) -> Answer<(), fs::WriteError> {
-        self.write_from(node.object, offset, data).await
+    async fn write(&self, call: &Call, node: Granted<NodeId>, offset: u64, data: &[u8]) -> Answer<(), fs::WriteError> {
+        self.write_from(call, node.object, offset, copied(data)).await
     }
 
     async fn write_lease(
         &self,
-        _: &Call,
+        call: &Call,
         node: Granted<NodeId>,
         offset: u64,
         data: LeasePart,
     ) -> Answer<(), fs::WriteError> {
+        let bad = CallError::Failed { cause: Cause::BadArguments, executed: Executed::No };
         let stale = |_| CallError::Failed { cause: Cause::StaleLease, executed: Executed::No };
         let held = self.cx.holder().borrow().hold(&data.name).map_err(stale)?;
         let end = data.offset.checked_add(data.length);
-        if end.is_none_or(|end| end > held.len() as u64) {
-            return Err(CallError::Failed { cause: Cause::BadArguments, executed: Executed::No });
+        if end.is_none_or(|end| end > held.len() as u64) || data.length > fs::WRITE_MAX {
+            return Err(bad);
         }
-        self.write_from(node.object, offset, &LeaseSource { held, part: data }).await
+        // Copied before anything else: the client can change its bytes at any time, and what is written, summed and kept
+        // must be the same.
+        let fill = |bytes: &mut [u8]| held.copy_out(data.offset as usize, bytes);
+        let effect = WriteEffect::new(data.length as usize, fill).map_err(stale)?;
+        self.write_from(call, node.object, offset, effect).await
     }
 
-    async fn append(&self, _: &Call, node: Granted<NodeId>, data: &[u8]) -> Answer<u64, fs::WriteError> {
-        let result = self.volume.append(node.object, data).await;
+    async fn append(&self, call: &Call, node: Granted<NodeId>, data: &[u8]) -> Answer<u64, fs::WriteError> {
+        let _room = self.room(data.len()).await?;
+        let turn = |_, now_ns| (self.effects.turn(node.object.inode), now_ns);
+        let result = self.volume.append_then(node.object, data, turn).await;
         self.changed();
         self.counters.add_copied(data.len() as u64);
-        result.map_err(failed_write)
+        let (offset, (turn, now_ns)) = result.map_err(failed_write)?;
+        turn.come().await;
+        call.effect(copied(data).encode(node.object, offset, now_ns));
+        Ok(offset)
     }
 
-    async fn truncate(&self, _: &Call, node: Granted<NodeId>, size: u64) -> Answer<(), fs::WriteError> {
-        let result = self.volume.truncate(node.object, size).await;
+    async fn truncate(&self, call: &Call, node: Granted<NodeId>, size: u64) -> Answer<(), fs::WriteError> {
+        let _room = self.room(0).await?;
+        let (effects, file) = (self.effects.clone(), node.object.inode);
+        let result = self.volume.truncate_then(node.object, size, move |now_ns| (effects.turn(file), now_ns)).await;
         self.changed();
-        result.map_err(failed_write)
+        let (turn, now_ns) = result.map_err(failed_write)?;
+        turn.come().await;
+        call.effect(Effect::Truncate { node: node.object, size, now_ns }.encode());
+        Ok(())
     }
 
     async fn readdir(
@@ -280,6 +332,10 @@ impl fs::Handler for Server {
 }
 
 impl Server {
+    fn removed(&self, directory: NodeId, name: Name<'_>, kind: FileKind) -> Vec<u8> {
+        Effect::Remove { directory, name: name.as_bytes(), kind, now_ns: self.volume.now_ns() }.encode()
+    }
+
     async fn find(&self, dir: NodeId, path: Path<'_>) -> Answer<Stat, fs::LookupError> {
         match path.as_bytes() {
             b"" => self.volume.stat(dir).await,
@@ -289,39 +345,20 @@ impl Server {
     }
 }
 
-/// Bytes that a client lent.
-struct LeaseSource {
-    held: lease::Held,
-    part: LeasePart,
+/// What was made, as an effect.
+fn made(directory: NodeId, name: Name<'_>, stat: &Stat) -> Vec<u8> {
+    let (kind, node, now_ns) = (stat.kind, stat.id, stat.created_ns);
+    Effect::Make { directory, name: name.as_bytes(), kind, node, now_ns }.encode()
 }
 
-impl Source<StagedMemory> for LeaseSource {
-    fn length(&self) -> u64 {
-        self.part.length
-    }
-
-    fn copy_to(
-        &self,
-        from: u64,
-        staging: &mut StagedMemory,
-        at: usize,
-        length: usize,
-        crcs: &mut [u32],
-    ) -> Result<(), SourceLost> {
-        let start = usize::try_from(self.part.offset + from).map_err(|_| SourceLost)?;
-        let extent = staging.extent();
-        let copy = |start: usize, length: usize, at: usize| {
-            let copied = self.held.copy_and_crc(0, start..start + length, extent.region(), extent.offset() + at);
-            copied.map_err(|_| SourceLost)
-        };
-        if crcs.is_empty() {
-            return copy(start, length, at).map(drop);
-        }
-        for (index, crc) in crcs.iter_mut().enumerate() {
-            *crc = copy(start + index * BLOCK_SIZE, BLOCK_SIZE, at + index * BLOCK_SIZE)?;
-        }
+/// Data from a message, as an effect that is being made.
+fn copied(data: &[u8]) -> WriteEffect {
+    let fill = |bytes: &mut [u8]| -> Result<(), std::convert::Infallible> {
+        bytes.copy_from_slice(data);
         Ok(())
-    }
+    };
+    let Ok(effect) = WriteEffect::new(data.len(), fill);
+    effect
 }
 
 fn kind(kind: FileKind) -> fs::Kind {

@@ -6,6 +6,8 @@
 mod check;
 mod device;
 mod handler;
+mod journal;
+mod survival;
 
 use crate::device::{Environment, Task};
 use crate::{Error, FormatOptions, MountOptions, NodeId, Volume};
@@ -53,12 +55,13 @@ fn default_cache() -> u64 {
 /// There is no volume on the device, or it is damaged; says what.
 pub async fn serve(cx: Context) -> Result<(), component::Error> {
     let config: Config = cx.config()?;
+    let survived = cx.survive(journal::RING_BYTES).await?;
     let client: block::Client = cx.connect("disk").await?;
     let region = Region::create("fs", cx.new_region_id(), REGION_BYTES)?;
     cx.publish_region(&region).await?;
     let info = client.info(client.root()).await.map_err(|error| format!("the block driver: {error:?}"))?;
     let pool = Pool::new(region, crate::device::BLOCK_SIZE);
-    let device = LeasedDevice::new(&cx, client, pool, info.blocks);
+    let device = LeasedDevice::new(&cx, client.clone(), pool, info.blocks);
     let environment = Rc::new(RuntimeEnvironment::default());
     let options = MountOptions {
         cache_bytes: config.cache,
@@ -66,7 +69,8 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
         staged_bytes: STAGED_BYTES,
         ..MountOptions::default()
     };
-    let volume = match Volume::mount(device.clone(), environment.clone(), options).await {
+    let mounted = Volume::mount_unreaped(device.clone(), environment.clone(), options).await;
+    let volume = match mounted {
         Err(Error::NotAVolume(_)) if info.blank => make(device, environment, options).await,
         Err(Error::Unfinished) => make(device, environment, options).await,
         mounted => mounted,
@@ -76,7 +80,8 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
         tracing::warn!("{} structures of the volume have only one good copy left", volume.damaged_copies());
     }
 
-    let server = Server::new(volume.clone(), cx.clone());
+    let effects = survival::follow(&cx, &client, &volume, survived).await?;
+    let server = Server::new(volume.clone(), cx.clone(), effects);
     let roots = volume.clone();
     cx.provide("root", Rc::new(fs::Dispatcher(server)), async move |session| root_of(&roots, session).await)?;
     cx.ready();
@@ -127,14 +132,24 @@ impl kernel_ipc::interface::Object for NodeId {
 #[derive(Debug, Default)]
 struct RuntimeEnvironment {
     last_ns: Cell<u64>,
+    /// The time at which something was done that is done again.
+    stopped: Cell<Option<u64>>,
 }
 
 impl Environment for RuntimeEnvironment {
     fn now_ns(&self) -> u64 {
+        if let Some(at) = self.stopped.get() {
+            return at;
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);
         // Times are versions, too: no two are the same, and none goes back while this runs.
         self.last_ns.set(now.max(self.last_ns.get() + 1));
         self.last_ns.get()
+    }
+
+    fn stop_clock(&self, at_ns: Option<u64>) {
+        self.stopped.set(at_ns);
+        self.last_ns.set(self.last_ns.get().max(at_ns.unwrap_or(0)));
     }
 
     fn random(&self) -> u64 {

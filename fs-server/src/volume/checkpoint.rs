@@ -16,6 +16,7 @@ use super::Inner;
 use super::state::State;
 use crate::allocator::BitmapWrite;
 use crate::device::{BLOCK_SIZE, Device, DeviceError, MAX_TRANSFER_BLOCKS, Staging};
+use crate::effect::Effect;
 use crate::error::Error;
 use crate::format::node::Node;
 use crate::format::pack::{Pack, PackHead};
@@ -38,6 +39,8 @@ struct Plan {
     nodes: Vec<(Pointer, Rc<Node>)>,
     bitmaps: Vec<BitmapWrite>,
     pack: Vec<u8>,
+    /// Position of the journal up to which this holds the effects.
+    position: u64,
 }
 
 impl<D: Device> Inner<D> {
@@ -88,6 +91,7 @@ impl<D: Device> Inner<D> {
         let unwritten = if all_written { Ok(()) } else { Err(Error::NoSpace) };
         let Some(plan) = self.freeze().await? else {
             if all_written {
+                self.effects_are_durable(self.journal_position());
                 self.freezes.set(self.freezes.get() + 1);
                 self.durable_freeze.set(self.freezes.get());
             }
@@ -95,6 +99,10 @@ impl<D: Device> Inner<D> {
             self.release_freed();
             return unwritten;
         };
+        if !all_written {
+            // They are in no checkpoint, and their records count as if they were.
+            self.keep_unwritten();
+        }
         drop(alone);
 
         let mut result = self.write_checkpoint(&plan).await;
@@ -119,6 +127,7 @@ impl<D: Device> Inner<D> {
             }
         };
         result?;
+        self.effects_are_durable(plan.position);
         for (start, blocks) in discards {
             // Before the blocks are dealt out again, or it would hit their new content.
             let _ = self.device.discard(start, u64::from(blocks)).await;
@@ -128,6 +137,34 @@ impl<D: Device> Inner<D> {
             self.take_ballast().await;
         }
         unwritten
+    }
+
+    fn journal_position(&self) -> u64 {
+        self.journal.borrow().as_ref().map_or(0, |journal| journal.position())
+    }
+
+    fn effects_are_durable(&self, position: u64) {
+        if let Some(journal) = &*self.journal.borrow() {
+            journal.durable(position);
+        }
+    }
+
+    /// Keeps what still waits in memory as effects of its own.
+    fn keep_unwritten(&self) {
+        let Some(journal) = self.journal.borrow().clone() else { return };
+        for (inode, run) in self.all_runs() {
+            let content = run.content.borrow();
+            let Some(staging) = &content.staging else { continue };
+            let state = self.state.borrow();
+            let Some(vnode) = state.vnodes.get(&inode) else { continue };
+            let (size, generation) = (vnode.size, vnode.generation);
+            let offset = run.first * BLOCK_SIZE as u64;
+            let length = (run.blocks.get() * BLOCK_SIZE as u64).min(size.saturating_sub(offset));
+            let mut data = vec![0; length as usize];
+            staging.copy_out(0, &mut data);
+            let node = super::NodeId { inode, generation };
+            journal.keep(&Effect::Write { node, offset, now_ns: self.environment.now_ns(), data: &data }.encode());
+        }
     }
 
     /// Makes available what the durable checkpoint does not use, and nobody reads any more.
@@ -189,12 +226,16 @@ impl<D: Device> Inner<D> {
         head.directories = U64::new(state.directories);
         head.free_blocks = U64::new(state.allocator.free_blocks());
         head.written_ns = U64::new(self.environment.now_ns());
+        let journal = self.journal.borrow();
+        let position = journal.as_ref().map_or(0, |journal| journal.position());
+        head.ledger = U64::new(journal.as_ref().map_or(0, |journal| journal.id()));
+        head.ledger_position = U64::new(position);
         let pack = Pack { head, table: state.allocator.table(&bitmaps) }.encode();
         let generation = state.generation;
         state.generation += 1;
         state.allocator.rewind();
         let slot = 1 - state.durable_slot;
-        Ok(Some(Plan { freeze: self.freezes.get(), generation, slot, nodes, bitmaps, pack }))
+        Ok(Some(Plan { freeze: self.freezes.get(), generation, slot, nodes, bitmaps, pack, position }))
     }
 
     async fn write_checkpoint(self: &Rc<Self>, plan: &Plan) -> Result<(), Error> {

@@ -59,12 +59,32 @@ impl<D: Device> Volume<D> {
     where
         S: Source<D::Staging> + ?Sized,
     {
+        self.write_then(id, offset, source, |_| ()).await
+    }
+
+    /// As [`write`](Self::write); `written` is called with the time of the change when all bytes are in the file, before
+    /// anybody else changes it.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn write_then<S, T>(
+        &self,
+        id: NodeId,
+        offset: u64,
+        source: &S,
+        written: impl FnOnce(u64) -> T,
+    ) -> Result<T, Error>
+    where
+        S: Source<D::Staging> + ?Sized,
+    {
         let pinned = self.inner.pin_vnode(id);
         let turn = self.inner.vnode_lock(id).enter_alone().await;
         self.inner.file(id).await?;
         let full = self.inner.write_all(&pinned, offset, source).await?;
+        let written = written(self.inner.written_at(id));
         drop(turn);
-        self.inner.settle(id, full).await
+        self.inner.settle(id, full).await?;
+        Ok(written)
     }
 
     /// Writes all of `source` at the end of the file; returns where that was.
@@ -75,14 +95,32 @@ impl<D: Device> Volume<D> {
     where
         S: Source<D::Staging> + ?Sized,
     {
+        self.append_then(id, source, |_, _| ()).await.map(|(offset, ())| offset)
+    }
+
+    /// As [`append`](Self::append); `written` is called with where the bytes are and the time of the change, before anybody
+    /// else changes the file.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn append_then<S, T>(
+        &self,
+        id: NodeId,
+        source: &S,
+        written: impl FnOnce(u64, u64) -> T,
+    ) -> Result<(u64, T), Error>
+    where
+        S: Source<D::Staging> + ?Sized,
+    {
         let pinned = self.inner.pin_vnode(id);
         let turn = self.inner.vnode_lock(id).enter_alone().await;
         self.inner.file(id).await?;
         let offset = self.stat(id).await?.size;
         let full = self.inner.write_all(&pinned, offset, source).await?;
+        let written = written(offset, self.inner.written_at(id));
         drop(turn);
         self.inner.settle(id, full).await?;
-        Ok(offset)
+        Ok((offset, written))
     }
 
     /// Sets the size of a file: what is beyond it is freed, what it adds reads as zeros and takes no space.
@@ -90,13 +128,27 @@ impl<D: Device> Volume<D> {
     /// # Errors
     /// [`Error::TooLarge`] beyond 1 TiB; nothing is changed.
     pub async fn truncate(&self, id: NodeId, size: u64) -> Result<(), Error> {
+        self.truncate_then(id, size, |_| ()).await
+    }
+
+    /// As [`truncate`](Self::truncate); `done` is called with the time of the change when the file has its size, before
+    /// anybody else changes it.
+    ///
+    /// # Errors
+    /// As [`truncate`](Self::truncate).
+    pub async fn truncate_then<T: 'static>(
+        &self,
+        id: NodeId,
+        size: u64,
+        done: impl FnOnce(u64) -> T + 'static,
+    ) -> Result<T, Error> {
         if size > MAX_FILE_SIZE {
             return Err(Error::TooLarge);
         }
         let pinned = self.inner.pin_vnode(id);
         let inner = Rc::clone(&self.inner);
         // To its end even if the caller goes away: half of it would be seen.
-        self.inner.detached(async move { inner.truncate(&pinned, size).await }).await
+        self.inner.detached(async move { inner.truncate(&pinned, size, done).await }).await
     }
 }
 
@@ -121,6 +173,12 @@ impl<D: Device> Inner<D> {
 
     pub(crate) fn vnode_lock(&self, id: NodeId) -> Rc<crate::sync::Gate> {
         Rc::clone(&self.state.borrow_mut().vnodes.entry(id.inode).or_insert_with(Vnode::new).lock)
+    }
+
+    /// When the file was written last. (Empty writes change nothing, and take the time now.)
+    fn written_at(&self, id: NodeId) -> u64 {
+        let pending = self.state.borrow().vnodes.get(&id.inode).and_then(Vnode::pending);
+        pending.map_or_else(|| self.environment.now_ns(), |(_, modified_ns)| modified_ns)
     }
 
     async fn file(&self, id: NodeId) -> Result<Inode, Error> {
@@ -192,6 +250,7 @@ impl<D: Device> Inner<D> {
                     return Err(Error::NoSpace);
                 }
                 // What was freed since the last checkpoint may be enough.
+                self.settle_removals().await;
                 self.checkpoint_for_room().await?;
                 continue;
             }
@@ -336,7 +395,12 @@ impl<D: Device> Inner<D> {
         Ok(())
     }
 
-    async fn truncate(self: &Rc<Self>, pinned: &PinnedVnode<D>, size: u64) -> Result<(), Error> {
+    async fn truncate<T>(
+        self: &Rc<Self>,
+        pinned: &PinnedVnode<D>,
+        size: u64,
+        done: impl FnOnce(u64) -> T,
+    ) -> Result<T, Error> {
         let id = pinned.id;
         let turn = self.vnode_lock(id).enter_alone().await;
         self.file(id).await?;
@@ -378,8 +442,9 @@ impl<D: Device> Inner<D> {
             self.remove_extents(id.inode, first_gone, false).await?;
             self.state.borrow_mut().truncating -= 1;
         }
+        let done = done(now_ns);
         drop(turn);
-        Ok(())
+        Ok(done)
     }
 
     /// Ends a truncation that failed on its way: what is beyond the end of the file must not come back when it grows.

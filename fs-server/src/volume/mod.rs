@@ -14,11 +14,13 @@ mod files;
 mod names;
 mod read;
 mod removal;
+mod replay;
 mod runs;
 mod start;
 mod state;
 
 pub use names::{DirectoryEntry, Listing};
+pub use replay::Journal;
 pub use start::FormatOptions;
 pub(crate) use start::{read_bytes, read_slot, read_superblock, read_superblock_at};
 pub(crate) use state::hash_name;
@@ -154,6 +156,13 @@ pub(crate) struct Inner<D: Device> {
     broken: RefCell<Option<Error>>,
     damaged_copies: Cell<u64>,
     ballast: RefCell<Option<ballast::Ballast>>,
+    /// Removed files whose blocks are being freed, and what rings when one is done.
+    reaping: Cell<u64>,
+    reaped: Bell,
+    /// Where effects are kept until they are durable.
+    journal: RefCell<Option<Rc<dyn Journal>>>,
+    /// Ledger and position up to which the checkpoint that was mounted goes.
+    mounted_ledger: Cell<(u64, u64)>,
 }
 
 impl<D: Device> Volume<D> {
@@ -214,6 +223,7 @@ impl<D: Device> Volume<D> {
     /// # Errors
     /// The device failed, or the host under the image is full; nothing is lost, and it can be tried again.
     pub async fn sync(&self) -> Result<(), Error> {
+        self.inner.settle_removals().await;
         self.inner.checkpoint().await
     }
 

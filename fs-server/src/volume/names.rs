@@ -82,7 +82,7 @@ impl<D: Device> Volume<D> {
     /// # Errors
     /// [`Error::Exists`], [`Error::BadName`], [`Error::NoSpace`].
     pub async fn create(&self, directory: NodeId, name: &[u8]) -> Result<Stat, Error> {
-        self.inner.make(directory, name, FileKind::File).await
+        self.inner.make(directory, name, FileKind::File, None).await
     }
 
     /// Makes an empty directory.
@@ -90,7 +90,7 @@ impl<D: Device> Volume<D> {
     /// # Errors
     /// As [`create`](Self::create).
     pub async fn mkdir(&self, directory: NodeId, name: &[u8]) -> Result<Stat, Error> {
-        self.inner.make(directory, name, FileKind::Directory).await
+        self.inner.make(directory, name, FileKind::Directory, None).await
     }
 
     /// Moves an entry; with `replace`, it takes the place of a file if it is one, of an empty directory if it is one. All
@@ -109,7 +109,7 @@ impl<D: Device> Volume<D> {
         check(from)?;
         check(to)?;
         if let Some(replaced) = self.inner.rename((from_directory, from), (to_directory, to), replace).await? {
-            self.inner.reap_later(replaced).await;
+            self.inner.reap_later(replaced);
         }
         Ok(())
     }
@@ -173,21 +173,31 @@ impl<D: Device> Volume<D> {
 }
 
 impl<D: Device> Inner<D> {
-    async fn make(self: &Rc<Self>, directory: NodeId, name: &[u8], kind: FileKind) -> Result<Stat, Error> {
+    /// `again`: who it was and when it was made, if it is made once more.
+    pub(super) async fn make(
+        self: &Rc<Self>,
+        directory: NodeId,
+        name: &[u8],
+        kind: FileKind,
+        again: Option<(NodeId, u64)>,
+    ) -> Result<Stat, Error> {
         check(name)?;
-        let now_ns = self.environment.now_ns();
-        let generation = self.environment.random();
+        let now_ns = again.map_or_else(|| self.environment.now_ns(), |(_, now_ns)| now_ns);
+        let generation = again.map_or_else(|| self.environment.random(), |(node, _)| node.generation);
         self.change(12, false, |state| {
             state.directory(directory)?;
             if state.find_entry(directory.inode, name)?.is_some() {
                 return Err(Error::Exists.into());
             }
-            let inode = state.next_inode;
+            let inode = again.map_or(state.next_inode, |(node, _)| node.inode);
+            if inode < state.next_inode {
+                return Err(Error::Stale.into());
+            }
             let (key, value, position) = state.with_entry(directory.inode, name, inode, kind)?;
             state.tree.prepare(&key, false)?;
             state.tree.prepare(&Key::inode(directory.inode), false)?;
             state.tree.prepare(&Key::inode(inode), false)?;
-            state.next_inode += 1;
+            state.next_inode = inode + 1;
             state.put_entries(&key, &value)?;
             let raw = new_inode(kind, generation, directory.inode, position, now_ns);
             state.put_inode(inode, &raw)?;

@@ -52,7 +52,7 @@ impl<D: Device> Volume<D> {
                 Ok(NodeId { inode: found.inode, generation: raw.generation.get() })
             })
             .await?;
-        self.inner.reap_later(id).await;
+        self.inner.reap_later(id);
         Ok(())
     }
 
@@ -87,10 +87,24 @@ impl<D: Device> Volume<D> {
 
 impl<D: Device> Inner<D> {
     /// Frees an unlinked file now unless it is open; to the end even if the caller goes away.
-    pub(super) async fn reap_later(self: &Rc<Self>, id: NodeId) {
+    ///
+    /// Nobody waits for it: between a removal and the word that it happened nothing else may happen.
+    pub(super) fn reap_later(self: &Rc<Self>, id: NodeId) {
         let inner = Rc::clone(self);
-        // What cannot be freed now is freed at the next mount: the orphan list has it.
-        let _ = self.detached(async move { inner.reap_if_unlinked(id).await }).await;
+        self.reaping.set(self.reaping.get() + 1);
+        self.environment.spawn(Box::pin(async move {
+            // What cannot be freed now is freed at the next mount: the orphan list has it.
+            let _ = inner.reap_if_unlinked(id).await;
+            inner.reaping.set(inner.reaping.get() - 1);
+            inner.reaped.ring();
+        }));
+    }
+
+    /// Waits until what was removed is freed: for whoever is about to say that there is no room. Not for a removal itself.
+    pub(super) async fn settle_removals(&self) {
+        while self.reaping.get() > 0 {
+            self.reaped.heard().await;
+        }
     }
 
     pub(crate) async fn reap_if_unlinked(self: &Rc<Self>, id: NodeId) -> Result<(), Error> {
@@ -139,10 +153,11 @@ impl<D: Device> Inner<D> {
 
     /// Goes on with what was interrupted: frees what the list of orphans names.
     pub(super) async fn reap_orphans(self: &Rc<Self>) -> Result<(), Error> {
+        let mut from = 0;
         loop {
             let orphan = self
                 .with(|state| {
-                    let key = Key::orphan(0);
+                    let key = Key::orphan(from);
                     let Some((key, _)) = state.tree.at_or_after(&key)? else { return Ok(None) };
                     if key.inode != ORPHANS || key.kind != kind::ORPHAN {
                         return Ok(None);
@@ -154,10 +169,15 @@ impl<D: Device> Inner<D> {
                         0 => 0,
                         _ => found.raw.size.get().div_ceil(BLOCK_SIZE as u64),
                     };
-                    Ok(Some((key.offset, first)))
+                    Ok(Some((key.offset, first, found.raw.links.get() == 0)))
                 })
                 .await?;
-            let Some((inode, first)) = orphan else { return Ok(()) };
+            let Some((inode, first, unlinked)) = orphan else { return Ok(()) };
+            from = inode + 1;
+            if unlinked && self.state.borrow().vnodes.get(&inode).is_some_and(|vnode| vnode.opens > 0) {
+                // Its last handle frees it.
+                continue;
+            }
             self.remove_extents(inode, first, true).await?;
         }
     }

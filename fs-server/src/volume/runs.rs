@@ -25,6 +25,8 @@ const WIDTH: usize = 16;
 pub(crate) struct Vnode<S> {
     /// Handles to it, and operations in progress.
     pub(crate) opens: u32,
+    /// Of the inode; set by whoever holds it.
+    pub(crate) generation: u64,
     /// One operation changes its content at a time.
     pub(crate) lock: Rc<Gate>,
     pub(crate) runs: Vec<Rc<Run<S>>>,
@@ -38,7 +40,16 @@ pub(crate) struct Vnode<S> {
 
 impl<S> Vnode<S> {
     pub(crate) fn new() -> Self {
-        Self { opens: 0, lock: Rc::default(), runs: Vec::new(), size: 0, modified_ns: 0, read_end: 0, ahead_end: 0 }
+        Self {
+            opens: 0,
+            generation: 0,
+            lock: Rc::default(),
+            runs: Vec::new(),
+            size: 0,
+            modified_ns: 0,
+            read_end: 0,
+            ahead_end: 0,
+        }
     }
 
     /// Size and time, if the inode does not have them yet.
@@ -138,7 +149,7 @@ impl<D: Device> Inner<D> {
         .await
     }
 
-    fn all_runs(&self) -> Vec<(u64, Rc<Run<D::Staging>>)> {
+    pub(super) fn all_runs(&self) -> Vec<(u64, Rc<Run<D::Staging>>)> {
         let state = self.state.borrow();
         let all =
             state.vnodes.iter().flat_map(|(&inode, vnode)| vnode.runs.iter().map(move |run| (inode, Rc::clone(run))));
@@ -325,7 +336,11 @@ impl<D: Device> Inner<D> {
 
     /// Keeps what is known in memory about a file for as long as the guard lives.
     pub(crate) fn pin_vnode(self: &Rc<Self>, id: NodeId) -> PinnedVnode<D> {
-        self.state.borrow_mut().vnodes.entry(id.inode).or_insert_with(Vnode::new).opens += 1;
+        let mut state = self.state.borrow_mut();
+        let vnode = state.vnodes.entry(id.inode).or_insert_with(Vnode::new);
+        vnode.opens += 1;
+        vnode.generation = id.generation;
+        drop(state);
         PinnedVnode { inner: Rc::clone(self), id }
     }
 }

@@ -178,6 +178,20 @@ impl<D: Device> Volume<D> {
     /// # Errors
     /// [`Error::NotAVolume`], [`Error::Truncated`], [`Error::Unsupported`], [`Error::Corrupt`], or the device failed.
     pub async fn mount(device: D, environment: Rc<dyn Environment>, options: MountOptions) -> Result<Self, Error> {
+        let volume = Self::mount_unreaped(device, environment, options).await?;
+        volume.reap().await?;
+        Ok(volume)
+    }
+
+    /// Mounts the volume of a device, and leaves what nobody names or holds for [`reap`](Self::reap).
+    ///
+    /// # Errors
+    /// As [`mount`](Self::mount).
+    pub async fn mount_unreaped(
+        device: D,
+        environment: Rc<dyn Environment>,
+        options: MountOptions,
+    ) -> Result<Self, Error> {
         let device = Roomy::new(device, environment.clone());
         let (superblock, from_copy) = read_superblock(&device).await?;
         let (slot, pack, copies) = newest_slot(&device, &superblock).await?;
@@ -196,9 +210,19 @@ impl<D: Device> Volume<D> {
         let volume = assemble(device, environment, superblock, options, state);
         volume.inner.damaged_copies.set(copies.problems.len() as u64 + u64::from(from_copy));
         volume.inner.complete_pack(&pack, &copies).await;
+        volume.inner.mounted_ledger.set((pack.head.ledger.get(), pack.head.ledger_position.get()));
         volume.stat(volume.root()).await?;
-        volume.inner.reap_orphans().await?;
         Ok(volume)
+    }
+
+    /// Frees what nobody names or [holds](Self::hold).
+    ///
+    /// # Errors
+    /// The device failed, or the volume is damaged.
+    pub async fn reap(&self) -> Result<(), Error> {
+        // What is being freed already is on the list, too.
+        self.inner.settle_removals().await;
+        self.inner.reap_orphans().await
     }
 }
 
@@ -298,6 +322,10 @@ fn assemble<D: Device>(
             broken: RefCell::new(None),
             damaged_copies: Cell::new(0),
             ballast: RefCell::default(),
+            reaping: Cell::new(0),
+            reaped: crate::sync::Bell::default(),
+            journal: RefCell::default(),
+            mounted_ledger: Cell::default(),
         }),
     }
 }

@@ -23,7 +23,7 @@ use crate::{Epoch, Incarnation, LenderId, RegionId, Rights, SessionId};
 pub use channel::{Channel, ChannelError};
 
 /// Version of this protocol; both ends must speak the same one (there is one binary per node).
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Longest message, in bytes of JSON.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -253,9 +253,9 @@ pub struct Serve {
     /// The session is one that `Recovers` announced: its client goes on with it.
     #[serde(default)]
     pub resumes: bool,
-    /// The incarnation before the client, if the client inherits what that one was lent.
+    /// The dead incarnations of the client whose leases it inherits.
     #[serde(default)]
-    pub inherits: Option<Incarnation>,
+    pub inherits: Vec<Incarnation>,
 }
 
 /// From a component or guest to the supervisor.

@@ -48,7 +48,7 @@ where
                 None => HostSession::start(segment, root, service, info, Some(lender.clone())),
             };
             let host = host.map_err(|error| error.to_string())?;
-            if let Some(dead) = serve.inherits {
+            for dead in serve.inherits {
                 host.holds(&lender.borrow_mut().inherit(dead, serve.client));
             }
             Ok(host)

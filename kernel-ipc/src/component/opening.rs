@@ -1,5 +1,6 @@
 //! Opening sessions, and opening them again.
 
+use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::rc::Weak;
 
@@ -29,6 +30,8 @@ pub(super) struct Used {
     pub(super) host: Incarnation,
     name: String,
     interface: String,
+    /// The supervisor was asked to go on with it, and has not answered.
+    resuming: Cell<bool>,
 }
 
 /// What the supervisor says of an opened session.
@@ -70,8 +73,12 @@ async fn open(cx: &Context, name: &str, interface: &str) -> Result<ClientSession
 /// The host of a session has died, and the session goes on.
 pub(super) fn suspended(cx: &Context, id: SessionId) {
     let used = cx.0.used.borrow();
-    let Some(Used { session, name, interface, .. }) = used.get(&id) else { return };
+    let Some(Used { session, name, interface, resuming, .. }) = used.get(&id) else { return };
     session.suspend();
+    if resuming.replace(true) {
+        // The host that was to go on with it has died too. The supervisor asks the next one by itself.
+        return;
+    }
     let (weak, session) = (std::rc::Rc::downgrade(&cx.0), session.clone());
     let (name, interface) = (name.clone(), interface.clone());
     runtime::spawn(async move {
@@ -132,13 +139,22 @@ pub(super) fn opened(cx: &Context, request: u64, opened: Opened, segment: OwnedF
     };
     let Asked { name, interface, offer, resumes, answer } = asked;
     let result = match resumes {
-        Some(session) => session.resume(offer, segment, epoch).map(|()| session),
+        Some(session) => {
+            // What this client had lent to the dead host, its calls name to the next one.
+            let dead = cx.0.used.borrow().get(&id).map(|used| used.host);
+            if let (Some(dead), Some(lender)) = (dead, &*cx.0.lender.borrow()) {
+                lender.borrow_mut().inherit(dead, host);
+            }
+            session.resume(offer, segment, epoch).map(|()| session)
+        }
         None if survives => offer.open_surviving(segment, id, epoch),
         None => offer.open(segment, id, epoch),
     };
     let answer = match result {
         Ok(session) => {
-            cx.0.used.borrow_mut().insert(id, Used { session: session.clone(), host, name, interface });
+            cx.0.used
+                .borrow_mut()
+                .insert(id, Used { session: session.clone(), host, name, interface, resuming: Cell::new(false) });
             answer.give(Ok(session))
         }
         Err(error) => {

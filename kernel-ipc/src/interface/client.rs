@@ -90,6 +90,11 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// A lease that an earlier incarnation of this client was given, and that this one has inherited on `session`.
+    pub fn inherited(session: ClientSession, name: LeaseName) -> Lease {
+        Lease { session, name }
+    }
+
     /// How it is named.
     pub fn name(&self) -> LeaseName {
         self.name

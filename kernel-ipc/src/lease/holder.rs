@@ -62,9 +62,9 @@ impl Holder {
         Ok(true)
     }
 
-    /// What a lender's table says that this holder has now.
-    pub fn held(&self, lender: LenderId) -> Vec<LeaseName> {
-        self.find(lender).map(|view| view.held_by(self.me)).unwrap_or_default()
+    /// What all lenders' tables say that this holder has now.
+    pub fn held(&self) -> Vec<LeaseName> {
+        self.lenders.iter().flat_map(|view| view.held_by(self.me)).collect()
     }
 
     /// Adds a region from which a known lender may lend. `false`: the lender is unknown.

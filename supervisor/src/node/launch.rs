@@ -164,7 +164,7 @@ async fn until_ready(node: &Rc<Node>, index: usize, peer: &Rc<Peer>) -> Result<(
         Ok(Either::First(())) => {
             peer.ready_at.set(Some(Instant::now()));
             component.set_phase(Phase::Ready);
-            node.bury_ancestor(component);
+            node.bury_ancestors(component);
             return Ok(());
         }
         Ok(Either::Second(())) => {}

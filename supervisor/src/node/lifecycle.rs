@@ -3,7 +3,8 @@
 //! - A death of its own making (it exited, crashed, broke the protocol, or died before it was ready) is followed by a
 //!   pause, which doubles from 50 ms with each such death and is forgotten after [`HEALTHY`] of service.
 //! - The fifth such death within [`WINDOW`] is the last: the component stays down until an operator restarts it.
-//! - A death from outside (somebody killed it) is neither counted nor followed by a pause.
+//! - A death from outside (somebody killed it) is not counted. It is followed by a pause, always the shortest, only if
+//!   the component was not ready yet.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -56,9 +57,9 @@ impl Restarts {
         if served.is_some_and(|served| served >= HEALTHY) {
             self.row = 0;
         }
-        // A death before ready is its own, whoever did it: an endless loop of starts helps nobody.
-        if cause == Cause::Outside && served.is_some() {
-            return Decision::Restart(Duration::ZERO);
+        if cause == Cause::Outside {
+            // Killed before it was ready it gets a moment, so that whoever kills every start does not keep a core busy.
+            return Decision::Restart(if served.is_some() { Duration::ZERO } else { FIRST_PAUSE });
         }
         self.own.retain(|&death| now.saturating_duration_since(death) < WINDOW);
         self.own.push_back(now);

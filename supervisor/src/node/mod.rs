@@ -317,6 +317,8 @@ impl Node {
             return;
         }
         peer.ended.happen();
+        // With it goes the fence of one that died before it was greeted: nobody else would ever end it.
+        peer.greeting.borrow_mut().take();
         peer.asked.clear();
         self.end_sessions_of(peer);
         self.forget_introductions_of(peer);

@@ -93,8 +93,10 @@ impl Node {
                 None => self.ask_host(client, &permission, &host, segment).await,
             };
             match answer {
-                Ok(opened) if self.sessions.borrow().contains_key(&opened.session) => return Ok(opened),
-                // The host died meanwhile: its next incarnation is asked, with the same segment, which nobody has used.
+                Ok(opened) if self.is_served_by(opened.session, &host) => return Ok(opened),
+                // The host died meanwhile, before its client could hear of the session: its next incarnation is asked,
+                // with the same segment, which nobody has used.
+                Ok(opened) if resumes.is_none() => self.forget_unheard(client, opened.session),
                 Ok(_) => {}
                 Err(_) if host.ended.has_happened() => {}
                 Err(error) => return Err(error),
@@ -125,7 +127,7 @@ impl Node {
             rights: permission.rights,
             attenuation: permission.attenuation.clone(),
             resumes: false,
-            inherits: self.component_of(client).and_then(|component| component.estate.ancestor()),
+            inherits: self.component_of(client).map_or_else(Vec::new, |component| component.estate.ancestors()),
         };
         let message = ToComponent::Serve(Box::new(serve.clone()));
         let mut given = vec![segment.as_fd()];
@@ -152,6 +154,20 @@ impl Node {
         // The first lease on this session may be named to a mapper at once: all of them must know the lender by then.
         self.introduce_all().await;
         Ok(Opened { session, host: host.clone(), segment })
+    }
+
+    fn is_served_by(&self, session: SessionId, host: &Peer) -> bool {
+        let sessions = self.sessions.borrow();
+        let known = sessions.get(&session);
+        known.is_some_and(|known| matches!(known.host, Host::Peer(of) if of == host.incarnation))
+    }
+
+    /// A session that its client has not heard of is awaited by nobody.
+    fn forget_unheard(self: &Rc<Self>, client: &Rc<Peer>, session: SessionId) {
+        let forgotten = self.sessions.borrow_mut().remove(&session);
+        if let Some(forgotten) = forgotten {
+            self.tell_next_run(forgotten.surviving, session, client.incarnation, false);
+        }
     }
 
     /// Asks a host's next run to go on with a session.

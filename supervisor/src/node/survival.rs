@@ -4,8 +4,8 @@
 //!   regions of the last run, the sessions that go on and the pins of everybody who maps what it lends, all behind the
 //!   greeting, before anything else is said to it.
 //! - While it is away its sessions are *awaited*: their clients have suspended them and ask to resume them.
-//! - What the last run was lent elsewhere waits under its name, the *ancestor*; the next run's sessions inherit it, and
-//!   what is left when that run is ready goes back.
+//! - What dead runs were lent elsewhere waits under their names, the *ancestors* (more than one if a run died before it
+//!   came to inherit); the next run's sessions inherit it, and what is left when that run is ready goes back.
 //! - Nothing survives an end of the node, nor a component that is given up.
 
 use std::cell::{Cell, RefCell};
@@ -35,8 +35,8 @@ pub struct Estate {
     endpoints: RefCell<BTreeSet<String>>,
     /// Of every run.
     lender: Cell<Option<LenderId>>,
-    /// The last run, until the next one is ready.
-    ancestor: Cell<Option<Incarnation>>,
+    /// Dead runs, until the next one is ready.
+    ancestors: RefCell<Vec<Incarnation>>,
     /// Of the last run.
     regions: RefCell<Vec<(RegionId, OwnedFd)>>,
 }
@@ -80,9 +80,9 @@ impl Estate {
         lender
     }
 
-    /// The run whose leases a new session of this component inherits.
-    pub fn ancestor(&self) -> Option<Incarnation> {
-        self.ancestor.get()
+    /// The runs whose leases a new session of this component inherits.
+    pub fn ancestors(&self) -> Vec<Incarnation> {
+        self.ancestors.borrow().clone()
     }
 
     /// Fresh memory, for this run and all after it.
@@ -105,7 +105,7 @@ impl Estate {
 
     /// A run has ended, and the next one goes on.
     fn bequeath(&self, run: &Peer) {
-        self.ancestor.set(Some(run.incarnation));
+        self.ancestors.borrow_mut().push(run.incarnation);
         self.regions.replace(std::mem::take(&mut run.regions.borrow_mut()));
     }
 
@@ -223,19 +223,21 @@ impl Node {
         }
     }
 
-    /// A run is ready: what its ancestor was lent and it has not inherited goes back.
-    pub(super) fn bury_ancestor(self: &Rc<Self>, component: &Component) {
-        let Some(ancestor) = component.estate.ancestor.take() else { return };
-        let message = ToComponent::ClientGone { session: SessionId(0), client: ancestor, died: true, survives: false };
+    /// A run is ready: what its ancestors were lent and it has not inherited goes back.
+    pub(super) fn bury_ancestors(self: &Rc<Self>, component: &Component) {
+        let ancestors = component.estate.ancestors.take();
         for host in self.living().into_iter().filter(|host| host.is_introducible() && host.who != Who::Guest) {
-            self.send(&host, &message, &[]);
+            for &client in &ancestors {
+                let session = SessionId(0);
+                self.send(&host, &ToComponent::ClientGone { session, client, died: true, survives: false }, &[]);
+            }
         }
     }
 
     /// A component is given up, or its node ends: nothing of it goes on.
     pub(super) fn give_up(self: &Rc<Self>, index: usize) {
         let component = &self.components[index];
-        self.bury_ancestor(component);
+        self.bury_ancestors(component);
         component.estate.clear();
         let Some(lender) = component.estate.lender.take() else { return };
         let mut told = Vec::new();
