@@ -262,3 +262,46 @@ fn crafted_volumes_neither_stop_nor_panic_anybody() {
     println!("{peak} KiB at the peak; {mounted} of {count} could be mounted");
     assert!(count == 1 || (mounted > count / 4 && mounted < count), "{mounted} of {count} could be mounted");
 }
+
+#[test]
+fn a_node_that_two_places_claim_hides_nothing() {
+    let (environment, device) = healthy();
+    let mut names = Vec::new();
+    let volume = environment.run(Volume::mount(device.clone(), environment.clone(), small_options())).unwrap();
+    environment.run(async {
+        names.extend(volume.readdir(volume.root(), 0, 1000, 1 << 20).await.unwrap().entries);
+        // What a mount has to free is freed: from here on it changes no node.
+        volume.sync().await.unwrap();
+    });
+    drop(volume);
+    environment.crash();
+    assert!(names.len() > 100);
+    let root = Surgeon::new(&device).pack.head.root;
+    let children = Surgeon::new(&device).node(&root).count();
+    let mut damaged = 0;
+    for place in 0..children {
+        for claimed in (0..children).filter(|&claimed| claimed != place) {
+            let device = device.copy();
+            let mut surgeon = Surgeon::new(&device);
+            let mut node = surgeon.node(&root);
+            let pointer = node.pointer(claimed);
+            node.set_pointer(place, &pointer);
+            surgeon.put_node(&[(root, 0)], node);
+            let volume = Volume::mount(device.clone(), environment.clone(), small_options());
+            let Ok(volume) = environment.run(volume) else { continue };
+            // Twice: what was found by its right way the first time is in memory the second.
+            for entry in names.iter().chain(&names) {
+                match environment.run(volume.lookup(volume.root(), &entry.name)) {
+                    Ok(stat) => assert_eq!(stat.id.inode, entry.inode),
+                    Err(error) => {
+                        assert!(matches!(error, Error::Corrupt { .. }), "child {claimed} at {place}: {error}");
+                        damaged += 1;
+                    }
+                }
+            }
+            drop(volume);
+            environment.crash();
+        }
+    }
+    assert!(damaged > 0);
+}
