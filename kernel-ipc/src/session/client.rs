@@ -13,11 +13,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::Future;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
 use super::call::wire_deadline;
@@ -25,14 +23,18 @@ use super::host::extent_of;
 use super::{OpenError, Payload, Reply, Request, now};
 use crate::error::{Cause, Executed, Failure};
 use crate::id::{Epoch, SessionId};
-use crate::interface::Retry;
 use crate::link::{Body, Link, shm};
 use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
 use crate::slots::{ClientSlots, Ended};
 use crate::sys::segment::SegmentWriter;
-use crate::wire::{Completion, Extent, Handle, LeaseName, Shape, Status, Submission, Violation, control, inline_words};
+use crate::wire::{Completion, Extent, Handle, LeaseName, Shape, Status, Submission, Violation, inline_words};
 
+mod control;
 mod resume;
+mod waits;
+
+use control::Pending;
+use waits::{Answer, FreeSlot};
 
 /// A session that a client has asked for: its C-segment exists, the host's S-segment is awaited.
 #[derive(Debug)]
@@ -266,14 +268,6 @@ struct Waiter {
     deadline: u64,
 }
 
-/// What goes out on control slots with the next turn.
-#[derive(Default)]
-struct Pending {
-    cancels: Vec<(u16, u64)>,
-    handles: Vec<Handle>,
-    leases: Vec<LeaseName>,
-}
-
 impl Inner {
     /// Ready when a slot is free and it is this caller's turn.
     fn free_slot(&self, deadline: u64) -> FreeSlot<'_> {
@@ -381,38 +375,6 @@ impl Inner {
                 pending.leases.extend(&reply.leases);
             });
         }
-    }
-
-    /// Adds to what goes out on control slots with the next turn.
-    fn later(&self, add: impl FnOnce(&mut Pending)) {
-        if self.ended.get().is_none() {
-            add(&mut self.pending.borrow_mut());
-            self.has_pending.set(true);
-        }
-    }
-
-    /// Makes control calls of what is pending, as far as control slots are free.
-    fn send_control(&self) -> Result<(), Violation> {
-        let mut pending = self.pending.borrow_mut();
-        let window = self.shape.window_bytes as usize;
-        let mut payload = Vec::new();
-        while !pending.is_empty() {
-            let Some((slot, seq)) = self.slots.borrow_mut().begin_control(self.link.borrow().sent()) else {
-                return Ok(());
-            };
-            payload.clear();
-            let operation = pending.encode(&mut payload, window);
-            let extent = extent_of(0, 0, payload.len()).ok_or(Violation::Length)?;
-            let inline = inline_words(&payload);
-            let submission = Submission { slot, operation, seq, extent, inline, ..Submission::default() };
-            if let Some(survival) = &self.survival {
-                survival.remember(&submission, Retry::Idempotent);
-            }
-            let payload = if extent.is_inline() { &[] } else { &payload[..] };
-            self.link.borrow().send(&submission.to_raw(), slot, &Body { payload, ..Body::default() })?;
-        }
-        self.has_pending.set(false);
-        Ok(())
     }
 
     /// Takes every completion that is there. True if there was one.
@@ -542,34 +504,6 @@ impl Inner {
     }
 }
 
-impl Pending {
-    fn is_empty(&self) -> bool {
-        self.cancels.is_empty() && self.handles.is_empty() && self.leases.is_empty()
-    }
-
-    /// Moves one control call's worth into `payload`; gives its operation.
-    fn encode(&mut self, payload: &mut Vec<u8>, window: usize) -> u16 {
-        if !self.cancels.is_empty() {
-            let count = self.cancels.len().min(window / control::LONG_ENTRY);
-            for (slot, seq) in self.cancels.drain(..count) {
-                payload.extend(u64::from(slot).to_le_bytes());
-                payload.extend(seq.to_le_bytes());
-            }
-            control::CANCEL
-        } else if !self.handles.is_empty() {
-            let count = self.handles.len().min(window / Handle::BYTES);
-            payload.extend(self.handles.drain(..count).flat_map(|handle| handle.to_word().to_le_bytes()));
-            control::RELEASE_HANDLES
-        } else {
-            let count = self.leases.len().min(window / control::LONG_ENTRY);
-            for lease in self.leases.drain(..count) {
-                payload.extend(lease.to_bytes().iter().take(control::LONG_ENTRY));
-            }
-            control::RELEASE_LEASES
-        }
-    }
-}
-
 impl Source for Inner {
     fn poll(&self) -> bool {
         if self.ended.get().is_some() || self.suspended.get() {
@@ -609,105 +543,5 @@ impl Source for Inner {
 
     fn cancel_sleep(&self) {
         self.link.borrow().cancel_sleep();
-    }
-}
-
-/// Waits for a free slot.
-struct FreeSlot<'a> {
-    session: &'a Inner,
-    deadline: u64,
-    ticket: Option<u64>,
-}
-
-impl Future for FreeSlot<'_> {
-    type Output = Result<(), Failure>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let session = self.session;
-        if let Some(refusal) = session.ended.get() {
-            self.ticket = None;
-            return Poll::Ready(Err(Failure::not_executed(refusal)));
-        }
-        let mut waiters = session.waiters.borrow_mut();
-        let first = waiters.front().map(|waiter| waiter.ticket);
-        if first == self.ticket && session.slots.borrow().has_free() && !session.suspended.get() {
-            if self.ticket.take().is_some() {
-                waiters.pop_front();
-                drop(waiters);
-                // There may be more free slots than this caller takes.
-                session.slot_is_free();
-            }
-            return Poll::Ready(Ok(()));
-        }
-        if self.deadline != 0 && self.deadline <= now() {
-            return Poll::Ready(Err(Failure::not_executed(Cause::Deadline)));
-        }
-        match self.ticket {
-            Some(ticket) => {
-                if let Some(waiter) = waiters.iter_mut().find(|waiter| waiter.ticket == ticket) {
-                    waiter.waker.clone_from(cx.waker());
-                }
-            }
-            None => {
-                let ticket = session.next_ticket.get();
-                session.next_ticket.set(ticket + 1);
-                waiters.push_back(Waiter { ticket, waker: cx.waker().clone(), deadline: self.deadline });
-                self.ticket = Some(ticket);
-                if self.deadline < session.timer_at.get() && self.deadline != 0 {
-                    session.arm(self.deadline);
-                }
-            }
-        }
-        Poll::Pending
-    }
-}
-
-impl Drop for FreeSlot<'_> {
-    fn drop(&mut self) {
-        if let Some(ticket) = self.ticket {
-            self.session.waiters.borrow_mut().retain(|waiter| waiter.ticket != ticket);
-            if self.session.slots.borrow().has_free() {
-                self.session.slot_is_free();
-            }
-        }
-    }
-}
-
-/// Waits for the answer to a published call.
-struct Answer<'a> {
-    session: &'a Inner,
-    slot: u16,
-    seq: u64,
-    taken: bool,
-}
-
-impl Future for Answer<'_> {
-    type Output = Result<Reply, Failure>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let cell = &self.session.cells[usize::from(self.slot)];
-        let answer = cell.answer.take();
-        if let Some(answer) = answer {
-            cell.deadline.set(0);
-            self.session.slots.borrow_mut().take(self.slot);
-            self.taken = true;
-            self.session.slot_is_free();
-            return Poll::Ready(answer);
-        }
-        if cell.is_late.get() {
-            self.taken = true;
-            self.session.give_up(self.slot, self.seq);
-            return Poll::Ready(Err(Failure::unknown(Cause::Deadline)));
-        }
-        cell.waker.borrow_mut().get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
-        Poll::Pending
-    }
-}
-
-impl Drop for Answer<'_> {
-    fn drop(&mut self) {
-        if !self.taken {
-            self.session.give_up(self.slot, self.seq);
-        }
     }
 }

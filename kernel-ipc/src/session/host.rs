@@ -20,18 +20,19 @@ use super::{Call, Grant, OpenError, Response, Service, SessionInfo, now};
 use crate::capability::Table;
 use crate::error::{Cause, Executed, Failure};
 use crate::interface::Retry;
-use crate::lease::{Ended, Lend, Lender};
+use crate::lease::{Lend, Lender};
 use crate::link::{Body, Link, in_process, shm};
 use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
 use crate::slots::HostSlots;
-use crate::wire::{
-    Completion, Extent, Handle, LeaseName, MAX_CAPABILITIES, MAX_LEASES, Shape, Status, Submission, Violation, control,
-    inline_bytes, inline_words,
-};
+use crate::wire::{Handle, LeaseName, Shape, Status, Submission, Violation, inline_bytes};
 
+mod control;
+mod names;
 mod quiet;
 mod survival;
 
+use names::Names;
+pub(super) use names::extent_of;
 pub use survival::{ComponentLedger, Heritage, Ledgers};
 
 use quiet::Quiet;
@@ -495,98 +496,6 @@ impl<S: Service> Inner<S> {
         }
     }
 
-    /// The descriptor of an answer, if it has a number for each name and byte.
-    fn completion(
-        &self,
-        call: &Submission,
-        status: Status,
-        leases: &[LeaseName],
-        capabilities: &[Handle],
-        payload: &[u8],
-    ) -> Option<Completion> {
-        Some(Completion {
-            slot: call.slot,
-            operation: call.operation,
-            seq: call.seq,
-            extent: extent_of(leases.len(), capabilities.len(), payload.len())?,
-            status,
-            trace: call.trace,
-            inline: inline_words(payload),
-        })
-    }
-
-    /// Obeys a control call. What it names may be gone already: control calls are idempotent.
-    fn control(&self, call: &Submission) -> Result<(), Violation> {
-        if call.extent.capabilities != 0 || call.extent.leases != 0 {
-            return Err(Violation::Reserved);
-        }
-        let mut payload = self.scratch.take();
-        self.read_payload(call, &mut payload);
-        match call.operation {
-            control::CANCEL => {
-                for [slot, seq] in long_entries(&payload)? {
-                    let slot = u16::try_from(slot).ok().filter(|slot| !self.shape.is_control(*slot));
-                    if let Some(slot) = slot.filter(|slot| self.slots.borrow().in_progress(*slot) == Some(seq)) {
-                        self.cells[usize::from(slot)].cancel.set();
-                    }
-                }
-            }
-            control::RELEASE_HANDLES => {
-                let (handles, []) = payload.as_chunks::<{ Handle::BYTES }>() else { return Err(Violation::Length) };
-                for handle in handles {
-                    let handle = Handle::from_word(u64::from_le_bytes(*handle));
-                    let removed = self.table.borrow_mut().remove(handle);
-                    if let Ok(grant) = removed {
-                        self.left(handle);
-                        self.service.dropped(&self.info, &grant);
-                    }
-                }
-            }
-            control::RELEASE_LEASES => {
-                for [lender, name] in long_entries(&payload)? {
-                    let (index, generation) = (name as u32, (name >> 32) as u32);
-                    let name = LeaseName { lender: crate::id::LenderId(lender), index, generation, length: 0 };
-                    self.take_back(&[name]);
-                }
-            }
-            control::PING if payload.is_empty() => {}
-            _ => return Err(Violation::Reserved),
-        }
-        self.scratch.replace(payload);
-        Ok(())
-    }
-
-    /// Takes leases back that this session was lent; names of others do nothing.
-    fn take_back(&self, names: &[LeaseName]) {
-        let Some(lender) = &self.lender else { return };
-        for name in names {
-            if name.lender != lender.borrow().id() {
-                continue;
-            }
-            match self.lent.borrow_mut().get_mut(name.index as usize) {
-                Some(generation) if *generation != 0 && *generation == name.generation => *generation = 0,
-                _ => continue,
-            }
-            let ended = lender.borrow_mut().release(self.info.client, name.index, name.generation);
-            if ended == Ok(Ended::Dying) {
-                self.reclaim_later(lender);
-            }
-        }
-    }
-
-    /// Looks again, until no mapper pins what this lender has taken back.
-    fn reclaim_later(&self, lender: &Rc<RefCell<Lender>>) {
-        let Some(this) = self.this.upgrade().filter(|this| !this.reclaiming.replace(true)) else { return };
-        let lender = lender.clone();
-        runtime::spawn(async move {
-            while lender.borrow().dying() > 0 {
-                runtime::sleep(RECLAIM_INTERVAL).await;
-                lender.borrow_mut().reclaim();
-            }
-            this.reclaiming.set(false);
-        });
-    }
-
     /// Ends the session, once. Callbacks run with nothing borrowed.
     fn end(&self, violation: Option<Violation>) {
         if self.ended.get().is_some() {
@@ -673,52 +582,4 @@ impl<S: Service> Source for Inner<S> {
     fn cancel_sleep(&self) {
         self.link.cancel_sleep();
     }
-}
-
-/// The names of one reply.
-#[derive(Default)]
-struct Names {
-    leases: [LeaseName; MAX_LEASES],
-    lease_count: usize,
-    handles: [Handle; MAX_CAPABILITIES],
-    handle_count: usize,
-}
-
-impl Names {
-    fn push_lease(&mut self, lease: LeaseName) {
-        self.leases[self.lease_count] = lease;
-        self.lease_count += 1;
-    }
-
-    fn push_handle(&mut self, handle: Handle) {
-        self.handles[self.handle_count] = handle;
-        self.handle_count += 1;
-    }
-
-    fn leases(&self) -> &[LeaseName] {
-        &self.leases[..self.lease_count]
-    }
-
-    fn handles(&self) -> &[Handle] {
-        &self.handles[..self.handle_count]
-    }
-}
-
-/// The extent of a message with so many names and bytes, if it has a number for each and they are few enough.
-pub(super) fn extent_of(leases: usize, capabilities: usize, length: usize) -> Option<Extent> {
-    let extent = Extent {
-        length: u32::try_from(length).ok()?,
-        capabilities: u8::try_from(capabilities).ok()?,
-        leases: u8::try_from(leases).ok()?,
-    };
-    (leases <= MAX_LEASES && capabilities <= MAX_CAPABILITIES).then_some(extent)
-}
-
-/// The entries of a cancel or a release of leases, as two words each.
-fn long_entries(payload: &[u8]) -> Result<impl Iterator<Item = [u64; 2]>, Violation> {
-    let (entries, []) = payload.as_chunks::<{ control::LONG_ENTRY }>() else { return Err(Violation::Length) };
-    Ok(entries.iter().map(|entry| {
-        let both = u128::from_le_bytes(*entry);
-        [both as u64, (both >> 64) as u64]
-    }))
 }

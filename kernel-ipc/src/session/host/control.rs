@@ -1,0 +1,85 @@
+//! What control calls ask for, and leases that go back.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::names::long_entries;
+use super::{Inner, RECLAIM_INTERVAL};
+use crate::lease::{Ended, Lender};
+use crate::runtime;
+use crate::session::Service;
+use crate::wire::{Handle, LeaseName, Submission, Violation, control};
+
+impl<S: Service> Inner<S> {
+    /// Obeys a control call. What it names may be gone already: control calls are idempotent.
+    pub(super) fn control(&self, call: &Submission) -> Result<(), Violation> {
+        if call.extent.capabilities != 0 || call.extent.leases != 0 {
+            return Err(Violation::Reserved);
+        }
+        let mut payload = self.scratch.take();
+        self.read_payload(call, &mut payload);
+        match call.operation {
+            control::CANCEL => {
+                for [slot, seq] in long_entries(&payload)? {
+                    let slot = u16::try_from(slot).ok().filter(|slot| !self.shape.is_control(*slot));
+                    if let Some(slot) = slot.filter(|slot| self.slots.borrow().in_progress(*slot) == Some(seq)) {
+                        self.cells[usize::from(slot)].cancel.set();
+                    }
+                }
+            }
+            control::RELEASE_HANDLES => {
+                let (handles, []) = payload.as_chunks::<{ Handle::BYTES }>() else { return Err(Violation::Length) };
+                for handle in handles {
+                    let handle = Handle::from_word(u64::from_le_bytes(*handle));
+                    let removed = self.table.borrow_mut().remove(handle);
+                    if let Ok(grant) = removed {
+                        self.left(handle);
+                        self.service.dropped(&self.info, &grant);
+                    }
+                }
+            }
+            control::RELEASE_LEASES => {
+                for [lender, name] in long_entries(&payload)? {
+                    let (index, generation) = (name as u32, (name >> 32) as u32);
+                    let name = LeaseName { lender: crate::id::LenderId(lender), index, generation, length: 0 };
+                    self.take_back(&[name]);
+                }
+            }
+            control::PING if payload.is_empty() => {}
+            _ => return Err(Violation::Reserved),
+        }
+        self.scratch.replace(payload);
+        Ok(())
+    }
+
+    /// Takes leases back that this session was lent; names of others do nothing.
+    pub(super) fn take_back(&self, names: &[LeaseName]) {
+        let Some(lender) = &self.lender else { return };
+        for name in names {
+            if name.lender != lender.borrow().id() {
+                continue;
+            }
+            match self.lent.borrow_mut().get_mut(name.index as usize) {
+                Some(generation) if *generation != 0 && *generation == name.generation => *generation = 0,
+                _ => continue,
+            }
+            let ended = lender.borrow_mut().release(self.info.client, name.index, name.generation);
+            if ended == Ok(Ended::Dying) {
+                self.reclaim_later(lender);
+            }
+        }
+    }
+
+    /// Looks again, until no mapper pins what this lender has taken back.
+    fn reclaim_later(&self, lender: &Rc<RefCell<Lender>>) {
+        let Some(this) = self.this.upgrade().filter(|this| !this.reclaiming.replace(true)) else { return };
+        let lender = lender.clone();
+        runtime::spawn(async move {
+            while lender.borrow().dying() > 0 {
+                runtime::sleep(RECLAIM_INTERVAL).await;
+                lender.borrow_mut().reclaim();
+            }
+            this.reclaiming.set(false);
+        });
+    }
+}
