@@ -229,7 +229,7 @@ pub struct Shape {
 
 impl Default for Shape {
     fn default() -> Self {
-        Shape { slots: 16, window_bytes: MIN_WINDOW_BYTES }
+        Shape { slots: 64, window_bytes: MIN_WINDOW_BYTES }
     }
 }
 

@@ -23,6 +23,8 @@ use kernel_ipc::sys::segment::{self, SegmentWriter};
 use kernel_ipc::wire::Shape;
 use kernel_ipc::{Cause, Epoch, Executed, Handle, Incarnation, Rights, SessionId};
 
+/// Added by a handler that sleeps for a second before: longer than it takes to end its host.
+const LONG: u64 = 7_000_699;
 const ROLE: &str = "ATOLL_TEST_SURVIVING_HOST";
 const RING: usize = 16 << 20;
 
@@ -83,7 +85,8 @@ impl Service for Adder {
         let n = number(call.payload());
         if n.is_multiple_of(3) {
             // So that calls are answered out of order, and some are in the middle when the host dies.
-            runtime::sleep(Duration::from_micros(n % 700)).await;
+            let pause = if n == LONG { Duration::from_secs(1) } else { Duration::from_micros(n % 700) };
+            runtime::sleep(pause).await;
         }
         match call.operation() {
             ADD | ADD_ONCE => {
@@ -338,7 +341,7 @@ fn what_may_not_run_twice_says_that_nobody_knows() {
             let client = client.clone();
             runtime::spawn(async move { client.call(request(client.root(), ADD_ONCE, &n.to_le_bytes())).await })
         };
-        let begun = call(699);
+        let begun = call(LONG);
         client.call(request(client.root(), READ, b"")).await.expect("so the call before it was read");
         node.replace(&client);
         let failure = begun.await.expect("not cancelled").unwrap_err();
@@ -356,7 +359,7 @@ fn a_host_that_is_not_started_again_ends_the_session() {
         let client = node.open();
         let waits = runtime::spawn({
             let client = client.clone();
-            async move { client.call(request(client.root(), ADD, &699u64.to_le_bytes())).await }
+            async move { client.call(request(client.root(), ADD, &LONG.to_le_bytes())).await }
         });
         client.call(request(client.root(), READ, b"")).await.expect("so the call before it was read");
         node.kill();
