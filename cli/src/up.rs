@@ -89,9 +89,10 @@ pub fn up(common: &Common, up: &Up) -> Result<(), Failed> {
         }
         match events.receiver.recv() {
             Ok(Event::Signal(Signal::SIGCHLD)) => {}
-            Ok(Event::Signal(_)) if !asked => {
+            Ok(Event::Signal(_)) => {
+                output::message(if asked { "still stopping in order" } else { "stopping in order" });
                 asked = true;
-                output::message("stopping in order");
+                // Also again: whoever does not take it up in time is ended.
                 let _ = kill(keeper, Signal::SIGTERM);
             }
             Ok(_) => {}

@@ -21,7 +21,8 @@ fn foreground(system: &System) -> Child {
 
 fn nothing_is_left(system: &System) {
     wait_for("every process to be gone", || !working_in(system.state()).into_iter().any(is_alive));
-    assert_eq!(system.atoll(&["ps"]).status.code(), Some(3));
+    let ps = system.atoll(&["ps"]);
+    assert_eq!(ps.status.code(), Some(3), "{}", said(&ps));
 }
 
 fn check_image(system: &System) {
@@ -41,6 +42,24 @@ fn a_signal_to_the_foreground_ends_everything_in_order() {
         nothing_is_left(&system);
         check_image(&system);
     }
+}
+
+/// The keeper does not wait for a supervisor that does not take up the wish.
+#[test]
+fn a_signal_to_the_foreground_ends_everything_also_when_the_supervisor_hangs() {
+    let system = System::empty();
+    let up = foreground(&system);
+    let keeper = system.keeper();
+    let supervisor = common::children(keeper).into_iter().find(|&pid| common::field(pid, "Name") == "atoll-superv");
+    signal(supervisor.expect("a supervisor"), Signal::SIGSTOP);
+    for _ in 0..2 {
+        signal(i32::try_from(up.id()).expect("a pid"), Signal::SIGINT);
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    let output = up.wait_with_output().expect("it ends");
+    assert!(!output.status.success(), "{}", said(&output));
+    nothing_is_left(&system);
+    check_image(&system);
 }
 
 #[test]
@@ -97,7 +116,8 @@ fn after_everything_was_killed_it_starts_again_with_what_was_synced() {
     wait_for("all to be dead", || !all.iter().any(|&pid| is_alive(pid)));
     // The socket is still there, and nobody listens.
     assert!(system.file("atoll.sock").exists());
-    assert_eq!(system.atoll(&["ps"]).status.code(), Some(3));
+    let ps = system.atoll(&["ps"]);
+    assert_eq!(ps.status.code(), Some(3), "{}", said(&ps));
     check_image(&system);
     system.up(&[]);
     system.ok(&["fs", "stat", "/www/synced"]);

@@ -749,18 +749,13 @@ fn a_guest_that_speaks_garbage_ends_only_itself() {
 /// Each session that is being opened costs the supervisor a descriptor and a task; a hung host must not let a guest
 /// collect them without end.
 fn a_guest_that_opens_without_end_is_shown_out() {
-    use kernel_ipc::broker::{Channel, ChannelError, PROTOCOL, ToComponent, ToSupervisor};
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-    use std::os::fd::{AsFd, AsRawFd};
+    use kernel_ipc::broker::{ChannelError, ToSupervisor};
+    use std::os::fd::AsFd;
     let mut node = Node::start("plain");
     node.assert_up();
     let disk = node.ps()[0].pid as i32;
     kill(disk, "STOP");
-    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    connect(socket.as_raw_fd(), &UnixAddr::new(&node.state().join("atoll.sock")).unwrap()).unwrap();
-    let channel = Channel::new(socket);
-    channel.send_blocking(&ToSupervisor::Hello { protocol: PROTOCOL, program: "flood".into() }, &[]).unwrap();
-    assert!(matches!(channel.receive_blocking::<ToComponent>().unwrap().0, ToComponent::Welcome(_)));
+    let channel = raw_guest(&node, "flood");
     let segment = std::fs::File::open("/dev/null").unwrap();
     let refused = (0..10_000).find_map(|request| {
         let open = ToSupervisor::Open {
@@ -777,6 +772,114 @@ fn a_guest_that_opens_without_end_is_shown_out() {
     assert_eq!(node.guest(async |cx| statfs(&cx).await).0, 1);
     assert_eq!(node.ps()[0].pid as i32, disk);
     node.down();
+}
+
+/// A guest's control socket, greeted.
+fn raw_guest(node: &Node, program: &str) -> kernel_ipc::broker::Channel {
+    use kernel_ipc::broker::{Channel, PROTOCOL, ToComponent, ToSupervisor};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+    use std::os::fd::AsRawFd;
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    connect(socket.as_raw_fd(), &UnixAddr::new(&node.state().join("atoll.sock")).unwrap()).unwrap();
+    let channel = Channel::new(socket);
+    channel.send_blocking(&ToSupervisor::Hello { protocol: PROTOCOL, program: program.into() }, &[]).unwrap();
+    assert!(matches!(channel.receive_blocking::<ToComponent>().unwrap().0, ToComponent::Welcome(_)));
+    channel
+}
+
+/// Waits until the processes hold as many descriptors as before.
+fn as_before(pids: &[i32], before: &[usize]) {
+    let held = || pids.iter().map(|&pid| descriptors(pid as u32).len()).collect::<Vec<_>>();
+    let runtime = Runtime::new(RuntimeOptions::default()).unwrap();
+    runtime.block_on(until("the same descriptors as before", async || held() == before));
+}
+
+/// All that guests at their limit want of a host that does not read is more than its socket takes. They wait; it is not
+/// killed for it, and what they wanted is nobody's when it goes on.
+fn a_host_that_is_stopped_is_not_killed_for_what_guests_want_of_it() {
+    use kernel_ipc::broker::ToSupervisor;
+    use std::os::fd::AsFd;
+    let mut node = Node::start("plain");
+    node.assert_up();
+    let disk = node.ps()[0].pid as i32;
+    let mut pids = children(node.keeper_pid());
+    pids.push(node.keeper_pid());
+    let runtime = Runtime::new(RuntimeOptions::default()).unwrap();
+    runtime.block_on(sleep(Duration::from_millis(200)));
+    drop(runtime);
+    let before: Vec<usize> = pids.iter().map(|&pid| descriptors(pid as u32).len()).collect();
+    kill(disk, "STOP");
+    let segment = std::fs::File::open("/dev/null").unwrap();
+    for _ in 0..3 {
+        let guests: Vec<_> = (0..10).map(|_| raw_guest(&node, "eager")).collect();
+        for (guest, request) in guests.iter().flat_map(|guest| (0..60).map(move |request| (guest, request))) {
+            let (endpoint, interface) = ("disk.disk".into(), "atoll.block/1".into());
+            let open = ToSupervisor::Open { request, endpoint, interface, resumes: None };
+            guest.send_blocking(&open, &[segment.as_fd()]).unwrap();
+        }
+    }
+    kill(disk, "CONT");
+    assert_eq!(node.guest(async |cx| statfs(&cx).await).0, 1);
+    assert_eq!(node.ps()[0].pid as i32, disk, "it is the same disk that serves");
+    as_before(&pids, &before);
+    node.down();
+}
+
+/// More sessions than a guest may have at a time, one after the other: each is given back when it is dropped, not when the
+/// guest goes.
+fn a_session_that_is_dropped_ends_at_once_on_both_sides() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    let mut pids = children(node.keeper_pid());
+    pids.push(node.keeper_pid());
+    node.guest(async |cx| {
+        drop(cx.connection("disk.disk", block::Client::INTERFACE).await.unwrap());
+        drop(cx.connection("fs.root", fs::Client::INTERFACE).await.unwrap());
+        sleep(Duration::from_millis(200)).await;
+        let held = || pids.iter().map(|&pid| descriptors(pid as u32).len()).collect::<Vec<_>>();
+        let before = held();
+        for _ in 0..1100 {
+            drop(cx.connection("disk.disk", block::Client::INTERFACE).await.unwrap());
+            drop(cx.connection("fs.root", fs::Client::INTERFACE).await.unwrap());
+        }
+        until("the same descriptors as before", async || held() == before).await;
+    });
+    node.down();
+}
+
+/// The disk's new run comes while its only mapper is stopped: others are served meanwhile, and the mapper finds what the
+/// disk lends when it goes on.
+fn one_that_was_stopped_is_introduced_when_it_goes_on() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    let reads = node.guest(async |cx| statfs(&cx).await).1;
+    let status = node.ps();
+    let (disk, fs) = (status[0].pid as i32, status[1].pid as i32);
+    kill(fs, "STOP");
+    kill(disk, "KILL");
+    node.guest(async |cx| {
+        until("the disk's next run", async || ps(&cx).await[0].state == State::Ready).await;
+        let disk: block::Client = cx.connect("disk.disk").await.unwrap();
+        assert_eq!(disk.info(disk.root()).await.unwrap().blocks, 2, "others are served");
+    });
+    kill(fs, "CONT");
+    assert_eq!(node.guest(async |cx| statfs(&cx).await), (2, reads + 1), "it can read what the disk lends");
+    assert_eq!(node.ps()[1].pid as i32, fs);
+    node.down();
+}
+
+/// However often one asks.
+fn a_supervisor_that_hangs_does_not_keep_the_node_from_ending() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    let pids = children(node.keeper_pid());
+    let components: Vec<i32> = node.ps().iter().map(|component| component.pid as i32).collect();
+    let supervisor = pids.iter().copied().find(|pid| !components.contains(pid)).unwrap();
+    kill(supervisor, "STOP");
+    (0..1000).for_each(|_| kill(node.keeper_pid(), "TERM"));
+    assert_eq!(node.wait(), Some(1));
+    assert!(pids.iter().all(|&pid| !exists(pid)));
+    assert_eq!(std::fs::read_to_string(node.state().join("order")).unwrap(), "fs\ndisk\n", "in order");
 }
 
 fn the_log_of_a_component_can_be_read_through_the_control_endpoint() {
@@ -820,6 +923,10 @@ tests! {
     guests_that_come_and_go_leave_nothing_behind,
     a_guest_that_speaks_garbage_ends_only_itself,
     a_guest_that_opens_without_end_is_shown_out,
+    a_host_that_is_stopped_is_not_killed_for_what_guests_want_of_it,
+    a_session_that_is_dropped_ends_at_once_on_both_sides,
+    one_that_was_stopped_is_introduced_when_it_goes_on,
+    a_supervisor_that_hangs_does_not_keep_the_node_from_ending,
     the_log_of_a_component_can_be_read_through_the_control_endpoint,
 }
 

@@ -1,7 +1,7 @@
 //! One end of a control socket.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::{MAX_MESSAGE, Message};
 use crate::runtime::io::{self as runtime_io, File};
@@ -20,7 +20,7 @@ pub enum ChannelError {
     Closed,
     /// The peer sent what no version of us sends. Says what.
     Protocol(String),
-    /// The peer does not read its messages: its queue is full. Only from [`Channel::send`].
+    /// The peer's queue is full, for now. Only from [`Channel::send`].
     Full,
     /// The socket failed.
     Io(io::Error),
@@ -43,6 +43,20 @@ impl Channel {
             }
             runtime_io::poll_readable(&self.socket).await.map_err(ChannelError::Io)?;
         }
+    }
+
+    /// Waits until the peer's queue may have room, or the peer is gone.
+    ///
+    /// # Errors
+    /// Of the socket.
+    pub async fn writable(&self) -> Result<(), ChannelError> {
+        runtime_io::poll_writable(&self.socket).await.map_err(ChannelError::Io)
+    }
+
+    /// Ends the connection for both ends, whoever else has the socket open or waits on it.
+    pub fn shut_down(&self) {
+        // It fails only if the connection has ended already.
+        let _ = nix::sys::socket::shutdown(self.socket.as_fd().as_raw_fd(), nix::sys::socket::Shutdown::Both);
     }
 
     /// Sends a message. Never blocks.
@@ -73,7 +87,8 @@ impl Channel {
         match descriptors::send(self.socket.as_fd(), &bytes, fds, wait) {
             Ok(()) => Ok(()),
             Err(error) => Err(match error.raw_os_error() {
-                Some(libc::EAGAIN) => ChannelError::Full,
+                // The last two: descriptors on their way and buffers are counted for the whole user, or machine.
+                Some(libc::EAGAIN | libc::ETOOMANYREFS | libc::ENOBUFS) => ChannelError::Full,
                 Some(libc::EPIPE | libc::ECONNRESET) => ChannelError::Closed,
                 _ => ChannelError::Io(error),
             }),
@@ -140,7 +155,7 @@ impl std::fmt::Display for ChannelError {
         match self {
             ChannelError::Closed => f.write_str("the control socket was closed"),
             ChannelError::Protocol(what) => write!(f, "protocol violation on the control socket: {what}"),
-            ChannelError::Full => f.write_str("the peer does not read its control socket"),
+            ChannelError::Full => f.write_str("the control socket is full"),
             ChannelError::Io(error) => write!(f, "control socket: {error}"),
         }
     }
@@ -207,7 +222,6 @@ mod tests {
     #[test]
     fn more_descriptors_than_any_message_has_are_refused_and_closed() {
         use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-        use std::os::fd::AsRawFd;
         let (peer, channel) = pair();
         let (reader, writer) = nix::unistd::pipe().unwrap();
         let numbers = [writer.as_raw_fd(); 40];

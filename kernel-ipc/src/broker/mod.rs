@@ -11,6 +11,7 @@
 //! - Messages of one direction arrive in the order in which they were sent. What the order means is said at each message.
 
 mod channel;
+mod outbox;
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -21,6 +22,7 @@ use serde_json::Value;
 use crate::{Epoch, Incarnation, LenderId, RegionId, Rights, SessionId};
 
 pub use channel::{Channel, ChannelError};
+pub use outbox::Outbox;
 
 /// Version of this protocol; both ends must speak the same one (there is one binary per node).
 pub const PROTOCOL: u32 = 2;

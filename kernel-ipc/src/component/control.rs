@@ -1,18 +1,21 @@
 //! The component's end of the control socket: what the supervisor says, and what is done about it.
 
 use std::os::fd::OwnedFd;
+use std::rc::{Rc, Weak};
 
 use nix::sys::signalfd::SignalFd;
 
-use super::{Context, endpoint, opening};
-use crate::broker::{ChannelError, ToComponent, ToSupervisor};
+use super::{Context, Inner, endpoint, opening};
+use crate::broker::{Channel, ChannelError, ToComponent, ToSupervisor};
 use crate::runtime::io::{self, File};
 use crate::runtime::spawn;
 
 /// Serves the control socket until it ends.
-pub(super) async fn listen(cx: Context) {
+pub(super) async fn listen(cx: Weak<Inner>, channel: Rc<Channel>) {
     loop {
-        match cx.0.channel.next().await {
+        let heard = channel.next().await;
+        let Some(cx) = cx.upgrade().map(Context) else { return };
+        match heard {
             Ok((message, given)) => handle(&cx, message, given),
             Err(error) => {
                 // A component goes on serving: its sessions do not need the supervisor, and the keeper will ask it to end.
@@ -21,9 +24,8 @@ pub(super) async fn listen(cx: Context) {
                     tracing::warn!("control socket: {error}");
                 }
                 cx.0.lost.happen();
-                cx.0.asked.borrow_mut().clear();
-                cx.0.publishing.borrow_mut().clear();
-                cx.0.keeping.borrow_mut().clear();
+                // Dropped with nothing borrowed: a session may end by it.
+                drop((cx.0.asked.take(), cx.0.publishing.take(), cx.0.keeping.take()));
                 return;
             }
         }
@@ -50,9 +52,11 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
         ToComponent::OpenFailed { request, error } => opening::failed(cx, request, error),
         ToComponent::Serve(serve) => {
             let segment = descriptor();
+            cx.0.serving.borrow_mut().insert(serve.session);
             spawn(endpoint::serve(cx.clone(), *serve, segment, given.next()));
         }
         ToComponent::ClientGone { session, client, died, survives } => {
+            cx.0.serving.borrow_mut().remove(&session);
             let ended = cx.0.hosted.borrow_mut().remove(&session);
             cx.0.survival.sessions.borrow_mut().remove(&session);
             match ended {
@@ -70,8 +74,8 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
         ToComponent::HostGone { session, survives: true } => opening::suspended(cx, session),
         ToComponent::HostGone { session, survives: false } => {
             let ended = cx.0.used.borrow_mut().remove(&session);
-            if let Some(ended) = ended {
-                ended.session.host_died();
+            if let Some(session) = ended.and_then(|ended| ended.session.upgrade()) {
+                session.host_died();
             }
         }
         ToComponent::Kept { name } => {

@@ -3,11 +3,14 @@
 use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
-use super::Context;
+use super::{Context, Inner};
+use crate::SessionId;
 use crate::broker::{Serve, ToSupervisor};
+use crate::runtime::spawn;
 use crate::session::{Grant, HostSession, Ledgers, Service, SessionInfo};
+use crate::wire::Violation;
 
 /// Opens the host's end of a session.
 pub(super) trait Endpoint {
@@ -75,11 +78,32 @@ pub(super) async fn serve(cx: Context, serve: Serve, segment: OwnedFd, ledger: O
         Some(endpoint) => endpoint.open(cx.clone(), serve, segment, ledger).await,
         None => Err("no such endpoint is provided".to_owned()),
     };
+    let wanted = cx.0.serving.borrow_mut().remove(&id);
     match opened {
+        // Its client is gone already, and nobody waits for an answer.
+        Ok(session) if !wanted => session.close(),
         Ok(session) => {
             cx.send(&ToSupervisor::Serving { session: id }, session.fd().as_slice());
+            let weak = Rc::downgrade(&cx.0);
             cx.0.hosted.borrow_mut().insert(id, session);
+            if let Some(session) = cx.0.hosted.borrow().get(&id) {
+                session.on_end(move |violation| ended(&weak, id, violation));
+            }
         }
         Err(reason) => cx.send(&ToSupervisor::Refused { session: id, reason }, &[]),
     }
+}
+
+/// A session has ended by itself: its client has closed it or broken a rule. The supervisor forgets it, and so do we.
+fn ended(cx: &Weak<Inner>, id: SessionId, violation: Option<Violation>) {
+    let Some(cx) = cx.upgrade().map(Context) else { return };
+    // A task of its own: this runs inside the session, which the task drops.
+    spawn(async move {
+        let ended = cx.0.hosted.borrow_mut().remove(&id);
+        // Otherwise it was the supervisor that wanted its end.
+        if ended.is_some() {
+            let violation = violation.map(|violation| format!("{violation:?}"));
+            cx.send(&ToSupervisor::Close { session: id, violation }, &[]);
+        }
+    });
 }

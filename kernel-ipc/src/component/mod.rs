@@ -6,6 +6,8 @@
 //!   provides its endpoints, says [`Context::ready`], and returns after [`Context::stopped`]; dropping its services
 //!   before it returns is its own affair.
 //! - A guest (the command line, a user's client) gets a `Context` by [`Context::guest`] inside a runtime of its own.
+//! - A guest is here as long as a clone of its `Context`, a session that it opened or a client lives; when the last of them is
+//!   dropped, the supervisor ends all that was the guest's. A session that is dropped ends at once on both sides.
 //! - Everything here belongs to one thread. Nothing is on the data path: a `Context` opens sessions and hears of deaths.
 //!
 //! ```ignore
@@ -31,14 +33,14 @@ mod start;
 pub mod waits;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::rc::Rc;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::broker::{Channel, CounterValues, OpenError, REGIONS_PER_INCARNATION, ToSupervisor, Welcome};
+use crate::broker::{Channel, CounterValues, OpenError, Outbox, REGIONS_PER_INCARNATION, ToSupervisor, Welcome};
 use crate::lease::{Holder, Lender, Mapper, Region, StatusReader};
 use crate::session::{ClientSession, Grant, HostSession, Service, SessionInfo};
 use crate::{Epoch, Incarnation, RegionId, SessionId};
@@ -164,15 +166,19 @@ pub struct Context(Rc<Inner>);
 
 struct Inner {
     welcome: Welcome,
-    channel: Channel,
+    channel: Rc<Channel>,
+    /// To the supervisor.
+    outbox: Rc<Outbox<ToSupervisor>>,
     status: StatusReader,
     counters: Rc<Counters>,
     stop: Event,
     /// Provided endpoints, by name.
     endpoints: RefCell<HashMap<String, Rc<dyn endpoint::Endpoint>>>,
+    /// Sessions that are about to be served; one that is taken out is wanted no longer.
+    serving: RefCell<HashSet<SessionId>>,
     /// Sessions that this component serves.
     hosted: RefCell<HashMap<SessionId, HostSession>>,
-    /// Sessions that it has opened.
+    /// Sessions that it has opened, while somebody keeps them open.
     used: RefCell<HashMap<SessionId, opening::Used>>,
     /// What the last run left, until it is looked at.
     left: RefCell<heritage::Left>,
@@ -193,6 +199,14 @@ struct Inner {
     lost: Event,
     /// A guest's fence.
     fence: RefCell<Option<std::os::fd::OwnedFd>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The tasks that read and write the socket end by it; for a guest's supervisor it is the guest's end.
+        self.outbox.close();
+        self.channel.shut_down();
+    }
 }
 
 /// Entries of a lease table: 4 MiB of it when all are used.

@@ -2,14 +2,14 @@
 
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
-use std::rc::Weak;
+use std::rc::Rc;
 
 use super::connection::Connection;
 use super::waits::{Answer, question};
-use super::{ConnectError, Context, Inner};
+use super::{ConnectError, Context};
 use crate::broker::{OpenError, ToSupervisor};
 use crate::runtime;
-use crate::session::{ClientSession, Offer};
+use crate::session::{ClientSession, Offer, WeakSession};
 use crate::wire::Shape;
 use crate::{Cause, Epoch, Executed, Failure, Incarnation, SessionId};
 
@@ -25,7 +25,7 @@ pub(super) struct Asked {
 
 /// A session that is open, or suspended.
 pub(super) struct Used {
-    pub(super) session: ClientSession,
+    pub(super) session: WeakSession,
     /// Who serves it.
     pub(super) host: Incarnation,
     name: String,
@@ -45,23 +45,21 @@ pub(super) struct Opened {
 /// See [`Context::connection`].
 pub(super) async fn connect(cx: &Context, name: &str, interface: &str) -> Result<Connection, ConnectError> {
     let session = open(cx, name, interface).await?;
-    let weak = std::rc::Rc::downgrade(&cx.0);
-    let (name, interface) = (name.to_owned(), interface.to_owned());
+    // A connection keeps its context: nothing there keeps a connection.
+    let (cx, name, interface) = (cx.clone(), name.to_owned(), interface.to_owned());
     Ok(Connection::lasting(
         session,
         Box::new(move || {
-            let (weak, name, interface) = (weak.clone(), name.clone(), interface.clone());
-            Box::pin(async move { reopen(weak, &name, &interface).await })
+            let (cx, name, interface) = (cx.clone(), name.clone(), interface.clone());
+            Box::pin(async move { reopen(&cx, &name, &interface).await })
         }),
     ))
 }
 
-async fn reopen(weak: Weak<Inner>, name: &str, interface: &str) -> Result<ClientSession, Failure> {
-    let failure = Failure { cause: Cause::NotConnected, executed: Executed::No };
-    let cx = Context(weak.upgrade().ok_or(failure)?);
-    open(&cx, name, interface).await.map_err(|error| {
+async fn reopen(cx: &Context, name: &str, interface: &str) -> Result<ClientSession, Failure> {
+    open(cx, name, interface).await.map_err(|error| {
         tracing::warn!("{error}");
-        failure
+        Failure { cause: Cause::NotConnected, executed: Executed::No }
     })
 }
 
@@ -72,15 +70,18 @@ async fn open(cx: &Context, name: &str, interface: &str) -> Result<ClientSession
 
 /// The host of a session has died, and the session goes on.
 pub(super) fn suspended(cx: &Context, id: SessionId) {
-    let used = cx.0.used.borrow();
-    let Some(Used { session, name, interface, resuming, .. }) = used.get(&id) else { return };
+    let known = |used: &Used| {
+        let session = used.session.upgrade()?;
+        Some((session, used.name.clone(), used.interface.clone(), used.resuming.replace(true)))
+    };
+    let used = cx.0.used.borrow().get(&id).and_then(known);
+    let Some((session, name, interface, resuming)) = used else { return };
     session.suspend();
-    if resuming.replace(true) {
+    if resuming {
         // The host that was to go on with it has died too. The supervisor asks the next one by itself.
         return;
     }
-    let (weak, session) = (std::rc::Rc::downgrade(&cx.0), session.clone());
-    let (name, interface) = (name.clone(), interface.clone());
+    let weak = Rc::downgrade(&cx.0);
     runtime::spawn(async move {
         let resumed = match (weak.upgrade(), session.offer()) {
             (Some(inner), Ok(offer)) => {
@@ -92,9 +93,6 @@ pub(super) fn suspended(cx: &Context, id: SessionId) {
         if let Err(error) = resumed {
             tracing::warn!("a session with {name} does not go on: {error}");
             session.give_up();
-            if let Some(inner) = weak.upgrade() {
-                inner.used.borrow_mut().remove(&id);
-            }
         }
     });
 }
@@ -150,31 +148,39 @@ pub(super) fn opened(cx: &Context, request: u64, opened: Opened, segment: OwnedF
         None if survives => offer.open_surviving(segment, id, epoch),
         None => offer.open(segment, id, epoch),
     };
-    let answer = match result {
+    match result {
         Ok(session) => {
-            cx.0.used
-                .borrow_mut()
-                .insert(id, Used { session: session.clone(), host, name, interface, resuming: Cell::new(false) });
-            answer.give(Ok(session))
+            let used = Used { session: session.downgrade(), host, name, interface, resuming: Cell::new(false) };
+            let resumed = cx.0.used.borrow_mut().insert(id, used).is_some();
+            if !resumed {
+                // A session keeps its context, which does not keep the session.
+                let cx = cx.clone();
+                session.on_end(move || ended(&cx, id));
+            }
+            // If whoever asked no longer waits, nobody will use it: dropping it ends it.
+            let _ = answer.give(Ok(session));
         }
         Err(error) => {
             let violation = Some(error.to_string());
             cx.send(&ToSupervisor::Close { session: id, violation }, &[]);
-            answer.give(Err(ConnectError::Io(std::io::Error::other(error.to_string()))))
+            let _ = answer.give(Err(ConnectError::Io(std::io::Error::other(error.to_string()))));
         }
-    };
-    if answer.is_err() {
-        // Whoever asked no longer waits: nobody will use it.
-        if let Some(Used { session, .. }) = cx.0.used.borrow_mut().remove(&id) {
-            session.close();
-            cx.send(&ToSupervisor::Close { session: id, violation: None }, &[]);
-        }
+    }
+}
+
+/// A session has ended on our side: dropped, closed, or broken by its host. The supervisor tells the host.
+fn ended(cx: &Context, id: SessionId) {
+    let used = cx.0.used.borrow_mut().remove(&id);
+    // Otherwise it was the supervisor that told of its end.
+    if used.is_some() {
+        cx.send(&ToSupervisor::Close { session: id, violation: None }, &[]);
     }
 }
 
 /// The supervisor says that there will be no session.
 pub(super) fn failed(cx: &Context, request: u64, error: OpenError) {
-    if let Some(asked) = cx.0.asked.borrow_mut().remove(&request) {
+    let asked = cx.0.asked.borrow_mut().remove(&request);
+    if let Some(asked) = asked {
         let _ = asked.answer.give(Err(ConnectError::Refused { name: asked.name, error }));
     }
 }

@@ -20,7 +20,7 @@ use super::heritage::{Left, Pins, Survival};
 use super::introductions::Introductions;
 use super::waits::Event;
 use super::{Context, ContextError, Counters, Error, Inner, control};
-use crate::broker::{Channel, PROTOCOL, ToComponent, ToSupervisor, Welcome};
+use crate::broker::{Channel, ChannelError, Outbox, PROTOCOL, ToComponent, ToSupervisor, Welcome};
 use crate::lease::StatusReader;
 use crate::runtime::{Options, Runtime, spawn};
 use crate::sys::descriptors;
@@ -65,7 +65,7 @@ where
     context.0.left.replace(left);
     let words = last_words();
     let program = async {
-        spawn(control::listen(context.clone()));
+        context.attend();
         spawn(control::terminate(context.clone(), terminate));
         until_stopped_early(&context, serve(context.clone())).await
     };
@@ -77,6 +77,8 @@ where
         Err(_) => words.lock().map(|words| words.clone()).unwrap_or_default(),
     };
     context.send(&ToSupervisor::Failed { reason: shortened(reason) }, &[]);
+    // Blocking is right for last words: the supervisor always reads.
+    let _ = context.0.outbox.write_blocking();
     result.unwrap_or_else(|panic| panic::resume_unwind(panic))
 }
 
@@ -140,14 +142,18 @@ pub(super) fn guest(state: &Path, program: &str) -> Result<Context, ContextError
     let (channel, welcome, status, fence) = greet(socket, program)?;
     let context = Context::new(channel, welcome, status);
     *context.0.fence.borrow_mut() = Some(fence);
-    spawn(control::listen(context.clone()));
+    context.attend();
     Ok(context)
 }
 
 /// The first words, of both sides.
 fn greet(socket: OwnedFd, program: &str) -> Result<(Channel, Welcome, StatusReader, OwnedFd), ContextError> {
     let channel = Channel::new(socket);
-    let lost = |error: crate::broker::ChannelError| ContextError::Supervisor(error.to_string());
+    let lost = |error| match error {
+        // A dead supervisor's socket may be connected to until the kernel has taken down its ring.
+        ChannelError::Closed => ContextError::NothingRunning,
+        error => ContextError::Supervisor(error.to_string()),
+    };
     let hello = ToSupervisor::Hello { protocol: PROTOCOL, program: program.to_owned() };
     channel.send_blocking(&hello, &[]).map_err(lost)?;
     let (message, given) = channel.receive_blocking().map_err(lost)?;
@@ -184,12 +190,15 @@ fn inherit(channel: &Channel, messages: u32) -> Result<Left, ContextError> {
 
 impl Context {
     fn new(channel: Channel, welcome: Welcome, status: StatusReader) -> Context {
+        let channel = Rc::new(channel);
         Context(Rc::new(Inner {
+            outbox: Rc::new(Outbox::new(channel.clone())),
             channel,
             status,
             counters: Rc::new(Counters::default()),
             stop: Event::default(),
             endpoints: RefCell::new(HashMap::new()),
+            serving: RefCell::default(),
             hosted: RefCell::new(HashMap::new()),
             used: RefCell::new(HashMap::new()),
             asked: RefCell::new(HashMap::new()),
@@ -208,10 +217,16 @@ impl Context {
         }))
     }
 
-    /// Tells the supervisor something. If it is gone, the keeper ends this component; nothing is to be done about it here.
+    /// Reads and writes the control socket from now on.
+    fn attend(&self) {
+        spawn(control::listen(Rc::downgrade(&self.0), self.0.channel.clone()));
+        spawn(self.0.outbox.clone().write());
+    }
+
+    /// Tells the supervisor something, without blocking: it may be busy, and this thread has clients. If it is gone, the
+    /// keeper ends this component; nothing is to be done about it here.
     pub(super) fn send(&self, message: &ToSupervisor, given: &[std::os::fd::BorrowedFd<'_>]) {
-        // Blocking is right: the supervisor always reads, and never waits for a component to read.
-        if let Err(error) = self.0.channel.send_blocking(message, given) {
+        if let Err(error) = self.0.outbox.send(message, given) {
             tracing::debug!("the supervisor did not get a message: {error}");
         }
     }

@@ -96,6 +96,17 @@ impl Offer {
 #[derive(Clone)]
 pub struct ClientSession(Rc<Registered>);
 
+/// A session that somebody else keeps open.
+#[derive(Clone)]
+pub struct WeakSession(Weak<Registered>);
+
+impl WeakSession {
+    /// The session, if a clone of it is left.
+    pub fn upgrade(&self) -> Option<ClientSession> {
+        self.0.upgrade().map(ClientSession)
+    }
+}
+
 struct Registered {
     inner: Rc<Inner>,
     _source: SourceGuard,
@@ -133,6 +144,7 @@ impl ClientSession {
             ended: Cell::new(None),
             timer: RefCell::new(None),
             timer_at: Cell::new(u64::MAX),
+            on_end: Cell::new(None),
         });
         let source = runtime::register(inner.clone());
         ClientSession(Rc::new(Registered { inner, _source: source }))
@@ -178,6 +190,19 @@ impl ClientSession {
     /// The session's number.
     pub fn id(&self) -> SessionId {
         self.0.inner.id
+    }
+
+    /// A reference that does not keep it open.
+    pub fn downgrade(&self) -> WeakSession {
+        WeakSession(Rc::downgrade(&self.0))
+    }
+
+    /// Calls `hook` when the session ends, however it does; at once if it has. There is one hook: a new one replaces it.
+    pub fn on_end(&self, hook: impl FnOnce() + 'static) {
+        match self.is_open() {
+            true => self.0.inner.on_end.set(Some(Box::new(hook))),
+            false => hook(),
+        }
     }
 
     /// Whether calls can still be made.
@@ -238,6 +263,8 @@ struct Inner {
     /// Wakes callers at their deadlines; armed for `timer_at`, the earliest of them or earlier.
     timer: RefCell<Option<JoinHandle<()>>>,
     timer_at: Cell<u64>,
+    /// Called once, with nothing borrowed.
+    on_end: Cell<Option<Box<dyn FnOnce()>>>,
 }
 
 /// Where a caller waits for its answer.
@@ -428,6 +455,9 @@ impl Inner {
         }
         if let Some(timer) = self.timer.take() {
             timer.cancel();
+        }
+        if let Some(hook) = self.on_end.take() {
+            hook();
         }
     }
 

@@ -91,6 +91,12 @@ impl HostSession {
         self.inner.end_reason().flatten()
     }
 
+    /// Calls `hook` when the session ends, however it does; at once if it has. There is one hook: a new one replaces it.
+    /// It runs while the session's source is looked at: it must not drop this.
+    pub fn on_end(&self, hook: impl FnOnce(Option<Violation>) + 'static) {
+        self.inner.on_end(Box::new(hook));
+    }
+
     /// Ends the session: also what the broker asks for when the client has died. Drops its capabilities, takes back
     /// its leases, cancels its calls.
     pub fn close(&self) {
@@ -135,6 +141,7 @@ impl HostSession {
             quiet: Quiet::default(),
             scratch: RefCell::new(Vec::new()),
             ended: Cell::new(None),
+            on_end: Cell::new(None),
         });
         let source = runtime::register(inner.clone());
         HostSession { inner, segment, _source: source }
@@ -179,7 +186,10 @@ trait Serving: Source + Recovering {
     /// `None` while it lives; else what the client broke, if anything.
     fn end_reason(&self) -> Option<Option<Violation>>;
     fn close(&self);
+    fn on_end(&self, hook: EndHook);
 }
+
+type EndHook = Box<dyn FnOnce(Option<Violation>)>;
 
 struct Inner<S> {
     this: Weak<Inner<S>>,
@@ -201,6 +211,7 @@ struct Inner<S> {
     /// Payloads of control calls.
     scratch: RefCell<Vec<u8>>,
     ended: Cell<Option<Option<Violation>>>,
+    on_end: Cell<Option<EndHook>>,
 }
 
 /// What the receiving half and the task of one slot hand each other.
@@ -521,6 +532,9 @@ impl<S: Service> Inner<S> {
             self.service.dropped(&self.info, grant);
         }
         self.service.closed(&self.info);
+        if let Some(hook) = self.on_end.take() {
+            hook(violation);
+        }
     }
 }
 
@@ -535,6 +549,13 @@ impl<S: Service> Serving for Inner<S> {
 
     fn close(&self) {
         self.end(None);
+    }
+
+    fn on_end(&self, hook: EndHook) {
+        match self.ended.get() {
+            None => self.on_end.set(Some(hook)),
+            Some(violation) => hook(violation),
+        }
     }
 }
 

@@ -6,16 +6,20 @@
 //! - It holds pin segments until their mapper is fenced, and the lock of the state directory as long as the node lives.
 //! - If it dies, the kernel kills every process of the node. If the supervisor dies, it ends the node in order: last
 //!   started, first stopped.
+//! - It never waits for the supervisor: what that one has not read waits in a queue of fixed size. Asked to end by a signal, it
+//!   passes the wish on; if the supervisor does not take it up in time, it ends the node in order without it.
 //! - Its memory is allocated at the start; its loop allocates nothing but what receiving descriptors takes.
 
 mod end;
 mod slots;
 pub mod wire;
 
+use std::collections::VecDeque;
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use kernel_ipc::Epoch;
 use kernel_ipc::lease::StatusPage;
@@ -49,7 +53,18 @@ struct Keeper {
     slots: Slots,
     environment: Vec<CString>,
     held: Vec<OwnedFd>,
+    /// What the supervisor's socket has no room for.
+    untold: VecDeque<(Notice, Option<OwnedFd>)>,
+    /// When it is too late for the supervisor to take up the wish to end.
+    heard_by: Option<Instant>,
 }
+
+/// How long the supervisor may take to say that it ends the node.
+const HEARD_WITHIN: Duration = Duration::from_secs(10);
+
+/// Most notices that the supervisor can be behind with: the replies to all that it may ask before it reads one, two events
+/// for each slot, and the wish to end.
+const MAX_UNTOLD: usize = 64 + 2 * SLOTS as usize + 1;
 
 /// Most descriptors that a supervisor may ask to hold.
 const MAX_HELD: usize = 8;
@@ -97,6 +112,8 @@ impl Keeper {
             slots: Slots::new(),
             environment: environment(),
             held: Vec::with_capacity(MAX_HELD),
+            untold: VecDeque::with_capacity(MAX_UNTOLD),
+            heard_by: None,
         };
         keeper.start_supervisor(&options.supervisor_arguments, theirs, report)?;
         Ok(keeper)
@@ -131,7 +148,7 @@ impl Keeper {
 
     fn serve(mut self) -> ExitCode {
         loop {
-            let ready = match self.wait(PollTimeout::NONE) {
+            let ready = match self.wait(self.patience()) {
                 Ok(ready) => ready,
                 Err(error) => {
                     eprintln!("keeper: poll: {error}");
@@ -143,6 +160,15 @@ impl Keeper {
             }
             if ready.fences {
                 self.fences_ended();
+            }
+            if self.heard_by.is_some_and(|by| by <= Instant::now()) {
+                eprintln!("keeper: the supervisor does not end the node; ending it in order without it");
+                return self.end_in_order(1);
+            }
+            self.tell_untold();
+            if self.untold.len() >= MAX_UNTOLD {
+                eprintln!("keeper: the supervisor asks and does not read; ending the node in order");
+                return self.end_in_order(1);
             }
             if ready.supervisor {
                 match self.receive() {
@@ -164,7 +190,8 @@ impl Keeper {
         // A fixed array: two descriptors and a fence per slot.
         let mut set: [PollFd<'_>; SLOTS as usize + 2] =
             std::array::from_fn(|_| PollFd::new(self.signals.as_fd(), PollFlags::empty()));
-        set[0] = PollFd::new(self.supervisor.as_fd(), PollFlags::POLLIN);
+        let wants_room = if self.untold.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
+        set[0] = PollFd::new(self.supervisor.as_fd(), PollFlags::POLLIN | wants_room);
         set[1] = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
         let mut used = 2;
         for fence in self.slots.fences() {
@@ -184,11 +211,20 @@ impl Keeper {
         })
     }
 
+    /// How long nothing may happen.
+    fn patience(&self) -> PollTimeout {
+        // A millisecond is added because a poll's time is rounded down.
+        let left = |by: Instant| by.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        self.heard_by.map_or(PollTimeout::NONE, |by| PollTimeout::try_from(left(by)).unwrap_or(PollTimeout::MAX))
+    }
+
     /// Reads the signals that came and reaps whoever died. True when the supervisor did.
     fn signals_came(&mut self) -> bool {
         while let Ok(Some(signal)) = self.signals.read_signal() {
-            if signal.ssi_signo != libc::SIGCHLD as u32 {
-                self.tell(Notice::new(Tell::Terminate, 0, signal.ssi_signo.into(), 0), &[]);
+            // One wish at a time, however often it is uttered.
+            if signal.ssi_signo != libc::SIGCHLD as u32 && self.heard_by.is_none() {
+                self.heard_by = Some(Instant::now() + HEARD_WITHIN);
+                self.tell(Notice::new(Tell::Terminate, 0, signal.ssi_signo.into(), 0), None);
             }
         }
         self.reap()
@@ -206,7 +242,7 @@ impl Keeper {
                 eprintln!("keeper: the supervisor died (wait status {wait_status:#x}); ending the node");
                 supervisor_died = true;
             }
-            self.tell(Notice::new(Tell::Exited, slot, epoch, wait_status as u32 as u64), &[]);
+            self.tell(Notice::new(Tell::Exited, slot, epoch, wait_status as u32 as u64), None);
         }
         supervisor_died
     }
@@ -216,7 +252,7 @@ impl Keeper {
         for slot in 0..SLOTS {
             if let Some(epoch) = self.slots.take_ended_fence(slot) {
                 self.status.fenced(slot, Epoch(epoch));
-                self.tell(Notice::new(Tell::Fenced, slot, epoch, 0), &[]);
+                self.tell(Notice::new(Tell::Fenced, slot, epoch, 0), None);
             }
         }
     }
@@ -240,13 +276,10 @@ impl Keeper {
         let slot = request.slot;
         let outcome = if slot >= SLOTS { Err(Errno::EINVAL.into()) } else { self.carry_out(ask, request, descriptors) };
         match outcome {
-            Ok((a, descriptor)) => {
-                let given = descriptor.as_ref().map(AsFd::as_fd);
-                self.tell(Notice::new(Tell::Done, slot, a, 0), given.as_slice());
-            }
+            Ok((a, descriptor)) => self.tell(Notice::new(Tell::Done, slot, a, 0), descriptor),
             Err(error) => {
                 let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
-                self.tell(Notice::new(Tell::Failed, slot, errno as u64, 0), &[]);
+                self.tell(Notice::new(Tell::Failed, slot, errno as u64, 0), None);
             }
         }
     }
@@ -312,6 +345,10 @@ impl Keeper {
                 self.held.extend(descriptors);
                 Ok((0, None))
             }
+            Ask::Ending => {
+                self.heard_by = None;
+                Ok((0, None))
+            }
             Ask::Status => Ok((0, Some(self.status.fd().try_clone_to_owned()?))),
             Ask::End => Err(Errno::EINVAL.into()), // Handled in the loop.
         }
@@ -338,10 +375,21 @@ impl Keeper {
         })
     }
 
-    /// Tells the supervisor. If it is gone or does not read, the loop or SIGCHLD finds out.
-    fn tell(&self, notice: Notice, descriptors: &[BorrowedFd<'_>]) {
-        if let Err(error) = descriptors::send(self.supervisor.as_fd(), notice.as_bytes(), descriptors, true) {
-            eprintln!("keeper: cannot tell the supervisor: {error}");
+    /// Tells the supervisor, now or when its socket has room. If it is gone, the loop or SIGCHLD finds out.
+    fn tell(&mut self, notice: Notice, descriptor: Option<OwnedFd>) {
+        self.untold.push_back((notice, descriptor));
+        self.tell_untold();
+    }
+
+    fn tell_untold(&mut self) {
+        while let Some((notice, descriptor)) = self.untold.front() {
+            let given = descriptor.as_ref().map(AsFd::as_fd);
+            match descriptors::send(self.supervisor.as_fd(), notice.as_bytes(), given.as_slice(), false) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => eprintln!("keeper: cannot tell the supervisor: {error}"),
+                Ok(()) => {}
+            }
+            self.untold.pop_front();
         }
     }
 

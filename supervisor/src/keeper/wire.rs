@@ -53,6 +53,8 @@ pub enum Ask {
     End = 9,
     /// `b` is gone: nobody will read what the process in `slot` wrote for it.
     ReaderGone = 10,
+    /// The supervisor has heard `Terminate` and ends the node.
+    Ending = 11,
 }
 
 /// What the keeper tells.
@@ -150,6 +152,7 @@ impl Request {
             Ask::Status,
             Ask::End,
             Ask::ReaderGone,
+            Ask::Ending,
         ]
         .into_iter()
         .find(|&ask| ask as u32 == self.kind)
@@ -187,6 +190,7 @@ mod tests {
             Ask::Status,
             Ask::End,
             Ask::ReaderGone,
+            Ask::Ending,
         ] {
             let request = Request::new(ask, 3, 9).with_b(8);
             let back = Request::read_from_bytes(request.as_bytes()).unwrap();

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 
-use kernel_ipc::broker::{Channel, GUEST_SOCKET, ToComponent, ToSupervisor, Welcome};
+use kernel_ipc::broker::{Channel, GUEST_SOCKET, Outbox, ToComponent, ToSupervisor, Welcome};
 use kernel_ipc::component::waits::Event;
 use kernel_ipc::runtime::io::{File, poll_readable};
 use kernel_ipc::runtime::{spawn, timeout};
@@ -69,7 +69,7 @@ async fn accept(node: Rc<Node>, listener: File) {
 /// Lets one guest in, if it is who it must be.
 async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
     let credentials = getsockopt(&socket, sockopt::PeerCredentials).map_err(|errno| errno.to_string())?;
-    let channel = Channel::new(socket);
+    let channel = Rc::new(Channel::new(socket));
     let reject = |reason: &str| {
         let _ = channel.send(&ToComponent::Rejected { reason: reason.to_owned() }, &[]);
         Err(reason.to_owned())
@@ -123,6 +123,7 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
         lender,
         first_region,
         pid: 0,
+        outbox: Rc::new(Outbox::new(channel.clone())),
         channel,
         greeting: RefCell::new(Some((welcome, fence))),
         table: RefCell::default(),
@@ -137,9 +138,11 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
         trouble: RefCell::default(),
         at_fault: Cell::new(false),
         output: RefCell::default(),
+        slow: Cell::new(false),
         asked: Asked::default(),
     });
     node.peers.borrow_mut().insert(incarnation, peer.clone());
+    spawn(peer.outbox.clone().write());
     if let Err(fault) = messages::greet(node, &peer, protocol).await {
         node.gone(&peer);
         return Err(fault);

@@ -6,89 +6,178 @@
 //! - Lender L lends from its own regions, and from those that it may map with the right `map`.
 //! - A mapper M meets L, and for it the regions that both M may map and L may lend from.
 //! - The order is that of `notes/leases.md` section 4: the keeper makes M's pin segment, M seals it, L attaches it, then M
-//!   gets L's table, then the regions. One introduction at a time; whoever waits for [`Node::introduce_all`] knows that
-//!   everything which could be introduced when it was called has been.
+//!   gets L's table, then the regions. Each pair has a task of its own, so that nobody is held up by the slowness of somebody
+//!   else. A question is asked once and its answer awaited as long as the peer lives: one that was stopped is introduced
+//!   when it goes on. Meanwhile, from [`PATIENCE`](super::peer::PATIENCE) on, nobody waits for it.
 //! - Guests get no pin segments: they read, and give nothing of others to the kernel.
 
+use std::collections::{BTreeSet, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use kernel_ipc::broker::{REGIONS_PER_INCARNATION, ToComponent};
 use kernel_ipc::lease::PinSegment;
-use kernel_ipc::{Incarnation, RegionId, Rights};
+use kernel_ipc::runtime::spawn;
+use kernel_ipc::{Epoch, Incarnation, RegionId, Rights};
 
 use super::peer::{Peer, Who};
-use super::{Host, Node};
+use super::{Host, Node, Session};
 use crate::keeper::wire::{Ask, Request};
+
+/// What a mapper knows of a lender.
+pub struct Met {
+    /// The lender's run whose table it has.
+    epoch: Epoch,
+    regions: BTreeSet<RegionId>,
+}
+
+/// A mapper and a lender.
+pub type Pair = (Rc<Peer>, Rc<Peer>);
 
 /// One step that is missing.
 enum Missing {
     Lender,
-    Region(RegionId, OwnedFd),
+    /// The table of a lender's next run.
+    Table,
+    Region(RegionId, OwnedFd, Rc<Peer>),
 }
 
+/// Which client has a session with which host.
+type Sessions = HashSet<(Incarnation, Incarnation)>;
+
 impl Node {
-    /// Introduces everybody who may meet and has not.
-    pub(super) async fn introduce_all(self: &Rc<Self>) {
-        let _turn = self.introducing.take().await;
-        while let Some((mapper, lender, missing)) = self.missing() {
-            let result = match &missing {
-                Missing::Lender => self.introduce(&mapper, &lender).await,
-                Missing::Region(region, memory) => {
-                    let message = ToComponent::MeetRegion { lender: lender.lender, region: *region };
-                    let key = (lender.lender, Some(*region));
-                    mapper.ask(&mapper.asked.meet, key, &message, &[memory.as_fd()]).await.and_then(|result| result)
+    /// Waits until everybody has met who may meet now, but for those who are slow.
+    pub(super) async fn introduced(self: &Rc<Self>) {
+        self.introduced_among(|_| true).await;
+    }
+
+    /// Waits until leases can be named on a session of these two: each of them and all whom they serve or use have met, but
+    /// for those who are slow. What another guest is lent or lends does not come this way.
+    pub(super) async fn introduced_for(self: &Rc<Self>, client: &Peer, host: &Peer) {
+        let either = |peer: &Peer| [client.incarnation, host.incarnation].contains(&peer.incarnation);
+        let counts = |peer: &Peer| peer.who != Who::Guest || peer.incarnation == client.incarnation;
+        self.introduced_among(|(mapper, lender)| {
+            (either(mapper) || either(lender)) && counts(mapper) && counts(lender)
+        })
+        .await;
+    }
+
+    async fn introduced_among(self: &Rc<Self>, wanted: impl Fn(&Pair) -> bool) {
+        loop {
+            let next = self.introduced.next();
+            self.introduce();
+            let is_awaited = |pair: &Pair| !pair.0.slow.get() && !pair.1.slow.get() && wanted(pair);
+            if !self.introducing.borrow().values().any(is_awaited) {
+                return;
+            }
+            next.await;
+        }
+    }
+
+    /// Begins to introduce everybody who may meet and has not.
+    pub(super) fn introduce(self: &Rc<Self>) {
+        let living: Vec<_> = self.living().into_iter().filter(|peer| peer.is_introducible()).collect();
+        let host_of = |session: &Session| match session.host {
+            Host::Peer(host) => Some((session.client, host)),
+            _ => None,
+        };
+        let sessions: Sessions = self.sessions.borrow().values().filter_map(host_of).collect();
+        for lender in living.iter().filter(|lender| lender.table.borrow().is_some()) {
+            for mapper in living.iter().filter(|mapper| mapper.incarnation != lender.incarnation) {
+                let pair = (mapper.incarnation, lender.lender);
+                if self.introducing.borrow().contains_key(&pair)
+                    || self.missing(&living, &sessions, mapper, lender).is_none()
+                {
+                    continue;
                 }
-            };
-            // Also after a failure, so that it is not tried for ever. One that died meanwhile has been forgotten.
-            if mapper.is_introducible() && lender.is_introducible() {
-                let mut met = self.met.borrow_mut();
-                let regions = met.entry((mapper.incarnation, lender.lender)).or_default();
-                if let Missing::Region(region, _) = missing {
-                    regions.insert(region);
-                }
-                if let Err(error) = result {
-                    eprintln!("supervisor: {} cannot map what {} lends: {error}", mapper.name, lender.name);
-                }
+                self.introducing.borrow_mut().insert(pair, (mapper.clone(), lender.clone()));
+                let (node, mapper, lender) = (self.clone(), mapper.clone(), lender.clone());
+                spawn(async move {
+                    node.introduce_pair(&mapper, &lender).await;
+                    node.introducing.borrow_mut().remove(&pair);
+                    // The lender's next run may have come meanwhile.
+                    node.introduce();
+                    node.introduced.happen();
+                });
             }
         }
     }
 
-    /// The first missing introduction.
-    fn missing(&self) -> Option<(Rc<Peer>, Rc<Peer>, Missing)> {
-        let living: Vec<_> = self.living().into_iter().filter(|peer| peer.is_introducible()).collect();
+    /// Takes every step that is missing between two.
+    async fn introduce_pair(self: &Rc<Self>, mapper: &Rc<Peer>, lender: &Rc<Peer>) {
+        loop {
+            if !mapper.is_introducible() || !lender.is_introducible() {
+                return;
+            }
+            let living: Vec<_> = self.living().into_iter().filter(|peer| peer.is_introducible()).collect();
+            let has = |client: &Rc<Peer>, host: &Rc<Peer>| {
+                self.has_session(client, host).then_some((client.incarnation, host.incarnation))
+            };
+            let others = living.iter().flat_map(|peer| [has(mapper, peer), has(peer, mapper)]);
+            let sessions: Sessions = others.flatten().collect();
+            let Some(missing) = self.missing(&living, &sessions, mapper, lender) else { return };
+            let result = match &missing {
+                Missing::Lender => self.make_known(mapper, lender).await,
+                Missing::Table => self.give_table(mapper, lender).await,
+                Missing::Region(region, memory, _) => {
+                    let message = ToComponent::MeetRegion { lender: lender.lender, region: *region };
+                    let (key, overdue) = ((lender.lender, Some(*region)), || self.introduced.happen());
+                    let given = [memory.as_fd()];
+                    let answer = mapper.ask_until_gone(&mapper.asked.meet, key, &message, &given, overdue).await;
+                    answer.and_then(|result| result)
+                }
+            };
+            if !mapper.is_introducible() || !(lender.is_introducible() || self.survives(lender)) {
+                return; // One that died meanwhile has been forgotten.
+            }
+            // Also after a failure, so that it is not tried for ever.
+            if let Err(error) = &result {
+                eprintln!("supervisor: {} cannot map what {} lends: {error}", mapper.name, lender.name);
+                if !lender.is_introducible() {
+                    return;
+                }
+            }
+            let mut met = self.met.borrow_mut();
+            let known = met.entry((mapper.incarnation, lender.lender));
+            let known = known.or_insert_with(|| Met { epoch: lender.epoch, regions: BTreeSet::new() });
+            match missing {
+                Missing::Lender => {}
+                Missing::Table => known.epoch = lender.epoch,
+                Missing::Region(region, _, owner) if owner.ended.has_happened() => {
+                    drop(met);
+                    let message = ToComponent::LenderGone { lender: None, regions: vec![region] };
+                    self.send(mapper, &message, &[]);
+                }
+                Missing::Region(region, ..) => drop(known.regions.insert(region)),
+            }
+        }
+    }
+
+    /// The first step that is missing between two.
+    fn missing(&self, living: &[Rc<Peer>], sessions: &Sessions, mapper: &Peer, lender: &Peer) -> Option<Missing> {
         let met = self.met.borrow();
-        for lender in living.iter().filter(|lender| lender.table.borrow().is_some()) {
-            let owners = living.iter().filter(|owner| self.may_lend(lender, owner));
-            for owner in owners {
-                let regions = owner.regions.borrow();
-                if regions.is_empty() {
-                    continue;
-                }
-                let mappers = living.iter().filter(|mapper| mapper.incarnation != lender.incarnation);
-                for mapper in mappers.filter(|mapper| self.may_meet(mapper, lender, owner)) {
-                    let missing = match met.get(&(mapper.incarnation, lender.lender)) {
-                        None => Some(Missing::Lender),
-                        Some(known) => {
-                            let unknown = regions.iter().find(|(region, _)| !known.contains(region));
-                            unknown
-                                .and_then(|(region, memory)| Some(Missing::Region(*region, memory.try_clone().ok()?)))
-                        }
-                    };
-                    if let Some(missing) = missing {
-                        return Some((mapper.clone(), lender.clone(), missing));
-                    }
-                }
+        let known = met.get(&(mapper.incarnation, lender.lender));
+        if known.is_some_and(|known| known.epoch != lender.epoch) {
+            return Some(Missing::Table);
+        }
+        for owner in living.iter().filter(|owner| self.may_lend(lender, owner)) {
+            let regions = owner.regions.borrow();
+            if regions.is_empty() || !self.may_meet(sessions, mapper, lender, owner) {
+                continue;
+            }
+            let Some(known) = known else { return Some(Missing::Lender) };
+            if let Some((region, memory)) = regions.iter().find(|(region, _)| !known.regions.contains(region))
+                && let Ok(memory) = memory.try_clone()
+            {
+                return Some(Missing::Region(*region, memory, owner.clone()));
             }
         }
         None
     }
 
     /// Makes a mapper and a lender known to each other.
-    async fn introduce(self: &Rc<Self>, mapper: &Rc<Peer>, lender: &Rc<Peer>) -> Result<(), String> {
-        let table =
-            lender.table.borrow().as_ref().and_then(|(table, capacity)| Some((table.try_clone().ok()?, *capacity)));
-        let (table, capacity) = table.ok_or("out of descriptors")?;
+    async fn make_known(self: &Rc<Self>, mapper: &Rc<Peer>, lender: &Rc<Peer>) -> Result<(), String> {
+        let capacity = lender.table.borrow().as_ref().map_or(0, |(_, capacity)| *capacity);
         if matches!(mapper.who, Who::Component(_)) {
             let bytes = PinSegment::bytes(capacity) as u64;
             self.attached.borrow_mut().entry(mapper.incarnation).or_default().push(lender.incarnation);
@@ -101,14 +190,24 @@ impl Node {
                 self.forget_pins_for(lender.lender);
                 return Err(format!("{} is gone", lender.name));
             }
+            let overdue = || self.introduced.happen();
             let message = ToComponent::AdoptPins { lender: lender.lender, capacity };
-            mapper.ask(&mapper.asked.adopt, lender.lender, &message, &[memory.as_fd()]).await??;
+            let given = [memory.as_fd()];
+            mapper.ask_until_gone(&mapper.asked.adopt, lender.lender, &message, &given, overdue).await??;
             let message =
                 ToComponent::AttachPins { mapper: mapper.incarnation, epoch: mapper.epoch, status_entry: mapper.slot };
-            lender.ask(&lender.asked.attach, mapper.incarnation, &message, &[memory.as_fd()]).await??;
+            lender.ask_until_gone(&lender.asked.attach, mapper.incarnation, &message, &given, overdue).await??;
         }
+        self.give_table(mapper, lender).await
+    }
+
+    /// Gives a mapper a lender's table.
+    async fn give_table(self: &Rc<Self>, mapper: &Rc<Peer>, lender: &Rc<Peer>) -> Result<(), String> {
+        let table = lender.table.borrow().as_ref().and_then(|(table, _)| table.try_clone().ok());
+        let table = table.ok_or("out of descriptors")?;
         let message = ToComponent::MeetLender { lender: lender.lender, epoch: lender.epoch, status_entry: lender.slot };
-        mapper.ask(&mapper.asked.meet, (lender.lender, None), &message, &[table.as_fd()]).await?
+        let (key, overdue) = ((lender.lender, None), || self.introduced.happen());
+        mapper.ask_until_gone(&mapper.asked.meet, key, &message, &[table.as_fd()], overdue).await?
     }
 
     /// A run has ended: its table and regions are unmapped by everybody who had met it.
@@ -117,10 +216,10 @@ impl Node {
         let survives = self.survives(gone);
         let mut told = Vec::new();
         self.met.borrow_mut().retain(|(mapper, lender), known| {
-            if (*lender == gone.lender && !survives) || known.iter().any(|region| regions.contains(region)) {
+            if (*lender == gone.lender && !survives) || known.regions.iter().any(|region| regions.contains(region)) {
                 told.push(*mapper);
             }
-            known.retain(|region| !regions.contains(region));
+            known.regions.retain(|region| !regions.contains(region));
             (*lender != gone.lender || survives) && *mapper != gone.incarnation
         });
         told.sort_unstable();
@@ -148,10 +247,10 @@ impl Node {
             && peer.regions.borrow().iter().all(|(known, _)| *known != region)
     }
 
-    fn may_meet(&self, mapper: &Peer, lender: &Peer, owner: &Peer) -> bool {
+    fn may_meet(&self, sessions: &Sessions, mapper: &Peer, lender: &Peer, owner: &Peer) -> bool {
         match mapper.who {
-            Who::Component(_) => self.may_map(mapper, owner),
-            Who::Guest => self.has_session(mapper, lender),
+            Who::Component(_) => self.may_map(sessions, mapper, owner),
+            Who::Guest => sessions.contains(&(mapper.incarnation, lender.incarnation)),
         }
     }
 
@@ -160,13 +259,13 @@ impl Node {
     }
 
     /// For components.
-    fn may_map(&self, mapper: &Peer, owner: &Peer) -> bool {
+    fn may_map(&self, sessions: &Sessions, mapper: &Peer, owner: &Peer) -> bool {
         if self.uses_with(mapper, owner, Rights::MAP) {
             return true;
         }
         match owner.who {
             Who::Component(_) => self.uses_with(owner, mapper, Rights::WRITE),
-            Who::Guest => self.has_session(owner, mapper),
+            Who::Guest => sessions.contains(&(owner.incarnation, mapper.incarnation)),
         }
     }
 

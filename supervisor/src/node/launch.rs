@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use kernel_ipc::broker::{Channel, ProvideInfo, REGIONS_PER_INCARNATION, UseInfo, Welcome};
+use kernel_ipc::broker::{Channel, Outbox, ProvideInfo, REGIONS_PER_INCARNATION, UseInfo, Welcome};
 use kernel_ipc::component::waits::Event;
 use kernel_ipc::runtime::{JoinHandle, sleep, spawn, timeout};
 use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId};
@@ -231,6 +231,7 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         provides: provides(node, index),
         heritage: 0,
     };
+    let channel = Rc::new(Channel::new(control));
     let peer = Rc::new(Peer {
         who: Who::Component(index),
         name: component.entry.name.clone(),
@@ -240,7 +241,8 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         lender,
         first_region,
         pid,
-        channel: Channel::new(control),
+        outbox: Rc::new(Outbox::new(channel.clone())),
+        channel,
         greeting: RefCell::new(Some((welcome, fence))),
         table: RefCell::default(),
         regions: RefCell::default(),
@@ -254,12 +256,14 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         trouble: RefCell::default(),
         at_fault: Cell::new(false),
         output: RefCell::new(Some(output)),
+        slow: Cell::new(false),
         asked: Asked::default(),
     });
     node.fences.borrow_mut().insert((slot, epoch), Fence { incarnation, ended: Rc::default() });
     node.peers.borrow_mut().insert(incarnation, peer.clone());
     *component.peer.borrow_mut() = Some(peer.clone());
     spawn(messages::listen(node.clone(), peer.clone()));
+    spawn(peer.outbox.clone().write());
     if node.stopping.has_happened() {
         // Whoever stops the node has passed it by.
         let _ = node.keeper.tell(Ask::Signal, slot, libc::SIGKILL as u64).await;

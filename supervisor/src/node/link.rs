@@ -6,7 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kernel_ipc::component::waits::{Answer, question};
-use kernel_ipc::runtime::io::{File, poll_readable};
+use kernel_ipc::runtime::Changes;
+use kernel_ipc::runtime::io::{File, poll_readable, poll_writable};
 use kernel_ipc::sys::descriptors;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -16,9 +17,14 @@ use crate::keeper::wire::{Ask, Notice, Request, Tell};
 pub struct Link {
     socket: File,
     asked: RefCell<VecDeque<Answer<Reply>>>,
+    /// A reply has come.
+    replied: Changes,
     /// Events that came while a reply was waited for.
     early: RefCell<VecDeque<Event>>,
 }
+
+/// Most requests without a reply. So many fit into the socket: asking never blocks, and the keeper has room for the replies.
+const MAX_ASKED: usize = 64;
 
 /// What the keeper says.
 enum Said {
@@ -54,7 +60,12 @@ pub enum Event {
 impl Link {
     /// Takes over the socket.
     pub fn new(socket: OwnedFd) -> Link {
-        Link { socket: socket.into(), asked: RefCell::default(), early: RefCell::default() }
+        Link {
+            socket: socket.into(),
+            asked: RefCell::default(),
+            replied: Changes::default(),
+            early: RefCell::default(),
+        }
     }
 
     /// Asks for something, and waits for the reply.
@@ -62,10 +73,22 @@ impl Link {
     /// # Errors
     /// The keeper's errno, or that of the socket.
     pub async fn ask(&self, request: Request, given: &[BorrowedFd<'_>]) -> Reply {
+        loop {
+            let replied = self.replied.next();
+            if self.asked.borrow().len() < MAX_ASKED {
+                break;
+            }
+            replied.await;
+        }
+        loop {
+            match descriptors::send(self.socket.as_fd(), request.as_bytes(), given, false) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => poll_writable(&self.socket).await?,
+                sent => break sent?,
+            }
+        }
+        // Nobody has read the reply yet: this thread is here.
         let (reply, answer) = question();
-        // The keeper always reads, so this does not block for long; queued before it is sent only in theory.
         self.asked.borrow_mut().push_back(answer);
-        descriptors::send(self.socket.as_fd(), request.as_bytes(), given, true)?;
         reply.await.unwrap_or_else(|| Err(io::ErrorKind::BrokenPipe.into()))
     }
 
@@ -120,6 +143,7 @@ impl Link {
                 Ok(Said::Reply(reply)) => {
                     let answer = self.asked.borrow_mut().pop_front();
                     let _ = answer.ok_or_else(|| io::Error::other("a reply to nothing"))?.give(reply);
+                    self.replied.happen();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => poll_readable(&self.socket).await?,
                 Err(error) => return Err(error),

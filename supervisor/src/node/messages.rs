@@ -18,7 +18,7 @@ const MAX_REGIONS: usize = 256;
 const MAX_OPENING: usize = 64;
 
 /// Most sessions that one run may have open as a client.
-const MAX_SESSIONS: usize = 1024;
+pub const MAX_SESSIONS: usize = 1024;
 
 /// Reads a peer's messages until its socket ends.
 pub async fn listen(node: Rc<Node>, peer: Rc<Peer>) {
@@ -38,6 +38,7 @@ async fn read(node: &Rc<Node>, peer: &Rc<Peer>) {
             Ok(_) if peer.ended.has_happened() && peer.who == Who::Guest => return,
             Ok(_) if peer.ended.has_happened() => {}
             Ok((message, given)) => {
+                peer.slow.set(false);
                 if let Err(fault) = handle(node, peer, &mut provided, message, given).await {
                     return node.end_for_fault(peer, &fault);
                 }
@@ -78,8 +79,7 @@ async fn handle(
                 return Err("it lends twice".into());
             }
             *peer.table.borrow_mut() = Some((descriptor()?, capacity));
-            let (node, peer) = (node.clone(), peer.clone());
-            spawn(async move { node.reintroduce(&peer).await });
+            node.introduce();
         }
         ToSupervisor::Region { region } => {
             let memory = descriptor()?;
@@ -92,7 +92,7 @@ async fn handle(
             peer.regions.borrow_mut().push((region, memory));
             let (node, peer) = (node.clone(), peer.clone());
             spawn(async move {
-                node.introduce_all().await;
+                node.introduced().await;
                 node.send(&peer, &ToComponent::RegionPublished { region }, &[]);
             });
         }
@@ -123,7 +123,7 @@ async fn handle(
             }
             let (node, peer) = (node.clone(), peer.clone());
             spawn(async move {
-                node.introduce_all().await;
+                node.introduced().await;
                 peer.ready.happen();
             });
         }

@@ -21,7 +21,7 @@ mod survival;
 mod waits;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,7 +32,7 @@ use std::rc::Rc;
 use kernel_ipc::broker::{ChannelError, ToComponent};
 use kernel_ipc::component::waits::Event;
 use kernel_ipc::runtime::{Options, Runtime, spawn};
-use kernel_ipc::{Incarnation, LenderId, RegionId, SessionId};
+use kernel_ipc::{Incarnation, LenderId, SessionId};
 use serde_json::Value;
 
 use crate::ended::Ended;
@@ -40,13 +40,14 @@ use crate::keeper::wire::{Ask, Request, SUPERVISOR_SLOT};
 use crate::manifest::{self, Checked, Manifest, Origin};
 use crate::sys::process;
 use crate::up::Progress;
+use introductions::{Met, Pair};
 use lifecycle::Restarts;
 use link::Link;
 use logs::Log;
 use peer::{Peer, Who};
 use state::State;
 use survival::{Estate, Pins, Surviving};
-use waits::{Changes, Turn};
+use waits::Changes;
 
 /// What a component is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,18 +131,24 @@ struct Node {
     status: OwnedFd,
     peers: RefCell<BTreeMap<Incarnation, Rc<Peer>>>,
     sessions: RefCell<HashMap<SessionId, Session>>,
-    /// Which mapper has met which lender, and which regions for it.
-    met: RefCell<HashMap<(Incarnation, LenderId), BTreeSet<RegionId>>>,
+    /// Which mapper has met which lender.
+    met: RefCell<HashMap<(Incarnation, LenderId), Met>>,
+    /// Who is being introduced to whom: mapper and lender.
+    introducing: RefCell<HashMap<(Incarnation, LenderId), Pair>>,
+    /// An introduction has ended, or is overdue.
+    introduced: Changes,
     /// Whose pins are attached at which lenders' runs.
     attached: RefCell<HashMap<Incarnation, Vec<Incarnation>>>,
     /// The pins of every mapper that is not fenced.
     pins: RefCell<HashMap<(Incarnation, LenderId), Pins>>,
-    introducing: Turn,
     fences: RefCell<HashMap<(u32, u64), Fence>>,
     guest_slots: RefCell<BTreeMap<u32, u64>>,
     stopping: Event,
     progress: RefCell<Option<File>>,
 }
+
+/// Most messages that may wait for a guest: some for each session that it may have.
+const MAX_UNREAD: usize = 4 * messages::MAX_SESSIONS;
 
 /// Runs the supervisor until the node has ended. Working directory: the state directory. Descriptor 3: the keeper's
 /// socket; 4, if open: where the start is reported.
@@ -257,7 +264,8 @@ impl Node {
             met: RefCell::default(),
             attached: RefCell::default(),
             pins: RefCell::default(),
-            introducing: Turn::default(),
+            introducing: RefCell::default(),
+            introduced: Changes::default(),
             fences: RefCell::default(),
             guest_slots: RefCell::default(),
             stopping: Event::default(),
@@ -289,18 +297,25 @@ impl Node {
         self.peers.borrow().values().cloned().collect()
     }
 
-    /// Sends a message; ends a peer that does not read.
+    /// Sends a message, now or when the peer makes room. A guest that leaves more unread than its sessions can cause is
+    /// shown out. A component is not: what waits for it is bounded by what it has agreed to (see [`Peer::room`]), and that
+    /// it is busy or stopped is not its fault.
     fn send(self: &Rc<Self>, peer: &Rc<Peer>, message: &ToComponent, given: &[BorrowedFd<'_>]) {
         match peer.send(message, given) {
             Ok(()) | Err(ChannelError::Closed) => {}
-            Err(error) => self.end_for_fault(peer, &error.to_string()),
+            Err(error) => return self.end_for_fault(peer, &error.to_string()),
+        }
+        if peer.who == Who::Guest && peer.outbox.waiting() > MAX_UNREAD {
+            self.end_for_fault(peer, "it does not read its control socket");
         }
     }
 
     /// Ends a peer that broke the protocol.
     fn end_for_fault(self: &Rc<Self>, peer: &Rc<Peer>, what: &str) {
+        if peer.ended.has_happened() || peer.at_fault.replace(true) {
+            return; // It is ending already.
+        }
         eprintln!("supervisor: {}: {what}", peer.name);
-        peer.at_fault.set(true);
         peer.trouble.borrow_mut().get_or_insert_with(|| what.to_owned());
         match peer.who {
             Who::Component(_) => {
@@ -320,6 +335,7 @@ impl Node {
         // With it goes the fence of one that died before it was greeted: nobody else would ever end it.
         peer.greeting.borrow_mut().take();
         peer.asked.clear();
+        peer.outbox.close();
         self.end_sessions_of(peer);
         self.forget_introductions_of(peer);
         if self.survives(peer) {
@@ -328,6 +344,8 @@ impl Node {
             self.forget_pins_for(peer.lender);
         }
         if peer.who == Who::Guest {
+            // It may hold its end open, and say nothing more.
+            peer.channel.shut_down();
             let (node, slot) = (self.clone(), peer.slot);
             spawn(async move { node.keeper.tell(Ask::GuestGone, slot, 0).await });
         }
@@ -352,7 +370,11 @@ async fn events(node: Rc<Node>) {
                     fence.ended.happen();
                 }
             }
-            Ok(link::Event::Terminate) => node.stopping.happen(),
+            Ok(link::Event::Terminate) => {
+                node.stopping.happen();
+                let node = node.clone();
+                spawn(async move { node.keeper.tell(Ask::Ending, 0, 0).await });
+            }
             Err(error) => {
                 // Without the keeper there is no node; it kills this process when it dies.
                 eprintln!("supervisor: the keeper: {error}");

@@ -4,9 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::pin::pin;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use kernel_ipc::broker::{Channel, ChannelError, CounterValues, ToComponent, Welcome};
+use kernel_ipc::broker::{Channel, ChannelError, CounterValues, Outbox, ToComponent, Welcome};
 use kernel_ipc::component::waits::{Answer, Event, question};
 use kernel_ipc::runtime::{JoinHandle, timeout};
 use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId, SessionId};
@@ -42,7 +44,9 @@ pub struct Peer {
     /// Its process; 0 for a guest.
     pub pid: u32,
     /// Its control socket.
-    pub channel: Channel,
+    pub channel: Rc<Channel>,
+    /// What is said to it.
+    pub outbox: Rc<Outbox<ToComponent>>,
     /// What it will be greeted with; gone when it has been.
     pub greeting: RefCell<Option<(Welcome, OwnedFd)>>,
     /// Its lease table and how many entries it has, once it lends.
@@ -69,6 +73,8 @@ pub struct Peer {
     pub at_fault: Cell<bool>,
     /// The task that captures its output, until its last words are waited for.
     pub output: RefCell<Option<JoinHandle<()>>>,
+    /// It is long overdue with an answer, and has said nothing since: nobody waits for it.
+    pub slow: Cell<bool>,
     /// What it was asked.
     pub asked: Asked,
 }
@@ -118,12 +124,25 @@ impl<K: Eq + Hash, V> Questions<K, V> {
 }
 
 impl Peer {
-    /// Sends a message. A peer that does not read is at fault, and the caller has to end it.
+    /// Sends a message, now or when it makes room. Never blocks.
     ///
     /// # Errors
-    /// [`ChannelError::Full`] is its fault; anything else means that it is gone.
+    /// It is gone.
     pub fn send(&self, message: &ToComponent, given: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
-        self.channel.send(message, given)
+        self.outbox.send(message, given)
+    }
+
+    /// Waits until what is sent next goes out at once. Everything that others can cause without end waits for it: so what a
+    /// peer has not read is bounded by what it has agreed to, and whoever wants something of a busy peer is slowed down.
+    ///
+    /// # Errors
+    /// Why there is no room, for people.
+    pub async fn room(&self) -> Result<(), String> {
+        match timeout(PATIENCE, self.outbox.emptied()).await {
+            Ok(()) if !self.ended.has_happened() => Ok(()),
+            Ok(()) => Err(format!("{} is gone", self.name)),
+            Err(_) => Err(format!("{} does not read its control socket", self.name)),
+        }
     }
 
     /// Asks something and waits for the answer.
@@ -152,23 +171,57 @@ impl Peer {
         message: &ToComponent,
         given: &[BorrowedFd<'_>],
     ) -> Result<V, String> {
+        let answer = timeout(patience, self.put(questions, key.clone(), message, given)).await;
+        answer.unwrap_or_else(|_| {
+            // Nobody waits for it any more.
+            questions.0.borrow_mut().remove(&key);
+            Err(format!("{} does not answer", self.name))
+        })
+    }
+
+    /// Asks something that has to be done some day, and waits for the answer as long as the peer lives. When it is overdue
+    /// the peer becomes `slow`, and `overdue` is called.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub async fn ask_until_gone<K: Clone + Eq + Hash, V>(
+        &self,
+        questions: &Questions<K, V>,
+        key: K,
+        message: &ToComponent,
+        given: &[BorrowedFd<'_>],
+        overdue: impl FnOnce(),
+    ) -> Result<V, String> {
+        let mut answer = pin!(self.put(questions, key, message, given));
+        match timeout(PATIENCE, answer.as_mut()).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.slow.set(true);
+                overdue();
+                answer.await
+            }
+        }
+    }
+
+    async fn put<K: Clone + Eq + Hash, V>(
+        &self,
+        questions: &Questions<K, V>,
+        key: K,
+        message: &ToComponent,
+        given: &[BorrowedFd<'_>],
+    ) -> Result<V, String> {
+        let gone = || format!("{} is gone", self.name);
+        self.outbox.emptied().await;
         if self.ended.has_happened() {
-            return Err(format!("{} is gone", self.name));
+            return Err(gone());
         }
         let (reply, answer) = question();
         questions.0.borrow_mut().insert(key.clone(), answer);
-        let sent = self.send(message, given).map_err(|error| format!("{}: {error}", self.name));
-        let answer = match sent {
-            Ok(()) => match timeout(patience, reply).await {
-                Ok(Some(value)) => return Ok(value),
-                Ok(None) => format!("{} is gone", self.name),
-                Err(_) => format!("{} does not answer", self.name),
-            },
-            Err(error) => error,
-        };
-        // Nobody waits for it any more.
-        questions.0.borrow_mut().remove(&key);
-        Err(answer)
+        if let Err(error) = self.send(message, given) {
+            questions.0.borrow_mut().remove(&key);
+            return Err(format!("{}: {error}", self.name));
+        }
+        reply.await.ok_or_else(gone)
     }
 
     /// Whether it was greeted and lives: everything else may be said to it.

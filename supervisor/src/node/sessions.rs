@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use kernel_ipc::broker::{OpenError, Serve, ToComponent};
+use kernel_ipc::runtime::spawn;
 use kernel_ipc::{Epoch, Incarnation, Rights, SessionId};
 use serde_json::Value;
 
@@ -84,6 +85,9 @@ impl Node {
             return Err(OpenError::Interface { speaks: permission.interface });
         }
         loop {
+            if client.ended.has_happened() {
+                return Err(OpenError::Unavailable { reason: "the client is gone".into() });
+            }
             let host = match either(self.serving_run(permission.component), client.ended.wait()).await {
                 Either::First(host) => host.map_err(|reason| OpenError::Unavailable { reason })?,
                 Either::Second(()) => return Err(OpenError::Unavailable { reason: "the client is gone".into() }),
@@ -94,6 +98,10 @@ impl Node {
             };
             match answer {
                 Ok(opened) if self.is_served_by(opened.session, &host) => return Ok(opened),
+                // The client broke it, or went, before it was open.
+                Ok(_) if !host.ended.has_happened() => {
+                    return Err(OpenError::Refused { reason: "the session ended before it was open".into() });
+                }
                 // The host died meanwhile, before its client could hear of the session: its next incarnation is asked,
                 // with the same segment, which nobody has used.
                 Ok(opened) if resumes.is_none() => self.forget_unheard(client, opened.session),
@@ -111,6 +119,10 @@ impl Node {
         host: &Rc<Peer>,
         segment: &OwnedFd,
     ) -> Result<Opened, OpenError> {
+        host.room().await.map_err(|reason| OpenError::Unavailable { reason })?;
+        if client.ended.has_happened() {
+            return Err(OpenError::Unavailable { reason: "the client is gone".into() });
+        }
         let session = SessionId(self.state.deal(1));
         let estate = &self.components[permission.component].estate;
         let ledger = match estate.has_sessions_of(&permission.endpoint) {
@@ -145,14 +157,18 @@ impl Node {
         let segment = match answer {
             Ok(Ok(segment)) => segment,
             Ok(Err(reason)) => return Err(failed(OpenError::Refused { reason })),
-            Err(reason) => return Err(failed(OpenError::Unavailable { reason })),
+            Err(reason) => {
+                // It may begin to serve when it is awake again, and must then hear that nobody wants it.
+                self.close(client, session, None);
+                return Err(failed(OpenError::Unavailable { reason }));
+            }
         };
         // Only what the host has begun goes on in its next run.
         if let Some(entry) = self.sessions.borrow_mut().get_mut(&session) {
             entry.surviving = surviving;
         }
         // The first lease on this session may be named to a mapper at once: all of them must know the lender by then.
-        self.introduce_all().await;
+        self.introduced_for(client, host).await;
         Ok(Opened { session, host: host.clone(), segment })
     }
 
@@ -179,6 +195,7 @@ impl Node {
         session: SessionId,
         segment: &OwnedFd,
     ) -> Result<Opened, OpenError> {
+        host.room().await.map_err(|reason| OpenError::Unavailable { reason })?;
         let refused = || OpenError::Refused { reason: "there is no such session to go on with".into() };
         let serve = {
             let mut sessions = self.sessions.borrow_mut();
@@ -196,7 +213,7 @@ impl Node {
         let message = ToComponent::Serve(Box::new(serve));
         match host.ask(&host.asked.serve, session, &message, &[segment.as_fd()]).await {
             Ok(Ok(segment)) => {
-                self.introduce_all().await;
+                self.introduced_for(client, host).await;
                 Ok(Opened { session, host: host.clone(), segment })
             }
             Ok(Err(reason)) => Err(OpenError::Refused { reason }),
@@ -267,6 +284,14 @@ impl Node {
         let session = SessionId(self.state.deal(1));
         match control::serve(self, client, session, segment) {
             Ok(host) => {
+                let (weak, run) = (Rc::downgrade(self), client.clone());
+                host.on_end(move |_| {
+                    // A task of its own: this runs inside the session, which the task drops.
+                    let Some(node) = weak.upgrade() else { return };
+                    if node.sessions.borrow().contains_key(&session) {
+                        spawn(async move { node.close(&run, session, None) });
+                    }
+                });
                 let opened = ToComponent::Opened {
                     request,
                     session,

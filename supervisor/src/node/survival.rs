@@ -10,7 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use kernel_ipc::broker::{Serve, ToComponent};
@@ -201,25 +201,6 @@ impl Node {
     pub(super) fn bequeath(&self, peer: &Peer) {
         if let Some(component) = self.component_of(peer) {
             component.estate.bequeath(peer);
-        }
-    }
-
-    /// A lender's next run has published its table: those who knew the last one's get it.
-    pub(super) async fn reintroduce(self: &Rc<Self>, lender: &Rc<Peer>) {
-        let _turn = self.introducing.take().await;
-        let known: Vec<Incarnation> = {
-            let met = self.met.borrow();
-            met.keys().filter(|(_, known)| *known == lender.lender).map(|(mapper, _)| *mapper).collect()
-        };
-        for mapper in known.into_iter().filter_map(|mapper| self.peer(mapper)) {
-            let table = lender.table.borrow().as_ref().and_then(|(table, _)| table.try_clone().ok());
-            let Some(table) = table else { return };
-            let message =
-                ToComponent::MeetLender { lender: lender.lender, epoch: lender.epoch, status_entry: lender.slot };
-            let met = mapper.ask(&mapper.asked.meet, (lender.lender, None), &message, &[table.as_fd()]).await;
-            if let Err(error) = met.and_then(|met| met) {
-                eprintln!("supervisor: {} cannot map the new table of {}: {error}", mapper.name, lender.name);
-            }
         }
     }
 

@@ -1,38 +1,10 @@
 //! What the supervisor's tasks wait for, beside answers and events.
 
-use std::cell::Cell;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
 pub use kernel_ipc::runtime::Changes;
-
-/// Lets one task at a time go on.
-#[derive(Default)]
-pub struct Turn {
-    taken: Cell<bool>,
-    freed: Changes,
-}
-
-/// Ends the turn when it is dropped.
-pub struct Taken<'a>(&'a Turn);
-
-impl Turn {
-    /// Waits for the turn.
-    pub async fn take(&self) -> Taken<'_> {
-        while self.taken.replace(true) {
-            self.freed.next().await;
-        }
-        Taken(self)
-    }
-}
-
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        self.0.taken.set(false);
-        self.0.freed.happen();
-    }
-}
 
 /// Which of two futures was first.
 pub enum Either<A, B> {
