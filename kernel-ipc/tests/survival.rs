@@ -24,7 +24,7 @@ use kernel_ipc::wire::Shape;
 use kernel_ipc::{Cause, Epoch, Executed, Handle, Incarnation, Rights, SessionId};
 
 /// Added by a handler that sleeps for a second before: longer than it takes to end its host.
-const LONG: u64 = 7_000_699;
+const LONG: u64 = 6_000_699;
 const ROLE: &str = "ATOLL_TEST_SURVIVING_HOST";
 const RING: usize = 16 << 20;
 
