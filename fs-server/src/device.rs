@@ -148,6 +148,8 @@ pub type Task = Pin<Box<dyn Future<Output = ()>>>;
 pub trait Environment: 'static {
     /// Nanoseconds since 1970.
     fn now_ns(&self) -> u64;
+    /// Nanoseconds that only count on, whatever the time is said to be: for patience.
+    fn elapsed_ns(&self) -> u64;
     /// While something is done again, the time is the one at which it was done; with `None` it goes on.
     fn stop_clock(&self, at_ns: Option<u64>);
     /// A random word.

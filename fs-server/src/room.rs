@@ -60,7 +60,7 @@ impl<D: Device> Roomy<D> {
             Err(DeviceError::Busy) => {}
             other => return other,
         }
-        let until = self.environment.now_ns() + PATIENCE.as_nanos() as u64;
+        let until = self.environment.elapsed_ns() + PATIENCE.as_nanos() as u64;
         let _turn = self.turn.enter_alone().await;
         let mut amount = u64::from(count);
         let mut ask = count;
@@ -76,7 +76,7 @@ impl<D: Device> Roomy<D> {
                 self.environment.sleep(Duration::ZERO).await;
             } else if ask > least {
                 ask = (ask / 2).max(least);
-            } else if self.environment.now_ns() < until {
+            } else if self.environment.elapsed_ns() < until {
                 self.environment.sleep(pause).await;
                 pause = (pause * 2).min(LAST_PAUSE);
                 ask = count;

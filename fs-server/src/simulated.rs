@@ -387,6 +387,11 @@ impl Environment for SimulatedEnvironment {
         self.now_ns.get()
     }
 
+    fn elapsed_ns(&self) -> u64 {
+        self.now_ns.set(self.now_ns.get() + 1);
+        self.now_ns.get()
+    }
+
     fn stop_clock(&self, at_ns: Option<u64>) {
         self.stopped.set(at_ns);
         self.now_ns.set(self.now_ns.get().max(at_ns.unwrap_or(0)));

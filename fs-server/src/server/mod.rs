@@ -25,7 +25,7 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io::Read;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What a new volume has in `/www/index.html`.
 const WELCOME: &[u8] = include_bytes!("../../../systems/welcome/index.html");
@@ -57,12 +57,14 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
     let config: Config = cx.config()?;
     let survived = cx.survive(journal::RING_BYTES).await?;
     let client: block::Client = cx.connect("disk").await?;
+    // Before anything is read: what only the last run's cache held is memory that the mount may need.
+    survival::hold_leases(&cx, &client, &survived.leases);
     let region = Region::create("fs", cx.new_region_id(), REGION_BYTES)?;
     cx.publish_region(&region).await?;
     let info = client.info(client.root()).await.map_err(|error| format!("the block driver: {error:?}"))?;
     let pool = Pool::new(region, crate::device::BLOCK_SIZE);
     let device = LeasedDevice::new(&cx, client.clone(), pool, info.blocks);
-    let environment = Rc::new(RuntimeEnvironment::default());
+    let environment = Rc::new(RuntimeEnvironment::new());
     let options = MountOptions {
         cache_bytes: config.cache,
         cache_entries: CACHE_ENTRIES,
@@ -80,7 +82,7 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
         tracing::warn!("{} structures of the volume have only one good copy left", volume.damaged_copies());
     }
 
-    let effects = survival::follow(&cx, &client, &volume, survived).await?;
+    let effects = survival::follow(&cx, &volume, survived).await?;
     let server = Server::new(volume.clone(), cx.clone(), effects);
     let roots = volume.clone();
     cx.provide("root", Rc::new(fs::Dispatcher(server)), async move |session| root_of(&roots, session).await)?;
@@ -129,11 +131,18 @@ impl kernel_ipc::interface::Object for NodeId {
 }
 
 /// The runtime as the core's environment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct RuntimeEnvironment {
     last_ns: Cell<u64>,
     /// The time at which something was done that is done again.
     stopped: Cell<Option<u64>>,
+    started: Instant,
+}
+
+impl RuntimeEnvironment {
+    fn new() -> Self {
+        Self { last_ns: Cell::default(), stopped: Cell::default(), started: Instant::now() }
+    }
 }
 
 impl Environment for RuntimeEnvironment {
@@ -145,6 +154,10 @@ impl Environment for RuntimeEnvironment {
         // Times are versions, too: no two are the same, and none goes back while this runs.
         self.last_ns.set(now.max(self.last_ns.get() + 1));
         self.last_ns.get()
+    }
+
+    fn elapsed_ns(&self) -> u64 {
+        self.started.elapsed().as_nanos() as u64
     }
 
     fn stop_clock(&self, at_ns: Option<u64>) {

@@ -7,12 +7,13 @@
 use super::device::{LeasedDevice, LeasedExtent};
 use super::journal::Effects;
 use crate::volume::Journal;
-use crate::{Effect, NodeId, Volume};
+use crate::{Effect, Error, NodeId, Volume};
 use kernel_ipc::component::{self, Context, Survived};
 use kernel_ipc::interface::{Lease, Object};
 use kernel_ipc::lease::Inherited;
 use kernel_ipc::ledger::Record;
 use protocol::block;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::rc::Rc;
@@ -20,14 +21,10 @@ use std::rc::Rc;
 /// Brings `volume` to where the last run was, and gives what keeps the effects of this one.
 pub(super) async fn follow(
     cx: &Context,
-    client: &block::Client,
     volume: &Volume<LeasedDevice>,
     survived: Survived,
 ) -> Result<Effects, component::Error> {
-    let Survived { records, effects, sessions, leases, lost } = survived;
-    if let Some(lost) = lost {
-        tracing::error!("what was not durable is lost, and sessions end: {lost}");
-    }
+    let Survived { records, effects, sessions, .. } = survived;
     let records = records.ok_or("no memory for effects")?;
     let ledger = Effects::new(cx.lender().borrow().id().get(), records);
     for (_, grants) in &sessions {
@@ -35,8 +32,7 @@ pub(super) async fn follow(
             volume.hold(NodeId::from_words(grant.object));
         }
     }
-    repeat(volume, volume.holds_effects_of(ledger.id()), &effects).await;
-    hold_leases(cx, client, &leases);
+    repeat(volume, ledger.id(), &effects).await?;
     volume.reap().await?;
     volume.set_journal(Rc::new(ledger.clone()));
     if !effects.is_empty() {
@@ -45,28 +41,62 @@ pub(super) async fn follow(
     Ok(ledger)
 }
 
-/// Does again what lies behind `durable`.
-async fn repeat(volume: &Volume<LeasedDevice>, durable: u64, effects: &[Record]) {
-    let (mut done, mut missing) = (0, effects.iter().filter(|record| record.end > durable));
-    for record in missing.by_ref() {
+/// The journal while effects are done again: a checkpoint that comes in between holds those that were.
+struct Repeating {
+    id: u64,
+    done: Cell<u64>,
+}
+
+impl Journal for Repeating {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn position(&self) -> u64 {
+        self.done.get()
+    }
+
+    fn durable(&self, _: u64) {}
+
+    fn keep(&self, _: &[u8]) {}
+}
+
+/// Does again what the checkpoint does not hold.
+///
+/// # Errors
+/// The disk does not take it now. Nothing is lost: the next run tries again.
+async fn repeat(volume: &Volume<LeasedDevice>, ledger: u64, effects: &[Record]) -> Result<(), component::Error> {
+    let held = volume.holds_effects_of(ledger);
+    let journal = Rc::new(Repeating { id: ledger, done: Cell::new(held) });
+    volume.set_journal(journal.clone());
+    let (mut done, mut lost) = (0, 0);
+    for record in effects.iter().filter(|record| record.end > held) {
         let result = match Effect::decode(&record.effect) {
-            Ok(effect) => volume.repeat(&effect).await.map_err(|error| error.to_string()),
+            Ok(effect) => match volume.repeat(&effect).await {
+                Err(error @ (Error::Device(_) | Error::Busy | Error::NoSpace)) => {
+                    return Err(format!("what was acknowledged cannot be done again now: {error}").into());
+                }
+                other => other.map_err(|error| error.to_string()),
+            },
             Err(_) => Err("it makes no sense".into()),
         };
-        if let Err(error) = result {
-            let lost = missing.count() + 1;
-            tracing::error!("{lost} acknowledged changes are lost: the first cannot be repeated: {error}");
-            return;
+        journal.done.set(record.end);
+        match result {
+            Ok(()) => done += 1,
+            Err(error) => {
+                lost += 1;
+                tracing::error!("an acknowledged change is lost, it cannot be done again: {error}");
+            }
         }
-        done += 1;
     }
-    if done > 0 {
-        tracing::info!("{done} changes of the last run were repeated");
+    if done + lost > 0 {
+        tracing::info!("{done} changes of the last run were repeated, {lost} lost");
     }
+    Ok(())
 }
 
 /// Keeps at the driver what the last run had lent on, and gives the rest back.
-fn hold_leases(cx: &Context, client: &block::Client, leases: &[Inherited]) {
+pub(super) fn hold_leases(cx: &Context, client: &block::Client, leases: &[Inherited]) {
     let lender = cx.lender();
     let mut extents = HashMap::new();
     for lease in leases {

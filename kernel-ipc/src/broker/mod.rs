@@ -297,6 +297,8 @@ pub enum ToSupervisor {
         /// Its length.
         bytes: u64,
     },
+    /// What was kept makes no sense: forget it, with its sessions and the lender. This run ends.
+    Forget,
     /// All endpoints are provided and everything works: dependants may start.
     Ready,
     /// Open a session. Descriptor: the C-segment.
@@ -449,6 +451,7 @@ impl Message for ToSupervisor {
             ToSupervisor::Hello { .. }
             | ToSupervisor::Provides { .. }
             | ToSupervisor::Keep { .. }
+            | ToSupervisor::Forget
             | ToSupervisor::Ready
             | ToSupervisor::Refused { .. }
             | ToSupervisor::Close { .. }

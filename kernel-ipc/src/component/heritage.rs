@@ -2,8 +2,8 @@
 //!
 //! - A component that survives calls [`Context::survive`] before it lends, serves or publishes: it gets the effects that
 //!   were not durable, the sessions that go on with their capabilities, and the leases that are out.
-//! - All of it is checked as if it came from a disk. A session that makes no sense is dropped alone; a ring or a ledger of
-//!   leases that makes no sense is dropped with all sessions, because their answers may rest on what it held.
+//! - All of it is checked as if it came from a disk. A session that makes no sense is dropped alone; with a ring or a ledger
+//!   of leases that makes no sense everything is forgotten, and this run ends: the next one is another lender.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -58,8 +58,6 @@ pub struct Survived {
     pub sessions: Vec<(SessionInfo, Vec<Grant>)>,
     /// Leases that are out. Say what each of them keeps by [`Lender::keep`].
     pub leases: Vec<Inherited>,
-    /// What was lost, for people; `None` if nothing was.
-    pub lost: Option<String>,
 }
 
 impl Context {
@@ -72,8 +70,13 @@ impl Context {
         let left = self.0.left.take();
         match self.follow(&left) {
             Ok(Some(survived)) => Ok(survived),
-            Ok(None) => self.begin(ring, None).await,
-            Err(lost) => self.begin(ring, Some(lost)).await,
+            Ok(None) => self.begin(ring).await,
+            Err(lost) => {
+                // Whoever lost its ledger is another lender: the next run, with nothing of this one's.
+                self.send(&ToSupervisor::Forget, &[]);
+                let what = format!("what was not durable is lost, and sessions end: {lost}");
+                Err(ContextError::Io(std::io::Error::other(what)))
+            }
         }
     }
 
@@ -82,8 +85,8 @@ impl Context {
         self.0.left.borrow_mut().memory.remove(name)
     }
 
-    /// Starts with nothing. Sessions of an earlier run end.
-    async fn begin(&self, ring: usize, lost: Option<String>) -> Result<Survived, ContextError> {
+    /// Starts with nothing.
+    async fn begin(&self, ring: usize) -> Result<Survived, ContextError> {
         let memory = self.keep(RECORDS, Records::<SegmentWriter>::bytes(ring)).await?;
         let memory = SegmentWriter::open_kept(memory)?;
         let fresh = |error: &dyn std::fmt::Display| ContextError::Io(std::io::Error::other(error.to_string()));
@@ -94,7 +97,7 @@ impl Context {
         self.lends(lender);
         let records = Rc::new(RefCell::new(records));
         self.0.survival.records.replace(Some(records.clone()));
-        Ok(Survived { records: Some(records), lost, ..Survived::default() })
+        Ok(Survived { records: Some(records), ..Survived::default() })
     }
 
     /// Goes on from what is left, if anything is.
@@ -116,13 +119,14 @@ impl Context {
             super::introductions::attach(&mut lender, pins.mapper, pins.epoch, again(&pins.memory)?, status)
                 .map_err(|error| error.to_string())?;
         }
-        self.lends(lender);
-        let mut survived = Survived { leases, ..Survived::default() };
+        let mut survived = Survived::default();
+        let mut last: HashMap<(SessionId, u16), u64> = HashMap::new();
+        for (session, slot, seq) in effects.iter().filter_map(|record| record.call) {
+            let known = last.entry((session, slot)).or_default();
+            *known = seq.max(*known);
+        }
         for (serve, memory) in &left.sessions {
-            let committed = |slot: u16| {
-                let calls = effects.iter().filter_map(|record| record.call);
-                calls.filter(|call| (call.0, call.1) == (serve.session, slot)).map(|call| call.2).max().unwrap_or(0)
-            };
+            let committed = |slot: u16| last.get(&(serve.session, slot)).copied().unwrap_or_default();
             match Heritage::check(again(memory)?, serve.session, committed) {
                 Ok(heritage) => {
                     survived.sessions.push((super::endpoint::info(serve), heritage.grants().copied().collect()));
@@ -134,6 +138,17 @@ impl Context {
                 }
             }
         }
+        // Of sessions that do not go on, because their clients have gone, nobody else would take anything back.
+        for lease in leases {
+            let goes_on =
+                |(session, _, _): crate::lease::Call| self.0.survival.sessions.borrow().contains_key(&session);
+            if lease.dying || lease.call.is_none_or(goes_on) {
+                survived.leases.push(lease);
+            } else {
+                let _ = lender.take_back(lease.index, lease.generation);
+            }
+        }
+        self.lends(lender);
         let records = Rc::new(RefCell::new(records));
         self.0.survival.records.replace(Some(records.clone()));
         Ok(Some(Survived { records: Some(records), effects, ..survived }))

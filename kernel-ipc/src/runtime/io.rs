@@ -172,6 +172,12 @@ impl Accept {
     pub async fn next(&mut self) -> io::Result<OwnedFd> {
         poll_fn(|cx| self.0.poll_next(cx)).await
     }
+
+    /// Accepts no more until the next [`Self::next`]. What the kernel has accepted already is kept for it: a connection
+    /// that its peer has seen established is never dropped for want of room.
+    pub fn pause(&mut self) {
+        self.0.pause();
+    }
 }
 
 /// `shutdown(2)`.

@@ -407,11 +407,14 @@ impl<S: Service> Inner<S> {
             None => self.name(&submission, &payload, &grants, lends, &mut names),
         };
         let outcome = outcome.and_then(|()| match kept {
-            true => self.commit(&submission, call.handle, call.effect.take(), &names, &payload),
+            true => self.commit(&submission, call.handle, &call.effect, &names, &payload),
             false => Ok(()),
         });
+        let committed = kept && outcome.is_ok();
         if outcome.is_err() {
             self.unname(&names);
+            // What was done was done, whatever its caller hears.
+            self.remember(call.effect.take());
         }
         let answered = match outcome {
             Ok(()) => self.answer(&submission, status, names.leases(), names.handles(), &payload),
@@ -422,7 +425,7 @@ impl<S: Service> Inner<S> {
                 self.answer(&submission, Status::Failed(failure), &[], &[], &[])
             }
         };
-        if kept {
+        if committed {
             self.applied(slot, seq);
         }
         if let Err(violation) = answered {

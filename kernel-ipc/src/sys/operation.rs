@@ -287,32 +287,48 @@ pub struct Accepting {
     listener: SharedFile,
     /// The armed operation, if there is one.
     index: Option<u32>,
+    /// The armed operation was asked to end.
+    paused: bool,
 }
 
 impl Accepting {
     /// Accepts from `listener`; armed by the first poll.
     pub fn new(ring: &SharedRing, listener: SharedFile) -> Accepting {
-        Accepting { ring: Rc::clone(ring), listener, index: None }
+        Accepting { ring: Rc::clone(ring), listener, index: None, paused: false }
     }
 
     /// The next connection.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<OwnedFd>> {
         let mut ring = self.ring.borrow_mut();
-        if let Some(index) = self.index
-            && ring.is_drained(index)
-        {
-            // The kernel ended it (an error, or a full completion queue): arm a new one.
-            ring.collect(index);
-            self.index = None;
-        }
-        let index = *self.index.get_or_insert_with(|| start_accept(&mut ring, &self.listener));
-        match ring.next_accepted(index, cx).map(to_result) {
-            Some(Ok(descriptor)) => {
-                // SAFETY: the completion gave this descriptor to us, and nothing else has it.
-                Poll::Ready(Ok(unsafe { OwnedFd::from_raw_fd(descriptor as i32) }))
+        loop {
+            if let Some(index) = self.index
+                && ring.is_drained(index)
+            {
+                // It ended (a pause, an error, or a full completion queue): arm a new one.
+                ring.collect(index);
+                self.index = None;
+                self.paused = false;
             }
-            Some(Err(error)) => Poll::Ready(Err(error)),
-            None => Poll::Pending,
+            let index = *self.index.get_or_insert_with(|| start_accept(&mut ring, &self.listener));
+            match ring.next_accepted(index, cx).map(to_result) {
+                Some(Ok(descriptor)) => {
+                    // SAFETY: the completion gave this descriptor to us, and nothing else has it.
+                    return Poll::Ready(Ok(unsafe { OwnedFd::from_raw_fd(descriptor as i32) }));
+                }
+                Some(Err(error)) if self.paused && error.raw_os_error() == Some(libc::ECANCELED) => {}
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Accepts no more until the next poll. What was accepted already waits for it.
+    pub fn pause(&mut self) {
+        if let Some(index) = self.index
+            && !self.paused
+        {
+            self.ring.borrow_mut().cancel(index);
+            self.paused = true;
         }
     }
 }

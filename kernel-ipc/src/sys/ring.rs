@@ -404,11 +404,16 @@ impl Ring {
         slot.abandoned = true;
         slot.kept = Some(kept);
         if cancel {
-            let entry = opcode::AsyncCancel::new(tag(KIND_OPERATION, index)).build();
-            // SAFETY: a cancel points to nothing.
-            unsafe { self.queue(entry.user_data(IGNORED)) };
+            self.cancel(index);
         }
         None
+    }
+
+    /// Asks the kernel to end an operation early; its results come all the same.
+    pub(super) fn cancel(&mut self, index: u32) {
+        let entry = opcode::AsyncCancel::new(tag(KIND_OPERATION, index)).build();
+        // SAFETY: a cancel points to nothing.
+        unsafe { self.queue(entry.user_data(IGNORED)) };
     }
 
     /// Makes the ring sleep on exactly these words and descriptors as well. What is armed from an earlier

@@ -46,16 +46,16 @@ impl Listener {
 }
 
 async fn accept(socket: io::File, listener: Rc<Listener>, session: Weak<Session>) {
-    let mut accepting = None;
+    let mut accepting = io::accept(&socket);
     loop {
         let Some(room) = session.upgrade().map(|session| session.has_room()) else { return };
         if !room {
             // What the kernel has not accepted waits in its backlog, the cheapest place.
-            accepting = None;
+            accepting.pause();
             listener.room.wait().await;
             continue;
         }
-        let accepted = accepting.get_or_insert_with(|| io::accept(&socket)).next().await;
+        let accepted = accepting.next().await;
         let Some(session) = session.upgrade() else { return };
         match accepted {
             Ok(fd) => Connection::start(&session, fd),

@@ -168,8 +168,10 @@ impl net::Handler for Stack {
         header: &[u8],
         pages: Vec<LeasePart>,
     ) -> Result<(), CallError<SendError>> {
+        // Before the wait: one that ends meanwhile must not be made anew.
+        let session = self.session(call.session());
         self.wait_for_lenders(&pages).await;
-        self.session(call.session()).send(connection.object.0, send, flags, header, &pages)?;
+        session.send(connection.object.0, send, flags, header, &pages)?;
         self.counters.add_copied(header.len() as u64);
         self.counters.add_leased(pages.iter().map(|part| part.length).sum());
         Ok(())

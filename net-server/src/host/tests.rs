@@ -251,6 +251,7 @@ fn a_client_that_takes_no_events_stops_the_network_and_loses_nothing() {
                 match what {
                     Occurrence::Received(bytes) => received.entry(id).or_default().extend(bytes),
                     Occurrence::Finished => finished += 1,
+                    Occurrence::Closed(_) => panic!("connection {id} ended early: {what:?}"),
                     _ => {}
                 }
             }

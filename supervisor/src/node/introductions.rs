@@ -183,9 +183,6 @@ impl Node {
             self.attached.borrow_mut().entry(mapper.incarnation).or_default().push(lender.incarnation);
             let request = Request::new(Ask::Memory, mapper.slot, bytes).with_b(lender.lender.get());
             let memory = self.keeper.obtain(request).await.map_err(|error| error.to_string())?;
-            if let Ok(kept) = memory.try_clone() {
-                self.keep_pins(mapper, lender.lender, kept);
-            }
             if lender.ended.has_happened() && !self.survives(lender) {
                 self.forget_pins_for(lender.lender);
                 return Err(format!("{} is gone", lender.name));
@@ -194,6 +191,10 @@ impl Node {
             let message = ToComponent::AdoptPins { lender: lender.lender, capacity };
             let given = [memory.as_fd()];
             mapper.ask_until_gone(&mapper.asked.adopt, lender.lender, &message, &given, overdue).await??;
+            // Sealed and with its header, and before the mapper can pin anything.
+            if let Ok(kept) = memory.try_clone() {
+                self.keep_pins(mapper, lender.lender, kept);
+            }
             let message =
                 ToComponent::AttachPins { mapper: mapper.incarnation, epoch: mapper.epoch, status_entry: mapper.slot };
             lender.ask_until_gone(&lender.asked.attach, mapper.incarnation, &message, &given, overdue).await??;

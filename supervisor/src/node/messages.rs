@@ -112,6 +112,10 @@ async fn handle(
             let memory = node.components[index].estate.keep(&name, bytes)?;
             node.send(peer, &ToComponent::Kept { name }, &[memory.as_fd()]);
         }
+        ToSupervisor::Forget => {
+            let Who::Component(index) = peer.who else { return Err("a guest leaves nothing".into()) };
+            node.give_up(index);
+        }
         ToSupervisor::Ready => {
             let Who::Component(index) = peer.who else { return Err("a guest is never ready".into()) };
             let known = &node.components[index].entry.provides;
@@ -129,7 +133,9 @@ async fn handle(
         }
         ToSupervisor::Open { request, endpoint, interface, resumes } => {
             let segment = descriptor()?;
-            if peer.opening.get() >= MAX_OPENING || node.sessions_of(peer) >= MAX_SESSIONS {
+            // All sessions of a client are resumed at once, and each of them counts already.
+            let resumed = resumes.is_some_and(|session| node.is_awaited(peer, session));
+            if !resumed && (peer.opening.get() >= MAX_OPENING || node.sessions_of(peer) >= MAX_SESSIONS) {
                 return Err("it opens too many sessions".into());
             }
             peer.opening.set(peer.opening.get() + 1);

@@ -172,6 +172,13 @@ impl Node {
         Ok(Opened { session, host: host.clone(), segment })
     }
 
+    /// Whether this is a session of `client` that waits for its host's next run.
+    pub(super) fn is_awaited(&self, client: &Peer, session: SessionId) -> bool {
+        let sessions = self.sessions.borrow();
+        let known = sessions.get(&session).filter(|known| known.client == client.incarnation);
+        known.is_some_and(|known| matches!(known.host, Host::Awaited))
+    }
+
     fn is_served_by(&self, session: SessionId, host: &Peer) -> bool {
         let sessions = self.sessions.borrow();
         let known = sessions.get(&session);

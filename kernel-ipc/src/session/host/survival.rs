@@ -175,7 +175,7 @@ impl<S: Service> Inner<S> {
         &self,
         call: &Submission,
         target: Handle,
-        effect: Option<Vec<u8>>,
+        effect: &RefCell<Option<Vec<u8>>>,
         names: &Names,
         payload: &[u8],
     ) -> Result<(), Failure> {
@@ -190,10 +190,10 @@ impl<S: Service> Inner<S> {
         if !survival.session.prepare(target, &completion, &[leases.as_flattened(), handles.as_flattened(), payload]) {
             return Err(unknown(Cause::ReplyTooLarge));
         }
-        if let Some(effect) = effect {
+        if let Some(effect) = &*effect.borrow() {
             let records = survival.component.as_ref().ok_or(unknown(Cause::Refused))?;
             let call = Some((self.info.id, call.slot, call.seq));
-            records.borrow_mut().append(call, &[&effect]).map_err(|_| unknown(Cause::Quota))?;
+            records.borrow_mut().append(call, &[effect]).map_err(|_| unknown(Cause::Quota))?;
         } else {
             survival.session.done(call.slot, call.seq);
         }
