@@ -11,10 +11,9 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
-use std::task::{Poll, Waker};
+use std::task::Poll;
 use std::time::Duration;
 
-use super::call::Cancel;
 use super::client::ClientSession;
 use super::{Call, Grant, OpenError, Response, Service, SessionInfo, now};
 use crate::capability::Table;
@@ -22,15 +21,17 @@ use crate::error::{Cause, Executed, Failure};
 use crate::interface::Retry;
 use crate::lease::{Lend, Lender};
 use crate::link::{Body, Link, in_process, shm};
-use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
+use crate::runtime::{self, Sleep, Source, SourceGuard};
 use crate::slots::HostSlots;
 use crate::wire::{Handle, LeaseName, Shape, Status, Submission, Violation, inline_bytes};
 
+mod cell;
 mod control;
 mod names;
 mod quiet;
 mod survival;
 
+use cell::SlotCell;
 use names::Names;
 pub(super) use names::extent_of;
 pub use survival::{ComponentLedger, Heritage, Ledgers};
@@ -212,54 +213,6 @@ struct Inner<S> {
     scratch: RefCell<Vec<u8>>,
     ended: Cell<Option<Option<Violation>>>,
     on_end: Cell<Option<EndHook>>,
-}
-
-/// What the receiving half and the task of one slot hand each other.
-struct SlotCell {
-    /// The slot's one call object, while no handler has it.
-    call: RefCell<Option<Box<Call>>>,
-    /// The call object holds a call that is to be served.
-    ready: Cell<bool>,
-    /// The slot's task, while it waits for a call.
-    waker: RefCell<Option<Waker>>,
-    /// The slot's task, once it was used. Taken out while it is run from here.
-    task: Cell<Option<JoinHandle<()>>>,
-    cancel: Rc<Cancel>,
-}
-
-impl SlotCell {
-    fn new(info: &Rc<SessionInfo>) -> SlotCell {
-        let cancel = Rc::new(Cancel::default());
-        let call = Call {
-            operation: 0,
-            handle: Handle::NONE,
-            effect: RefCell::new(None),
-            payload: Vec::new(),
-            target: Grant::default(),
-            capabilities: Vec::new(),
-            leases: Vec::new(),
-            session: info.clone(),
-            deadline: 0,
-            trace: 0,
-            cancel: cancel.clone(),
-        };
-        SlotCell {
-            call: RefCell::new(Some(Box::new(call))),
-            ready: Cell::new(false),
-            waker: RefCell::new(None),
-            task: Cell::new(None),
-            cancel,
-        }
-    }
-
-    /// Wakes the slot's task. The waker stays for the next call; it is out of the cell meanwhile, because waking may
-    /// run code that comes back here.
-    fn wake(&self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake_by_ref();
-            self.waker.borrow_mut().get_or_insert(waker);
-        }
-    }
 }
 
 impl<S: Service> Inner<S> {
