@@ -297,9 +297,21 @@ fn a_reader_of_one_byte_at_a_time_is_reset_and_holds_no_lease() {
 
 #[test]
 fn a_file_that_cannot_be_read_to_its_end_resets_the_connection() {
-    run(async || {
-        let mut files = files();
-        files.broken = Some(("big.bin".to_owned(), 3 << 20));
+    let mut files = files();
+    files.broken = Some(("big.bin".to_owned(), 3 << 20));
+    a_part_is_sent_and_then_reset(files);
+}
+
+/// As when the file system or its disk died between the answer to a read and the send.
+#[test]
+fn a_lease_that_the_network_refuses_resets_the_connection() {
+    let mut files = files();
+    files.stale = Some(("big.bin".to_owned(), 3 << 20));
+    a_part_is_sent_and_then_reset(files);
+}
+
+fn a_part_is_sent_and_then_reset(files: Files) {
+    run(async move || {
         let site = Site::start(files, Limits::default(), Options::default()).await;
         let address = site.address;
         client(move || {

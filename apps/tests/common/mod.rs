@@ -28,6 +28,7 @@ use protocol::net;
 const HTTPD: Incarnation = Incarnation(7);
 const LENDER: LenderId = LenderId(3);
 const REGION: RegionId = RegionId(5);
+const UNKNOWN_REGION: RegionId = RegionId(6);
 const EPOCH: Epoch = Epoch(1);
 
 /// Files by path; content is a range of the region.
@@ -39,6 +40,8 @@ pub struct Files {
     pub lease_bytes: u64,
     /// The path and offset at which reading fails.
     pub broken: Option<(String, u64)>,
+    /// The path and offset from which leases name a region that the network server does not know.
+    pub stale: Option<(String, u64)>,
 }
 
 impl Files {
@@ -122,7 +125,9 @@ impl fs::Handler for Files {
             return Err(ReadError::Corrupt { block: 9 }.into());
         }
         let length = u64::from(len).min(size.saturating_sub(offset)).min(self.lease_bytes);
-        let lend = Lend { region: REGION, offset: start + offset, length, source: None, keep: Rc::new(()) };
+        let stale = self.stale.as_ref().is_some_and(|(stale, from)| stale == path && offset >= *from);
+        let region = if stale { UNKNOWN_REGION } else { REGION };
+        let lend = Lend { region, offset: start + offset, length, source: None, keep: Rc::new(()) };
         Ok((length > 0).then_some(lend))
     }
 

@@ -217,8 +217,6 @@ impl Session {
         }
     }
 
-    /// Starts the session's clock work, if it does not run: one task that looks at the connections which have something to
-    /// watch, and ends when there is none.
     /// A lender has a new epoch: what waited for it may be sent.
     pub(crate) fn send_again(&self) {
         for connection in self.connections.borrow().values() {
@@ -226,6 +224,8 @@ impl Session {
         }
     }
 
+    /// Starts the session's clock work, if it does not run: one task that looks at the connections which have something to
+    /// watch, and ends when there is none.
     pub(crate) fn watch_time(self: &Rc<Self>) {
         if self.ticking.replace(true) {
             return;

@@ -9,9 +9,6 @@ use kernel_ipc::interface::Cap;
 use kernel_ipc::{CallError, runtime};
 use protocol::net::{self, Event, EventBatch, ListenError, Listener, Reason};
 
-use super::super::request::After;
-use super::super::response;
-use super::super::status::Status;
 use super::Server;
 use super::peer::{self, Peer};
 
@@ -148,13 +145,8 @@ fn accept(server: &Rc<Server>, connection: u64, capability: Cap<net::Connection>
     let full = server.peers.borrow().len() >= server.limits.connections;
     server.peers.borrow_mut().insert(connection, peer.clone());
     let server = server.clone();
-    if full {
-        drop(runtime::spawn(async move {
-            let reply = response::error(Status::ServiceUnavailable, false, After::Close, &server.clock.date());
-            // A peer that is gone does not miss it.
-            let _ = peer.send(&server, &reply.head, Vec::new(), None, true).await;
-        }));
-    } else {
-        drop(runtime::spawn(peer::serve(server, peer)));
+    match full {
+        true => drop(runtime::spawn(peer::turn_away(server, peer))),
+        false => drop(runtime::spawn(peer::serve(server, peer))),
     }
 }

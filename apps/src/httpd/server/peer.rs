@@ -139,17 +139,28 @@ impl Peer {
         }
     }
 
-    /// Resets the connection.
+    /// Resets the connection, unless it is over.
     pub(super) async fn reset(&self, server: &Server) {
-        // A connection that is closed already needs no reset.
-        let _ = server.net.close(&self.capability).await;
+        if !self.is_closed() {
+            // One that the network does not know any more needs no reset.
+            let _ = server.net.close(&self.capability).await;
+        }
     }
 }
 
 /// Serves a connection until it ends. Returns when nothing more will be sent on it.
 pub(super) async fn serve(server: Rc<Server>, peer: Rc<Peer>) {
-    // Nothing can be done for a peer that is gone, and its events say so.
-    let _: Result<(), Gone> = serve_requests(&server, &peer).await;
+    if serve_requests(&server, &peer).await.is_err() {
+        // Its client may wait for the rest of an answer that cannot be sent.
+        peer.reset(&server).await;
+    }
+}
+
+/// Tells one client too many to come again.
+pub(super) async fn turn_away(server: Rc<Server>, peer: Rc<Peer>) {
+    if refuse(&server, &peer, Status::ServiceUnavailable).await.is_err() {
+        peer.reset(&server).await;
+    }
 }
 
 async fn serve_requests(server: &Rc<Server>, peer: &Rc<Peer>) -> Result<(), Gone> {
@@ -201,7 +212,7 @@ async fn wait_until(peer: &Peer, deadline: Instant) -> bool {
     left > Duration::ZERO && runtime::timeout(left, peer.news.wait()).await.is_ok()
 }
 
-/// Answers a broken request; the connection closes.
+/// Answers a request with an error; the connection closes.
 async fn refuse(server: &Server, peer: &Peer, status: Status) -> Result<(), Gone> {
     let reply = response::error(status, false, After::Close, &server.clock.date());
     peer.send(server, &reply.head, Vec::new(), None, true).await

@@ -32,7 +32,7 @@ struct Filled {
 /// The file system did not give what it has announced.
 struct Failed(Option<CallError<ReadError>>);
 
-/// Sends `head` and the bytes of `span`.
+/// Sends `head` and the bytes of `span`. After an error the caller resets the connection.
 pub(super) async fn send(
     server: &Rc<Server>,
     peer: &Rc<Peer>,
@@ -104,7 +104,7 @@ async fn fill(server: Rc<Server>, node: Rc<Cap<Node>>, offset: u64, end: u64) ->
     Ok(Filled { leases, share })
 }
 
-/// Sends what one step gave, with the head before the first; resets the connection if the step failed.
+/// Sends what one step gave, with the head before the first.
 async fn send_step(
     server: &Server,
     peer: &Peer,
@@ -116,7 +116,6 @@ async fn send_step(
         Ok(filled) => filled,
         Err(Failed(error)) => {
             tracing::warn!(?error, "a file could not be read to the announced end");
-            peer.reset(server).await;
             return Err(Gone);
         }
     };
