@@ -3,7 +3,7 @@
 //! - It starts the supervisor, and whatever the supervisor asks for by fixed-size [`wire`] records: nothing is parsed.
 //! - It notices deaths (before anybody else acts on one, the status page says it), holds the read end of each process's
 //!   fence, and tells the supervisor of both.
-//! - It holds pin segments until their mapper is fenced, and the lock of the state directory as long as the node lives.
+//! - It holds pin segments until their mapper is fenced, and whatever else the supervisor puts into its [`store`].
 //! - If it dies, the kernel kills every process of the node. If the supervisor dies, it ends the node in order: last
 //!   started, first stopped.
 //! - It never waits for the supervisor: what that one has not read waits in a queue of fixed size. Asked to end by a signal, it
@@ -12,6 +12,7 @@
 
 mod end;
 mod slots;
+mod store;
 pub mod wire;
 
 use std::collections::VecDeque;
@@ -34,7 +35,8 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::sys::process::{self, Program};
 use slots::Slots;
-use wire::{ARGUMENTS, Ask, Notice, Request, SLOTS, SUPERVISOR_SLOT, Tell};
+use store::{MAX_RECORDS, Record, Store};
+use wire::{ARGUMENTS, Ask, Key, Notice, Request, SLOTS, SUPERVISOR_SLOT, Tell};
 
 /// How the keeper was started.
 #[derive(Debug)]
@@ -52,7 +54,7 @@ struct Keeper {
     status: StatusPage,
     slots: Slots,
     environment: Vec<CString>,
-    held: Vec<OwnedFd>,
+    store: Store,
     /// What the supervisor's socket has no room for.
     untold: VecDeque<(Notice, Option<OwnedFd>)>,
     /// When it is too late for the supervisor to take up the wish to end.
@@ -65,9 +67,6 @@ const HEARD_WITHIN: Duration = Duration::from_secs(10);
 /// Most notices that the supervisor can be behind with: the replies to all that it may ask before it reads one, two events
 /// for each slot, and the wish to end.
 const MAX_UNTOLD: usize = 64 + 2 * SLOTS as usize + 1;
-
-/// Most descriptors that a supervisor may ask to hold.
-const MAX_HELD: usize = 8;
 
 /// Runs the keeper until the node has ended. Working directory: the state directory. Descriptor 3, if open, goes to the
 /// supervisor (it is where the supervisor reports how the start went).
@@ -93,6 +92,7 @@ impl Keeper {
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         process::adopt_orphans()?;
+        process::raise_descriptors();
         if let Some(parent) = options.end_with_parent {
             nix::sys::prctl::set_pdeathsig(Signal::SIGTERM)?;
             // It may have died before that: then no signal comes.
@@ -111,7 +111,7 @@ impl Keeper {
             status: StatusPage::create(SLOTS)?,
             slots: Slots::new(),
             environment: environment(),
-            held: Vec::with_capacity(MAX_HELD),
+            store: Store::new(MAX_RECORDS),
             untold: VecDeque::with_capacity(MAX_UNTOLD),
             heard_by: None,
         };
@@ -173,6 +173,9 @@ impl Keeper {
             if ready.supervisor {
                 match self.receive() {
                     Ok(Some((Ask::End, request, _))) => return self.end_now(request.a as u8),
+                    Ok(Some((ask @ (Ask::Put | Ask::Take), request, descriptors))) => {
+                        self.keep(ask, &request, descriptors);
+                    }
                     Ok(Some((ask, request, descriptors))) => self.answer(ask, &request, descriptors),
                     Ok(None) => {}
                     Err(error) => {
@@ -276,7 +279,7 @@ impl Keeper {
         let slot = request.slot;
         let outcome = if slot >= SLOTS { Err(Errno::EINVAL.into()) } else { self.carry_out(ask, request, descriptors) };
         match outcome {
-            Ok((a, descriptor)) => self.tell(Notice::new(Tell::Done, slot, a, 0), descriptor),
+            Ok(Reply { notice, descriptor }) => self.tell(notice, descriptor),
             Err(error) => {
                 let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
                 self.tell(Notice::new(Tell::Failed, slot, errno as u64, 0), None);
@@ -284,13 +287,27 @@ impl Keeper {
         }
     }
 
-    fn carry_out(
-        &mut self,
-        ask: Ask,
-        request: &Request,
-        descriptors: Vec<OwnedFd>,
-    ) -> io::Result<(u64, Option<OwnedFd>)> {
+    /// Puts a record or takes it away.
+    fn keep(&mut self, ask: Ask, request: &Request, descriptors: Vec<OwnedFd>) {
+        let kept = match (ask, request.key()) {
+            (_, None) => Err(Errno::EINVAL),
+            (Ask::Take, Some(key)) => {
+                self.store.take(&key);
+                Ok(())
+            }
+            (_, Some(key)) => {
+                let descriptor = descriptors.into_iter().next();
+                self.store.put(Record { key, tag: request.tag(), descriptor })
+            }
+        };
+        if let Err(errno) = kept {
+            eprintln!("keeper: a record of the supervisor is not kept: {errno}");
+        }
+    }
+
+    fn carry_out(&mut self, ask: Ask, request: &Request, descriptors: Vec<OwnedFd>) -> io::Result<Reply> {
         let Request { slot, a, b, .. } = *request;
+        let done = |a, descriptor| Ok(Reply { notice: Notice::new(Tell::Done, slot, a, 0), descriptor });
         match ask {
             Ask::Spawn => {
                 if !self.slots.is_free(slot) {
@@ -300,7 +317,7 @@ impl Keeper {
                 let child = self.spawn(request, &descriptors)?;
                 let pid = child.pid as u64;
                 self.slots.started(slot, a, child, Some(fence));
-                Ok((pid, Some(end)))
+                done(pid, Some(end))
             }
             Ask::Guest => {
                 if !self.slots.is_free(slot) {
@@ -309,48 +326,49 @@ impl Keeper {
                 let (fence, end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
                 self.slots.guest(slot, a, fence);
                 self.lives(slot, a);
-                Ok((0, Some(end)))
+                done(0, Some(end))
             }
             Ask::GuestGone => {
                 self.slots.guest_gone(slot);
                 self.died(slot);
-                Ok((0, None))
+                done(0, None)
             }
             Ask::Lives => {
                 // Not for one that died while the request was on its way.
                 if self.slots.lives(slot, a) {
                     self.lives(slot, a);
                 }
-                Ok((0, None))
+                done(0, None)
             }
             Ask::Signal => {
                 let signal = i32::try_from(a).map_err(|_| Errno::EINVAL)?;
                 process::signal(self.slots.pidfd(slot).ok_or(Errno::ESRCH)?, signal)?;
-                Ok((0, None))
+                done(0, None)
             }
             Ask::Memory => {
                 let memory = segment::memfd("pins")?;
                 segment::set_len(&memory, usize::try_from(a).map_err(|_| Errno::EINVAL)?)?;
                 self.slots.keep(slot, b, memory.try_clone()?)?;
-                Ok((0, Some(memory)))
+                done(0, Some(memory))
             }
             Ask::ReaderGone => {
                 self.slots.reader_gone(slot, b);
-                Ok((0, None))
+                done(0, None)
             }
-            Ask::Hold => {
-                if self.held.len() + descriptors.len() > MAX_HELD {
-                    return Err(Errno::EMFILE.into());
-                }
-                self.held.extend(descriptors);
-                Ok((0, None))
+            Ask::List => {
+                let (record, next) = self.store.next(a).ok_or(Errno::ENOENT)?;
+                let Key { kind, slot, number } = record.key;
+                let mut notice = Notice::new(Tell::Done, slot, number, kind.into());
+                (notice.c, notice.tag) = (next, record.tag);
+                Ok(Reply { notice, descriptor: record.descriptor.as_ref().map(OwnedFd::try_clone).transpose()? })
             }
             Ask::Ending => {
                 self.heard_by = None;
-                Ok((0, None))
+                done(0, None)
             }
-            Ask::Status => Ok((0, Some(self.status.fd().try_clone_to_owned()?))),
-            Ask::End => Err(Errno::EINVAL.into()), // Handled in the loop.
+            Ask::Status => done(0, Some(self.status.fd().try_clone_to_owned()?)),
+            // Handled in the loop.
+            Ask::Put | Ask::Take | Ask::End => Err(Errno::EINVAL.into()),
         }
     }
 
@@ -404,6 +422,12 @@ impl Keeper {
             futex::wake(word, i32::MAX);
         }
     }
+}
+
+/// What a request is answered with.
+struct Reply {
+    notice: Notice,
+    descriptor: Option<OwnedFd>,
 }
 
 struct Ready {

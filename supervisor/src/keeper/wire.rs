@@ -1,13 +1,15 @@
 //! What the supervisor and the keeper say to each other: fixed-size records over a `SOCK_SEQPACKET` pair.
 //!
-//! - A request is [`Request`], 320 bytes, with at most four descriptors; every request gets exactly one reply, in order.
-//! - Replies and events are [`Notice`], 32 bytes. Events come when they come, between replies.
+//! - A request is [`Request`], 320 bytes, with at most four descriptors; every request but `Put`, `Take` and `End` gets
+//!   exactly one reply, in order.
+//! - What was sent is carried out, also when the supervisor dies meanwhile: a record that was put is kept from then on.
+//! - Replies and events are [`Notice`], 320 bytes. Events come when they come, between replies.
 //! - Native byte order: both ends are the same binary on the same machine. Nothing in it is parsed: every field is a
 //!   number or a NUL-padded string at a fixed place.
 //!
 //! ```text
-//! Request  0 kind u32 | 4 slot u32 | 8 a u64 | 16 arguments u32 | 20 zero u32 | 24 b u64    | 32 four strings of 72 bytes
-//! Notice   0 kind u32 | 4 slot u32 | 8 a u64 | 16 b u64         | 24 zero u64
+//! Request  0 kind u32 | 4 slot u32 | 8 a u64 | 16 arguments u32 | 20 zero u32 | 24 b u64 | 32 four strings of 72 bytes, or a tag
+//! Notice   0 kind u32 | 4 slot u32 | 8 a u64 | 16 b u64         | 24 c u64               | 32 tag
 //! ```
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -27,6 +29,20 @@ pub const ARGUMENT: usize = 72;
 /// Most arguments of a program, its own name included.
 pub const ARGUMENTS: usize = 4;
 
+/// Bytes of a record's tag.
+pub const TAG: usize = ARGUMENT * ARGUMENTS;
+
+/// What a record is found by. The numbers mean what the supervisor wants them to mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Kind of thing.
+    pub kind: u32,
+    /// Whose it is.
+    pub slot: u32,
+    /// Which one.
+    pub number: u64,
+}
+
 /// What the supervisor wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -45,8 +61,9 @@ pub enum Ask {
     /// Make memory of `a` bytes for a segment that the process in `slot` writes and `b` reads, and keep it until that
     /// process is fenced, or `b` is gone. Reply: descriptor: the memory.
     Memory = 6,
-    /// Keep the descriptor open as long as the node lives.
-    Hold = 7,
+    /// Keep the record with kind `b`, `slot`, number `a` and the tag, instead of what was kept under that key. Descriptor:
+    /// the record's, if it has one. No reply.
+    Put = 7,
     /// Reply: descriptor: the status page.
     Status = 8,
     /// End the node: whatever still runs is killed; the keeper exits with code `a`. No reply.
@@ -55,6 +72,11 @@ pub enum Ask {
     ReaderGone = 10,
     /// The supervisor has heard `Terminate` and ends the node.
     Ending = 11,
+    /// Forget the record with kind `b`, `slot` and number `a`, if there is one. No reply.
+    Take = 12,
+    /// Reply: the first record at cursor `a` or behind, or `ENOENT`. `a` = number, `b` = kind, `c` = the next cursor, with
+    /// its slot, tag and descriptor.
+    List = 13,
 }
 
 /// What the keeper tells.
@@ -105,17 +127,44 @@ pub struct Notice {
     pub a: u64,
     /// Depends on the kind.
     pub b: u64,
-    /// Zero.
-    pub reserved: u64,
+    /// Depends on the kind.
+    pub c: u64,
+    /// A record's tag.
+    pub tag: [u8; TAG],
 }
 
 const _: () = assert!(size_of::<Request>() == 320);
-const _: () = assert!(size_of::<Notice>() == 32);
+const _: () = assert!(size_of::<Notice>() == 320);
 
 impl Request {
     /// A request without arguments.
     pub fn new(ask: Ask, slot: u32, a: u64) -> Request {
         Request { kind: ask as u32, slot, a, arguments: 0, reserved: 0, b: 0, strings: [[0; ARGUMENT]; ARGUMENTS] }
+    }
+
+    /// For the record with this key.
+    pub fn record(ask: Ask, key: Key) -> Request {
+        Request::new(ask, key.slot, key.number).with_b(key.kind.into())
+    }
+
+    /// With a record's tag.
+    pub fn with_tag(mut self, tag: &[u8; TAG]) -> Request {
+        for (string, bytes) in self.strings.iter_mut().zip(tag.chunks_exact(ARGUMENT)) {
+            string.copy_from_slice(bytes);
+        }
+        self
+    }
+
+    /// A record's tag.
+    pub fn tag(&self) -> [u8; TAG] {
+        let mut tag = [0; TAG];
+        tag.copy_from_slice(self.strings.as_flattened());
+        tag
+    }
+
+    /// The key of the record that it is about, if that can be one.
+    pub fn key(&self) -> Option<Key> {
+        Some(Key { kind: u32::try_from(self.b).ok()?, slot: self.slot, number: self.a })
     }
 
     /// With its second number.
@@ -148,11 +197,13 @@ impl Request {
             Ask::Lives,
             Ask::Signal,
             Ask::Memory,
-            Ask::Hold,
+            Ask::Put,
             Ask::Status,
             Ask::End,
             Ask::ReaderGone,
             Ask::Ending,
+            Ask::Take,
+            Ask::List,
         ]
         .into_iter()
         .find(|&ask| ask as u32 == self.kind)
@@ -162,7 +213,7 @@ impl Request {
 impl Notice {
     /// A notice.
     pub fn new(tell: Tell, slot: u32, a: u64, b: u64) -> Notice {
-        Notice { kind: tell as u32, slot, a, b, reserved: 0 }
+        Notice { kind: tell as u32, slot, a, b, c: 0, tag: [0; TAG] }
     }
 
     /// What it tells, if that exists.
@@ -186,18 +237,31 @@ mod tests {
             Ask::Lives,
             Ask::Signal,
             Ask::Memory,
-            Ask::Hold,
+            Ask::Put,
             Ask::Status,
             Ask::End,
             Ask::ReaderGone,
             Ask::Ending,
+            Ask::Take,
+            Ask::List,
         ] {
             let request = Request::new(ask, 3, 9).with_b(8);
             let back = Request::read_from_bytes(request.as_bytes()).unwrap();
             assert_eq!((back.ask(), back.slot, back.a, back.b), (Some(ask), 3, 9, 8));
         }
         assert_eq!(Request::read_from_bytes(&[0xff; 320]).unwrap().ask(), None);
-        assert_eq!(Notice::read_from_bytes(&[0xff; 32]).unwrap().tell(), None);
+        assert_eq!(Notice::read_from_bytes(&[0xff; 320]).unwrap().tell(), None);
+    }
+
+    #[test]
+    fn a_record_survives_its_encoding() {
+        let key = Key { kind: 4, slot: 5, number: u64::MAX };
+        let mut tag = [0; TAG];
+        tag.iter_mut().zip(0..).for_each(|(to, from): (&mut u8, u16)| *to = from as u8);
+        let request = Request::record(Ask::Put, key).with_tag(&tag);
+        let back = Request::read_from_bytes(request.as_bytes()).unwrap();
+        assert_eq!((back.key(), back.tag()), (Some(key), tag));
+        assert_eq!(Request::new(Ask::Put, 5, 1).with_b(1 << 32).key(), None);
     }
 
     #[test]

@@ -282,11 +282,11 @@ async fn spawn_process(node: &Rc<Node>, index: usize, epoch: u64) -> std::io::Re
         .with_arguments(&["atoll", "serve", &component.entry.builtin])
         .ok_or(nix::errno::Errno::E2BIG)?;
     let given = [program.as_fd(), theirs.as_fd(), written.as_fd(), written.as_fd()];
-    let (pid, fence) = node.keeper.ask(request, &given).await?;
+    let (spawned, fence) = node.keeper.ask(request, &given).await?;
     let fence = fence.ok_or_else(|| std::io::Error::other("no fence"))?;
     let log = component.log.clone();
     let output = spawn(async move { log.capture(output).await });
-    Ok((pid as u32, fence, ours, output))
+    Ok((spawned.a as u32, fence, ours, output))
 }
 
 fn uses(node: &Node, index: usize) -> Vec<UseInfo> {

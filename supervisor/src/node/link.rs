@@ -11,7 +11,7 @@ use kernel_ipc::runtime::io::{File, poll_readable, poll_writable};
 use kernel_ipc::sys::descriptors;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::keeper::wire::{Ask, Notice, Request, Tell};
+use crate::keeper::wire::{Ask, Key, Notice, Request, TAG, Tell};
 
 /// Sends requests and pairs them with the keeper's replies, which come in order.
 pub struct Link {
@@ -28,11 +28,23 @@ const MAX_ASKED: usize = 64;
 
 /// What the keeper says.
 enum Said {
-    Reply(Reply),
+    Reply(Box<Reply>),
     Event(Event),
 }
 
-type Reply = io::Result<(u64, Option<OwnedFd>)>;
+type Reply = io::Result<(Notice, Option<OwnedFd>)>;
+
+/// What the keeper holds for this supervisor and the next.
+#[derive(Debug)]
+#[expect(dead_code, reason = "for what is taken over from a dead supervisor")]
+pub struct Record {
+    /// What it is found by.
+    pub key: Key,
+    /// What is said of it.
+    pub tag: [u8; TAG],
+    /// What is held, if it is a descriptor.
+    pub descriptor: Option<OwnedFd>,
+}
 
 /// News from the keeper that nobody asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +121,53 @@ impl Link {
         descriptor.ok_or_else(|| io::Error::other("the keeper's reply lacks its descriptor"))
     }
 
+    /// Keeps a record, in the place of one with the same key. From this call's return on it outlives this process. Does not
+    /// wait for the keeper's word; waits for its socket, which it always reads.
+    ///
+    /// # Errors
+    /// Of the socket.
+    pub fn put(&self, key: Key, tag: &[u8; TAG], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let request = Request::record(Ask::Put, key).with_tag(tag);
+        loop {
+            match descriptors::send(self.socket.as_fd(), request.as_bytes(), descriptor.as_slice(), true) {
+                // Descriptors on their way are counted for the whole user; the keeper is about to receive ours.
+                Err(error) if error.raw_os_error() == Some(libc::ETOOMANYREFS) => std::thread::yield_now(),
+                sent => return sent,
+            }
+        }
+    }
+
+    /// Forgets a record, if there is one. Otherwise as [`put`](Link::put).
+    ///
+    /// # Errors
+    /// Of the socket.
+    #[expect(dead_code, reason = "for what is taken over from a dead supervisor")]
+    pub fn take(&self, key: Key) -> io::Result<()> {
+        let request = Request::record(Ask::Take, key);
+        descriptors::send(self.socket.as_fd(), request.as_bytes(), &[], true)
+    }
+
+    /// All records, in no order. Before anybody listens to events, blocking the thread.
+    ///
+    /// # Errors
+    /// As [`ask`](Link::ask).
+    #[expect(dead_code, reason = "for what is taken over from a dead supervisor")]
+    pub fn records(&self) -> io::Result<Vec<Record>> {
+        let mut records = Vec::new();
+        let mut cursor = 0;
+        loop {
+            match self.ask_blocking(Request::new(Ask::List, 0, cursor), &[]) {
+                Ok((Notice { slot, a: number, b, c, tag, .. }, descriptor)) => {
+                    let kind = u32::try_from(b).map_err(io::Error::other)?;
+                    records.push(Record { key: Key { kind, slot, number }, tag, descriptor });
+                    cursor = c;
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(records),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Ends the node; the keeper kills this process too.
     pub fn end(&self, code: u8) {
         let request = Request::new(Ask::End, 0, code.into());
@@ -123,7 +182,7 @@ impl Link {
         descriptors::send(self.socket.as_fd(), request.as_bytes(), given, true)?;
         loop {
             match self.receive(true)? {
-                Said::Reply(reply) => return reply,
+                Said::Reply(reply) => return *reply,
                 Said::Event(event) => self.early.borrow_mut().push_back(event),
             }
         }
@@ -142,7 +201,7 @@ impl Link {
                 Ok(Said::Event(event)) => return Ok(event),
                 Ok(Said::Reply(reply)) => {
                     let answer = self.asked.borrow_mut().pop_front();
-                    let _ = answer.ok_or_else(|| io::Error::other("a reply to nothing"))?.give(reply);
+                    let _ = answer.ok_or_else(|| io::Error::other("a reply to nothing"))?.give(*reply);
                     self.replied.happen();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => poll_readable(&self.socket).await?,
@@ -162,8 +221,8 @@ impl Link {
             Tell::Exited => Said::Event(Event::Exited { slot, epoch: a, wait_status: b as u32 as i32 }),
             Tell::Fenced => Said::Event(Event::Fenced { slot, epoch: a }),
             Tell::Terminate => Said::Event(Event::Terminate),
-            Tell::Done => Said::Reply(Ok((a, packet.descriptors.into_iter().next()))),
-            Tell::Failed => Said::Reply(Err(io::Error::from_raw_os_error(a as i32))),
+            Tell::Done => Said::Reply(Box::new(Ok((notice, packet.descriptors.into_iter().next())))),
+            Tell::Failed => Said::Reply(Box::new(Err(io::Error::from_raw_os_error(a as i32)))),
         })
     }
 }

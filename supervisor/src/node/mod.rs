@@ -36,7 +36,7 @@ use kernel_ipc::{Incarnation, LenderId, SessionId};
 use serde_json::Value;
 
 use crate::ended::Ended;
-use crate::keeper::wire::{Ask, Request, SUPERVISOR_SLOT};
+use crate::keeper::wire::{Ask, Key, Request, SUPERVISOR_SLOT, TAG};
 use crate::manifest::{self, Checked, Manifest, Origin};
 use crate::sys::process;
 use crate::up::Progress;
@@ -147,6 +147,9 @@ struct Node {
     progress: RefCell<Option<File>>,
 }
 
+/// The record of the state directory's lock, which lasts as long as the node.
+const LOCK: u32 = 1;
+
 /// Most messages that may wait for a guest: some for each session that it may have.
 const MAX_UNREAD: usize = 4 * messages::MAX_SESSIONS;
 
@@ -249,7 +252,7 @@ impl Node {
             entry,
         });
         let components: Vec<Component> = components.collect();
-        keeper.ask_blocking(Request::new(Ask::Hold, 0, 0), &[state.lock().as_fd()])?;
+        keeper.put(Key { kind: LOCK, slot: 0, number: 0 }, &[0; TAG], Some(state.lock().as_fd()))?;
         let (_, status) = keeper.ask_blocking(Request::new(Ask::Status, 0, 0), &[])?;
         let status = status.ok_or_else(|| std::io::Error::other("no status page"))?;
         Ok(Node {

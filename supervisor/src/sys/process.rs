@@ -109,7 +109,7 @@ fn child(parent: i32, program: RawFd, numbers: &[RawFd], argv: &[*const c_char],
         }
         let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core);
-        raise(libc::RLIMIT_NOFILE, 65_536);
+        raise(libc::RLIMIT_NOFILE, DESCRIPTORS);
         raise(libc::RLIMIT_MEMLOCK, libc::RLIM_INFINITY);
 
         // First out of the way of 0, 1, 2, …, then into place.
@@ -136,6 +136,14 @@ fn child(parent: i32, program: RawFd, numbers: &[RawFd], argv: &[*const c_char],
         libc::syscall(libc::SYS_execveat, program, c"".as_ptr(), argv.as_ptr(), envp.as_ptr(), libc::AT_EMPTY_PATH);
         fail(127, b"atoll: the program cannot be executed\n")
     }
+}
+
+/// Descriptors that a process of a node may have, if the hard limit allows.
+const DESCRIPTORS: libc::rlim_t = 65_536;
+
+/// Lets this process have as many descriptors as those that it starts.
+pub fn raise_descriptors() {
+    raise(libc::RLIMIT_NOFILE, DESCRIPTORS);
 }
 
 /// Raises a soft limit to at most `wanted`, within the hard one.
