@@ -9,6 +9,9 @@
 //!   with a number of descriptors other than its kind allows is a [`ChannelError::Protocol`]; the reader closes the
 //!   connection.
 //! - Messages of one direction arrive in the order in which they were sent. What the order means is said at each message.
+//! - The keeper holds the supervisor's end too: when the supervisor dies, the next one takes the socket over and asks
+//!   [`Adopt`](ToComponent::Adopt). What it reads before the [`Account`] is void, because the account says what it led to,
+//!   and what has no answer yet is said again behind it.
 
 mod channel;
 mod outbox;
@@ -25,7 +28,7 @@ pub use channel::{Channel, ChannelError};
 pub use outbox::Outbox;
 
 /// Version of this protocol; both ends must speak the same one (there is one binary per node).
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Longest message, in bytes of JSON.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -231,6 +234,67 @@ pub enum ToComponent {
     },
     /// End in order: finish accepted calls, make state durable, exit with success.
     Stop,
+    /// Another supervisor has taken over: answer with [`Account`]s that carry this number, then say again what is not
+    /// answered yet: `Lends`, `Report`, `Keep`, `Region`, `Open`. A peer that was not greeted yet has nothing to account
+    /// for, and begins anew.
+    Adopt {
+        /// Which supervisor it is.
+        turn: u64,
+    },
+}
+
+/// What a peer knows of its node, in one or more parts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// Of the `Adopt` that it answers.
+    pub turn: u64,
+    /// Nothing more comes.
+    pub last: bool,
+    /// Sessions that it serves or is about to, each with its client.
+    pub hosts: Vec<(SessionId, Incarnation)>,
+    /// Sessions that it has opened, each with the run that serves it or did last.
+    pub uses: Vec<(SessionId, Incarnation)>,
+    /// The lenders that it has met, each with the epoch of the table that it has.
+    pub lenders: Vec<(LenderId, Epoch)>,
+    /// The regions that it has mapped, for each lender.
+    pub regions: Vec<(LenderId, RegionId)>,
+    /// The mappers whose pins it has attached.
+    pub mappers: Vec<Incarnation>,
+    /// Whom it has lent something that is not given back.
+    pub holders: Vec<Incarnation>,
+}
+
+impl Account {
+    /// Things in one part: far less than fit into a message.
+    pub const PART: usize = 256;
+
+    /// Cuts an account into parts that can be sent.
+    pub fn parts(mut self) -> Vec<Account> {
+        fn cut<T>(list: &mut Vec<T>) -> Vec<T> {
+            list.drain(..list.len().min(Account::PART)).collect()
+        }
+        let mut parts = Vec::new();
+        loop {
+            let part = Account {
+                turn: self.turn,
+                last: false,
+                hosts: cut(&mut self.hosts),
+                uses: cut(&mut self.uses),
+                lenders: cut(&mut self.lenders),
+                regions: cut(&mut self.regions),
+                mappers: cut(&mut self.mappers),
+                holders: cut(&mut self.holders),
+            };
+            parts.push(part);
+            if self == (Account { turn: self.turn, last: self.last, ..Account::default() }) {
+                break;
+            }
+        }
+        if let Some(last) = parts.last_mut() {
+            last.last = true;
+        }
+        parts
+    }
 }
 
 /// A session that a host is asked to serve.
@@ -365,6 +429,8 @@ pub enum ToSupervisor {
         /// The counters.
         counters: CounterValues,
     },
+    /// Answers `Adopt`.
+    Account(Box<Account>),
     /// This run cannot go on; it exits with failure after this message.
     Failed {
         /// For people.
@@ -436,7 +502,8 @@ impl Message for ToComponent {
             | ToComponent::RegionPublished { .. }
             | ToComponent::MapperFenced { .. }
             | ToComponent::AskCounters { .. }
-            | ToComponent::Stop => 0..=0,
+            | ToComponent::Stop
+            | ToComponent::Adopt { .. } => 0..=0,
         }
     }
 }
@@ -460,7 +527,45 @@ impl Message for ToSupervisor {
             | ToSupervisor::PinsAttached { .. }
             | ToSupervisor::Report { .. }
             | ToSupervisor::Counters { .. }
+            | ToSupervisor::Account(_)
             | ToSupervisor::Failed { .. } => 0..=0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_is_cut_into_parts_that_fit_into_messages_and_lose_nothing() {
+        let empty = Account { turn: 3, ..Account::default() };
+        assert_eq!(empty.clone().parts(), [Account { last: true, ..empty.clone() }]);
+        let many = Account::PART as u64 * 2 + 5;
+        let big = || (u64::MAX - many..).take(many as usize);
+        let whole = Account {
+            hosts: big().map(|n| (SessionId(n), Incarnation(n))).collect(),
+            uses: big().map(|n| (SessionId(n), Incarnation(n))).take(Account::PART).collect(),
+            lenders: big().map(|n| (LenderId(n), Epoch(n))).collect(),
+            regions: big().map(|n| (LenderId(n), RegionId(n))).collect(),
+            mappers: big().map(Incarnation).collect(),
+            holders: big().map(Incarnation).collect(),
+            ..empty
+        };
+        let parts = whole.clone().parts();
+        let last: Vec<bool> = parts.iter().map(|part| part.last).collect();
+        assert_eq!(last, [false, false, true]);
+        let mut joined = Account { turn: 3, ..Account::default() };
+        for mut part in parts {
+            let message = ToSupervisor::Account(Box::new(part.clone()));
+            assert!(serde_json::to_vec(&message).expect("strings").len() <= MAX_MESSAGE);
+            joined.hosts.append(&mut part.hosts);
+            joined.uses.append(&mut part.uses);
+            joined.lenders.append(&mut part.lenders);
+            joined.regions.append(&mut part.regions);
+            joined.mappers.append(&mut part.mappers);
+            joined.holders.append(&mut part.holders);
+        }
+        assert_eq!(joined, whole);
     }
 }

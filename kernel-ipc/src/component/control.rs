@@ -5,7 +5,7 @@ use std::rc::{Rc, Weak};
 
 use nix::sys::signalfd::SignalFd;
 
-use super::{Context, Inner, endpoint, opening};
+use super::{Context, Inner, adoption, endpoint, opening};
 use crate::broker::{Channel, ChannelError, ToComponent, ToSupervisor};
 use crate::runtime::io::{self, File};
 use crate::runtime::spawn;
@@ -52,7 +52,10 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
         ToComponent::OpenFailed { request, error } => opening::failed(cx, request, error),
         ToComponent::Serve(serve) => {
             let segment = descriptor();
-            cx.0.serving.borrow_mut().insert(serve.session);
+            if adoption::serves_already(cx, serve.session) {
+                return;
+            }
+            cx.0.serving.borrow_mut().insert(serve.session, serve.client);
             spawn(endpoint::serve(cx.clone(), *serve, segment, given.next()));
         }
         ToComponent::ClientGone { session, client, died, survives } => {
@@ -80,7 +83,7 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
         }
         ToComponent::Kept { name } => {
             let memory = descriptor();
-            if let Some(answer) = cx.0.keeping.borrow_mut().remove(&name) {
+            if let Some((_, answer)) = cx.0.keeping.borrow_mut().remove(&name) {
                 let _ = answer.give(memory);
             }
         }
@@ -101,7 +104,7 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
         }
         ToComponent::LenderGone { lender, regions } => cx.0.introductions.lender_gone(lender, &regions),
         ToComponent::RegionPublished { region } => {
-            if let Some(answer) = cx.0.publishing.borrow_mut().remove(&region) {
+            if let Some((_, answer)) = cx.0.publishing.borrow_mut().remove(&region) {
                 let _ = answer.give(());
             }
         }
@@ -121,6 +124,7 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
             cx.send(&ToSupervisor::Counters { request, counters: cx.0.counters.values() }, &[]);
         }
         ToComponent::Stop => cx.0.stop.happen(),
+        ToComponent::Adopt { turn } => adoption::account(cx, turn),
         ToComponent::Welcome(_)
         | ToComponent::Rejected { .. }
         | ToComponent::Heritage { .. }

@@ -78,7 +78,7 @@ pub(super) async fn serve(cx: Context, serve: Serve, segment: OwnedFd, ledger: O
         Some(endpoint) => endpoint.open(cx.clone(), serve, segment, ledger).await,
         None => Err("no such endpoint is provided".to_owned()),
     };
-    let wanted = cx.0.serving.borrow_mut().remove(&id);
+    let wanted = cx.0.serving.borrow_mut().remove(&id).is_some();
     match opened {
         // Its client is gone already, and nobody waits for an answer.
         Ok(session) if !wanted => session.close(),

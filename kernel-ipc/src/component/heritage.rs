@@ -160,7 +160,7 @@ impl Context {
     /// [`ContextError::Supervisor`] if it is gone.
     pub async fn keep(&self, name: &str, bytes: usize) -> Result<OwnedFd, ContextError> {
         let (kept, answer) = question();
-        self.0.keeping.borrow_mut().insert(name.to_owned(), answer);
+        self.0.keeping.borrow_mut().insert(name.to_owned(), (bytes, answer));
         self.send(&ToSupervisor::Keep { name: name.to_owned(), bytes: bytes as u64 }, &[]);
         let lost = || ContextError::Supervisor("it is gone".into());
         if self.0.lost.has_happened() { Err(lost()) } else { kept.await.ok_or_else(lost) }

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use crate::broker::Account;
 use crate::lease::{Holder, Lender, Mapper, PinSegment, RegionReader, StatusWord};
 use crate::sys::segment::SegmentReader;
 use crate::{Epoch, Incarnation, LenderId, RegionId};
@@ -19,6 +20,8 @@ pub(super) struct Introductions {
     holder: Rc<RefCell<Holder>>,
     /// Adopted, and not yet part of the mapper.
     pins: RefCell<HashMap<LenderId, PinSegment>>,
+    /// The epoch of the table of each lender that was met.
+    lenders: RefCell<HashMap<LenderId, Epoch>>,
     /// Every region is mapped once, whoever lends from it.
     regions: RefCell<HashMap<RegionId, (RegionReader, Vec<LenderId>)>>,
 }
@@ -31,6 +34,7 @@ impl Introductions {
             mapper: Rc::new(RefCell::new(Mapper::new())),
             holder: Rc::new(RefCell::new(Holder::new(me))),
             pins: RefCell::default(),
+            lenders: RefCell::default(),
             regions: RefCell::default(),
         }
     }
@@ -43,8 +47,12 @@ impl Introductions {
         self.holder.clone()
     }
 
-    /// Makes the keeper's memory this run's pin segment for a lender.
+    /// Makes the keeper's memory this run's pin segment for a lender. A supervisor that does not know how far the last one
+    /// had come says it again, with the same memory.
     pub(super) fn adopt_pins(&self, lender: LenderId, capacity: u32, memory: OwnedFd) -> io::Result<()> {
+        if self.pins.borrow().contains_key(&lender) || self.lenders.borrow().contains_key(&lender) {
+            return Ok(());
+        }
         let pins = PinSegment::adopt(memory, self.me, self.epoch, lender, capacity)?;
         self.pins.borrow_mut().insert(lender, pins);
         Ok(())
@@ -61,6 +69,7 @@ impl Introductions {
         // A lender that survived has a new table; pins and regions are what they were.
         let known = self.mapper.borrow_mut().reintroduce(lender, epoch, &table, status.clone())?;
         if self.holder.borrow_mut().reintroduce(lender, epoch, &table, status.clone())? || known {
+            self.lenders.borrow_mut().insert(lender, epoch);
             return Ok(());
         }
         let for_kernel = match self.pins.borrow_mut().remove(&lender) {
@@ -71,6 +80,7 @@ impl Introductions {
         if let Some((pins, table)) = for_kernel {
             self.mapper.borrow_mut().introduce(lender, epoch, table, &[], pins, status)?;
         }
+        self.lenders.borrow_mut().insert(lender, epoch);
         Ok(())
     }
 
@@ -81,10 +91,21 @@ impl Introductions {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => new.insert((RegionReader::open(memory, region)?, Vec::new())),
         };
+        if lenders.contains(&lender) {
+            return Ok(());
+        }
         lenders.push(lender);
         self.mapper.borrow_mut().add_region(lender, reader.clone());
         self.holder.borrow_mut().add_region(lender, reader.clone());
         Ok(())
+    }
+
+    /// The lenders that were met, and the regions that are mapped for each.
+    pub(super) fn account(&self, account: &mut Account) {
+        account.lenders.extend(self.lenders.borrow().iter().map(|(lender, epoch)| (*lender, *epoch)));
+        for (region, (_, lenders)) in &*self.regions.borrow() {
+            account.regions.extend(lenders.iter().map(|lender| (*lender, *region)));
+        }
     }
 
     /// Forgets a dead lender, if it does not survive, and the regions that it owned. What is pinned of them stays mapped
@@ -92,6 +113,7 @@ impl Introductions {
     pub(super) fn lender_gone(&self, lender: Option<LenderId>, gone: &[RegionId]) {
         if let Some(lender) = lender {
             self.pins.borrow_mut().remove(&lender);
+            self.lenders.borrow_mut().remove(&lender);
             self.mapper.borrow_mut().retire(lender);
             self.holder.borrow_mut().retire(lender);
         }

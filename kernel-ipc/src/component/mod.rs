@@ -23,6 +23,7 @@
 //! }
 //! ```
 
+mod adoption;
 mod connection;
 mod control;
 mod endpoint;
@@ -33,7 +34,7 @@ mod start;
 pub mod waits;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -174,8 +175,8 @@ struct Inner {
     stop: Event,
     /// Provided endpoints, by name.
     endpoints: RefCell<HashMap<String, Rc<dyn endpoint::Endpoint>>>,
-    /// Sessions that are about to be served; one that is taken out is wanted no longer.
-    serving: RefCell<HashSet<SessionId>>,
+    /// Sessions that are about to be served, each with its client; one that is taken out is wanted no longer.
+    serving: RefCell<HashMap<SessionId, Incarnation>>,
     /// Sessions that this component serves.
     hosted: RefCell<HashMap<SessionId, HostSession>>,
     /// Sessions that it has opened, while somebody keeps them open.
@@ -184,12 +185,14 @@ struct Inner {
     left: RefCell<heritage::Left>,
     /// What the next run will go on from.
     survival: heritage::Survival,
-    /// Memory that was asked to be kept.
-    keeping: RefCell<HashMap<String, waits::Answer<std::os::fd::OwnedFd>>>,
+    /// Memory that was asked to be kept, and how much of it.
+    keeping: RefCell<HashMap<String, (usize, waits::Answer<std::os::fd::OwnedFd>)>>,
     /// Sessions that it has asked for, by request.
     asked: RefCell<HashMap<u64, opening::Asked>>,
     /// Regions whose introduction is awaited.
-    publishing: RefCell<HashMap<RegionId, waits::Answer<()>>>,
+    publishing: RefCell<HashMap<RegionId, (std::os::fd::OwnedFd, waits::Answer<()>)>>,
+    /// What was reported, the latest of each.
+    reported: RefCell<HashMap<String, Value>>,
     next_request: Cell<u64>,
     next_region: Cell<u64>,
     lender: RefCell<Option<Rc<RefCell<Lender>>>>,
@@ -309,7 +312,8 @@ impl Context {
         // The supervisor introduces regions to those who have met the lender.
         self.lender();
         let (published, answer) = waits::question();
-        self.0.publishing.borrow_mut().insert(region.id(), answer);
+        let memory = region.fd().try_clone_to_owned().map_err(ContextError::Io)?;
+        self.0.publishing.borrow_mut().insert(region.id(), (memory, answer));
         self.send(&ToSupervisor::Region { region: region.id() }, &[region.fd()]);
         let lost = || ContextError::Supervisor("it is gone".into());
         if self.0.lost.has_happened() { Err(lost()) } else { published.await.ok_or_else(lost) }
@@ -365,7 +369,9 @@ impl Context {
 
     /// Tells a fact about this component for `atoll ps`, such as `listen`.
     pub fn report(&self, key: &str, value: impl Into<Value>) {
-        self.send(&ToSupervisor::Report { key: key.to_owned(), value: value.into() }, &[]);
+        let value = value.into();
+        self.0.reported.borrow_mut().insert(key.to_owned(), value.clone());
+        self.send(&ToSupervisor::Report { key: key.to_owned(), value }, &[]);
     }
 
     /// What an earlier run of this component told last under `key`, if there was one since the node came up.

@@ -23,6 +23,19 @@ pub(super) struct Asked {
     answer: Answer<Result<ClientSession, ConnectError>>,
 }
 
+impl Asked {
+    /// Says what is asked for, also again: to a supervisor that did not hear it.
+    pub(super) fn say(&self, cx: &Context, request: u64) {
+        let message = ToSupervisor::Open {
+            request,
+            endpoint: self.name.clone(),
+            interface: self.interface.clone(),
+            resumes: self.resumes.as_ref().map(ClientSession::id),
+        };
+        cx.send(&message, &[self.offer.fd()]);
+    }
+}
+
 /// A session that is open, or suspended.
 pub(super) struct Used {
     pub(super) session: WeakSession,
@@ -106,21 +119,12 @@ async fn ask(
 ) -> Result<ClientSession, ConnectError> {
     let request = cx.0.next_request.replace(cx.0.next_request.get() + 1);
     let (opened, answer) = question();
-    let message = ToSupervisor::Open {
-        request,
-        endpoint: name.to_owned(),
-        interface: interface.to_owned(),
-        resumes: resumes.as_ref().map(ClientSession::id),
-    };
-    let segment = offer.fd().try_clone_to_owned().map_err(ConnectError::Io)?;
     let asked = Asked { name: name.to_owned(), interface: interface.to_owned(), offer, resumes, answer };
-    cx.0.asked.borrow_mut().insert(request, asked);
-    if cx.0.lost.has_happened() {
-        cx.0.asked.borrow_mut().remove(&request);
-    } else {
-        cx.send(&message, &[std::os::fd::AsFd::as_fd(&segment)]);
+    // Otherwise it is dropped, and its question has no answer.
+    if !cx.0.lost.has_happened() {
+        asked.say(cx, request);
+        cx.0.asked.borrow_mut().insert(request, asked);
     }
-    drop(segment);
     opened.await.unwrap_or_else(|| {
         let error = OpenError::Unavailable { reason: "the supervisor is gone".into() };
         Err(ConnectError::Refused { name: name.to_owned(), error })

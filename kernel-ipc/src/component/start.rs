@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -135,16 +136,27 @@ pub(super) fn guest(state: &Path, program: &str) -> Result<Context, ContextError
     let directory = std::fs::File::open(state).map_err(nothing)?;
     let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), crate::broker::GUEST_SOCKET);
     let address = UnixAddr::new(path.as_str()).map_err(std::io::Error::from)?;
-    let socket =
-        socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map_err(std::io::Error::from)?;
-    connect(socket.as_raw_fd(), &address).map_err(nothing)?;
+    let until = Instant::now() + GREETED_WITHIN;
+    let (channel, welcome, status, fence) = loop {
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+            .map_err(std::io::Error::from)?;
+        connect(socket.as_raw_fd(), &address).map_err(nothing)?;
+        match greet(socket, program) {
+            // The supervisor died before it had let us in, and another one is about to come; or the node is ending.
+            Err(ContextError::NothingRunning) if Instant::now() < until => std::thread::sleep(AGAIN),
+            greeted => break greeted?,
+        }
+    };
     // The fence is held until this process ends: a guest gives nobody else's pages to the kernel.
-    let (channel, welcome, status, fence) = greet(socket, program)?;
     let context = Context::new(channel, welcome, status);
     *context.0.fence.borrow_mut() = Some(fence);
     context.attend();
     Ok(context)
 }
+
+/// How long a guest tries to be let in, and the pause between two tries.
+const GREETED_WITHIN: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// The first words, of both sides.
 fn greet(socket: OwnedFd, program: &str) -> Result<(Channel, Welcome, StatusReader, OwnedFd), ContextError> {
@@ -164,6 +176,8 @@ fn greet(socket: OwnedFd, program: &str) -> Result<(Channel, Welcome, StatusRead
             Ok((channel, *welcome, StatusReader::open(status)?, fence))
         }
         ToComponent::Rejected { reason } => Err(ContextError::Rejected(reason)),
+        // Another supervisor, which knows as little of us as we of it.
+        ToComponent::Adopt { .. } => Err(ContextError::NothingRunning),
         _ => Err(ContextError::Supervisor("it did not greet".into())),
     }
 }
@@ -203,6 +217,7 @@ impl Context {
             used: RefCell::new(HashMap::new()),
             asked: RefCell::new(HashMap::new()),
             publishing: RefCell::new(HashMap::new()),
+            reported: RefCell::default(),
             left: RefCell::default(),
             survival: Survival::default(),
             keeping: RefCell::default(),
@@ -224,7 +239,7 @@ impl Context {
     }
 
     /// Tells the supervisor something, without blocking: it may be busy, and this thread has clients. If it is gone, the
-    /// keeper ends this component; nothing is to be done about it here.
+    /// keeper starts another one, which asks what it has missed; nothing is to be done about it here.
     pub(super) fn send(&self, message: &ToSupervisor, given: &[std::os::fd::BorrowedFd<'_>]) {
         if let Err(error) = self.0.outbox.send(message, given) {
             tracing::debug!("the supervisor did not get a message: {error}");

@@ -361,6 +361,16 @@ impl Lender {
         self.reclaim()
     }
 
+    /// The mappers whose pins count.
+    pub fn mappers(&self) -> Vec<Incarnation> {
+        self.mappers.iter().map(|attached| attached.pins.mapper).collect()
+    }
+
+    /// Everybody who has been lent something that is not free again.
+    pub fn holders(&self) -> Vec<Incarnation> {
+        self.accounts.iter().filter(|(_, account)| account.leases > 0).map(|(holder, _)| *holder).collect()
+    }
+
     fn attach(
         &mut self,
         mapper: Incarnation,
@@ -369,6 +379,10 @@ impl Lender {
         status: Option<StatusWord>,
     ) -> Result<(), BadSegment> {
         let pins = AttachedPins::check(pins, mapper, epoch, self.id, self.capacity)?;
+        // Said again, by somebody who does not know that it is done: the first segment may have been pinned in.
+        if self.mappers.iter().any(|known| known.pins.mapper == mapper) {
+            return Ok(());
+        }
         self.mappers.push(Attached { pins, status });
         Ok(())
     }

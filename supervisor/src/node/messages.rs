@@ -167,6 +167,7 @@ async fn handle(
             }
         }
         ToSupervisor::Counters { request, counters } => peer.asked.counters.answer(&request, counters),
+        ToSupervisor::Account(_) => return Err("it accounts for itself and was not asked to".into()),
         ToSupervisor::Failed { reason } => {
             *peer.trouble.borrow_mut() = Some(reason);
         }
