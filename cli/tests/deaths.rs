@@ -28,8 +28,7 @@ fn epoch(system: &System, name: &str) -> u64 {
     system.component(name)["epoch"].as_u64().expect("a number")
 }
 
-/// Waits until the file is served whole, which may take a moment: while httpd has not heard of the network's next
-/// incarnation, nobody listens.
+/// Waits until the file is served whole, which may take a moment: whoever was accepted by a run that died is reset.
 fn serves(listen: &str) {
     wait_for("the file to be served", || {
         get(listen, "/file.bin").is_ok_and(|reply| reply.status == 200 && reply.body == content())

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use kernel_ipc::runtime::IoMemory;
 
@@ -24,6 +24,12 @@ unsafe impl IoMemory for Bytes {
     fn io_len(&self) -> usize {
         self.length()
     }
+}
+
+/// Takes ownership of a descriptor that `accept4` has just given.
+pub(crate) fn accepted(descriptor: RawFd) -> OwnedFd {
+    // SAFETY: the kernel has made it for its only caller, who passes it on at once.
+    unsafe { OwnedFd::from_raw_fd(descriptor) }
 }
 
 /// Bytes that a TCP socket has taken and its peer has not acknowledged (`SIOCOUTQ`); a FIN counts as one.

@@ -329,6 +329,9 @@ fn handler(interface: &Interface) -> TokenStream {
             /// host's death ends its sessions.
             const SURVIVES: bool = false;
 
+            /// The client of a session has died, and the session ends by it: comes before its capabilities are dropped.
+            fn client_died(&self, _session: &::kernel_ipc::session::SessionInfo) {}
+
             /// A session has ended, in order or not. Its capabilities were dropped before.
             fn closed(&self, _session: &::kernel_ipc::session::SessionInfo) {}
         }
@@ -367,6 +370,10 @@ fn dispatcher(interface: &Interface) -> TokenStream {
                     #(#dropped)*
                     _ => {}
                 }
+            }
+
+            fn client_died(&self, session: &::kernel_ipc::session::SessionInfo) {
+                self.0.client_died(session);
             }
 
             fn closed(&self, session: &::kernel_ipc::session::SessionInfo) {

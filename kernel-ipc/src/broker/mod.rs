@@ -36,6 +36,11 @@ pub const MAX_MESSAGE: usize = 64 << 10;
 /// Most file descriptors that any message carries.
 pub const MAX_DESCRIPTORS: usize = 4;
 
+/// Most descriptors that one component may have held, and the longest name of one.
+pub const MAX_HELD: usize = 256;
+/// See [`MAX_HELD`].
+pub const MAX_HELD_NAME: usize = 192;
+
 /// The socket in the state directory to which guests connect.
 pub const GUEST_SOCKET: &str = "atoll.sock";
 
@@ -76,7 +81,7 @@ pub struct Welcome {
     pub uses: Vec<UseInfo>,
     /// The endpoints that it must provide before it is ready.
     pub provides: Vec<ProvideInfo>,
-    /// How many messages of the kinds `Heritage`, `Recovers` and `AttachPins` follow at once: what its last run left.
+    /// How many messages of the kinds `Heritage`, `Held`, `Recovers` and `AttachPins` follow at once: what its last run left.
     #[serde(default)]
     pub heritage: u32,
 }
@@ -120,6 +125,12 @@ pub enum ToComponent {
     /// Memory under a name that the last run of this component asked to be kept. Only behind `Welcome`.
     /// Descriptor: the memory.
     Heritage {
+        /// Its name.
+        name: String,
+    },
+    /// A descriptor under a name that a run of this component gave to be held. Only behind `Welcome`.
+    /// Descriptor: that one.
+    Held {
         /// Its name.
         name: String,
     },
@@ -361,6 +372,17 @@ pub enum ToSupervisor {
         /// Its length.
         bytes: u64,
     },
+    /// Hold a descriptor for this component's later runs, instead of one that it may hold under this name. Counts also
+    /// if this run has died since. Descriptor: the one to hold.
+    Hold {
+        /// Its name.
+        name: String,
+    },
+    /// Let go of a descriptor that is held under this name.
+    LetGo {
+        /// Its name.
+        name: String,
+    },
     /// What was kept makes no sense: forget it, with its sessions and the lender. This run ends.
     Forget,
     /// All endpoints are provided and everything works: dependants may start.
@@ -490,7 +512,7 @@ impl Message for ToComponent {
         match self {
             ToComponent::Welcome(_) => 2..=2,
             ToComponent::Opened { .. } | ToComponent::Recovers(_) => 1..=1,
-            ToComponent::Heritage { .. } | ToComponent::Kept { .. } => 1..=1,
+            ToComponent::Heritage { .. } | ToComponent::Held { .. } | ToComponent::Kept { .. } => 1..=1,
             ToComponent::Serve(_) => 1..=2,
             ToComponent::AdoptPins { .. } | ToComponent::MeetLender { .. } => 1..=1,
             ToComponent::MeetRegion { .. } | ToComponent::AttachPins { .. } => 1..=1,
@@ -513,11 +535,13 @@ impl Message for ToSupervisor {
         match self {
             ToSupervisor::Lends { .. }
             | ToSupervisor::Region { .. }
+            | ToSupervisor::Hold { .. }
             | ToSupervisor::Open { .. }
             | ToSupervisor::Serving { .. } => 1..=1,
             ToSupervisor::Hello { .. }
             | ToSupervisor::Provides { .. }
             | ToSupervisor::Keep { .. }
+            | ToSupervisor::LetGo { .. }
             | ToSupervisor::Forget
             | ToSupervisor::Ready
             | ToSupervisor::Refused { .. }

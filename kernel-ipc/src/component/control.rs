@@ -64,6 +64,7 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
             cx.0.survival.sessions.borrow_mut().remove(&session);
             match ended {
                 Some(ended) if survives => ended.abandon(),
+                Some(ended) if died => ended.client_died(),
                 Some(ended) => ended.close(),
                 None => {}
             }
@@ -128,6 +129,7 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
         ToComponent::Welcome(_)
         | ToComponent::Rejected { .. }
         | ToComponent::Heritage { .. }
+        | ToComponent::Held { .. }
         | ToComponent::Recovers(_) => {
             tracing::warn!("the supervisor greets twice");
         }

@@ -2,12 +2,14 @@
 //!
 //! - A component that survives calls [`Context::survive`] before it lends, serves or publishes: it gets the effects that
 //!   were not durable, the sessions that go on with their capabilities, and the leases that are out.
+//! - Descriptors of the kernel's that have to outlive a run (a listening socket) are [held](Context::hold) under names, for
+//!   components that survive and others alike.
 //! - All of it is checked as if it came from a disk. A session that makes no sense is dropped alone; with a ring or a ledger
 //!   of leases that makes no sense everything is forgotten, and this run ends: the next one is another lender.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use super::waits::question;
@@ -29,6 +31,7 @@ pub(super) struct Left {
     pub(super) memory: HashMap<String, OwnedFd>,
     pub(super) sessions: Vec<(Serve, OwnedFd)>,
     pub(super) pins: Vec<Pins>,
+    pub(super) held: Vec<(String, OwnedFd)>,
 }
 
 /// A mapper's pins, which the lender's next incarnation attaches before it does anything.
@@ -67,7 +70,8 @@ impl Context {
     /// # Errors
     /// [`ContextError::Supervisor`] if it is gone, [`ContextError::Io`] if memory is refused.
     pub async fn survive(&self, ring: usize) -> Result<Survived, ContextError> {
-        let left = self.0.left.take();
+        let held = std::mem::take(&mut self.0.left.borrow_mut().held);
+        let left = self.0.left.replace(Left { held, ..Left::default() });
         match self.follow(&left) {
             Ok(Some(survived)) => Ok(survived),
             Ok(None) => self.begin(ring).await,
@@ -83,6 +87,22 @@ impl Context {
     /// Memory of a dead run of this component under a name that [`survive`](Self::survive) does not use, once.
     pub fn inherited_memory(&self, name: &str) -> Option<OwnedFd> {
         self.0.left.borrow_mut().memory.remove(name)
+    }
+
+    /// What earlier runs of this component gave to be held, with its names; once.
+    pub fn held_before(&self) -> Vec<(String, OwnedFd)> {
+        std::mem::take(&mut self.0.left.borrow_mut().held)
+    }
+
+    /// Gives a descriptor to be held for later runs, in the place of one that is held under this name. At most
+    /// [`MAX_HELD`](crate::broker::MAX_HELD), with names of at most [`MAX_HELD_NAME`](crate::broker::MAX_HELD_NAME) bytes.
+    pub fn hold(&self, name: &str, descriptor: BorrowedFd<'_>) {
+        self.send(&ToSupervisor::Hold { name: name.to_owned() }, &[descriptor]);
+    }
+
+    /// What is held under this name is held no longer.
+    pub fn let_go(&self, name: &str) {
+        self.send(&ToSupervisor::LetGo { name: name.to_owned() }, &[]);
     }
 
     /// Starts with nothing.

@@ -192,6 +192,7 @@ fn inherit(channel: &Channel, messages: u32) -> Result<Left, ContextError> {
         let memory = given.into_iter().next();
         match (message, memory) {
             (ToComponent::Heritage { name }, Some(memory)) => drop(left.memory.insert(name, memory)),
+            (ToComponent::Held { name }, Some(held)) => left.held.push((name, held)),
             (ToComponent::Recovers(serve), Some(memory)) => left.sessions.push((*serve, memory)),
             (ToComponent::AttachPins { mapper, epoch, status_entry }, Some(memory)) => {
                 left.pins.push(Pins { mapper, epoch, status_entry, memory });

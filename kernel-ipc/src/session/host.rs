@@ -104,6 +104,12 @@ impl HostSession {
         self.inner.close();
     }
 
+    /// Ends the session because its client has died, which the service hears first.
+    pub fn client_died(&self) {
+        self.inner.client_died();
+        self.close();
+    }
+
     fn serve<S: Service>(
         link: impl Link + 'static,
         segment: Option<OwnedFd>,
@@ -186,6 +192,7 @@ trait Serving: Source + Recovering {
     fn info(&self) -> &SessionInfo;
     /// `None` while it lives; else what the client broke, if anything.
     fn end_reason(&self) -> Option<Option<Violation>>;
+    fn client_died(&self);
     fn close(&self);
     fn on_end(&self, hook: EndHook);
 }
@@ -501,6 +508,12 @@ impl<S: Service> Serving for Inner<S> {
 
     fn end_reason(&self) -> Option<Option<Violation>> {
         self.ended.get()
+    }
+
+    fn client_died(&self) {
+        if self.ended.get().is_none() {
+            self.service.client_died(&self.info);
+        }
     }
 
     fn close(&self) {

@@ -179,6 +179,9 @@ pub trait Service: 'static {
     /// future always runs to its end, also when the caller is gone; [`Call::until_cancelled`] tells.
     fn serve(&self, call: &mut Call) -> impl Future<Output = Response>;
 
+    /// The client has died, and the session ends by it: comes before its capabilities are dropped.
+    fn client_died(&self, _session: &SessionInfo) {}
+
     /// A capability of this session is gone: its holder released it, the session ended with it, or it could not be
     /// delivered.
     fn dropped(&self, _session: &SessionInfo, _capability: &Grant) {}

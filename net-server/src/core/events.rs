@@ -70,7 +70,8 @@ impl Entry {
         self.event(0).packed_bytes()
     }
 
-    fn received_bytes(&self) -> usize {
+    /// Received bytes that it brings.
+    pub fn received_bytes(&self) -> usize {
         match &self.occurrence {
             Occurrence::Received(bytes) => bytes.len(),
             _ => 0,
@@ -117,11 +118,11 @@ impl EventQueue {
         !self.waiting.is_empty() || !self.answered.is_empty()
     }
 
-    /// Takes the client's cursor; calls `opened(connection, bytes)` for received bytes that it has consumed.
+    /// Takes the client's cursor; calls `consumed` for each event that it has consumed.
     ///
     /// # Errors
     /// [`BadCursor`] for a cursor that is neither the last one answered nor the one before it.
-    pub fn consume(&mut self, cursor: u64, mut opened: impl FnMut(u64, usize)) -> Result<(), BadCursor> {
+    pub fn consume(&mut self, cursor: u64, mut consumed: impl FnMut(&Entry)) -> Result<(), BadCursor> {
         if cursor == self.consumed {
             return Ok(()); // the answer was lost, or there was none: `answered` is given again
         }
@@ -129,9 +130,7 @@ impl EventQueue {
             return Err(BadCursor);
         }
         for entry in self.answered.drain(..) {
-            if entry.received_bytes() > 0 {
-                opened(entry.connection, entry.received_bytes());
-            }
+            consumed(&entry);
         }
         self.consumed = cursor;
         Ok(())
@@ -178,10 +177,10 @@ mod tests {
         }
         let first: Vec<u64> = queue.batch(3, 1000, 16).iter().map(|entry| entry.connection).collect();
         assert_eq!((first, queue.next_cursor()), (vec![0, 1, 2], 3));
-        queue.consume(3, |_, _| ()).unwrap();
+        queue.consume(3, |_| ()).unwrap();
         let rest: Vec<u64> = queue.batch(3, 1000, 16).iter().map(|entry| entry.connection).collect();
         assert_eq!((rest, queue.next_cursor()), (vec![3, 4], 5));
-        queue.consume(5, |_, _| ()).unwrap();
+        queue.consume(5, |_| ()).unwrap();
         assert!(!queue.is_ready());
     }
 
@@ -191,33 +190,33 @@ mod tests {
         received(&mut queue, 1, 10);
         let first = queue.batch(8, 1000, 16).to_vec();
         received(&mut queue, 2, 10);
-        queue.consume(0, |_, _| panic!("nothing is consumed")).unwrap();
+        queue.consume(0, |_| panic!("nothing is consumed")).unwrap();
         assert_eq!(queue.batch(8, 1000, 16), first);
         assert_eq!(queue.next_cursor(), 1);
     }
 
     #[test]
-    fn consumed_bytes_open_the_window_of_their_connection() {
+    fn whoever_consumes_a_batch_consumes_every_event_of_it() {
         let mut queue = EventQueue::new(1000);
         received(&mut queue, 7, 10);
         queue.push(7, Occurrence::Finished);
         received(&mut queue, 8, 20);
         queue.batch(8, 1000, 16);
         let mut opened = Vec::new();
-        queue.consume(3, |connection, bytes| opened.push((connection, bytes))).unwrap();
-        assert_eq!(opened, [(7, 10), (8, 20)]);
+        queue.consume(3, |entry| opened.push((entry.connection, entry.received_bytes()))).unwrap();
+        assert_eq!(opened, [(7, 10), (7, 0), (8, 20)]);
     }
 
     #[test]
     fn a_cursor_from_elsewhere_is_refused() {
         let mut queue = EventQueue::new(1000);
         received(&mut queue, 1, 1);
-        assert_eq!(queue.consume(1, |_, _| ()), Err(BadCursor));
+        assert_eq!(queue.consume(1, |_| ()), Err(BadCursor));
         queue.batch(8, 1000, 16);
-        assert_eq!(queue.consume(2, |_, _| ()), Err(BadCursor));
-        assert_eq!(queue.consume(u64::MAX, |_, _| ()), Err(BadCursor));
-        queue.consume(1, |_, _| ()).unwrap();
-        assert_eq!(queue.consume(0, |_, _| ()), Err(BadCursor));
+        assert_eq!(queue.consume(2, |_| ()), Err(BadCursor));
+        assert_eq!(queue.consume(u64::MAX, |_| ()), Err(BadCursor));
+        queue.consume(1, |_| ()).unwrap();
+        assert_eq!(queue.consume(0, |_| ()), Err(BadCursor));
     }
 
     #[test]
@@ -228,9 +227,9 @@ mod tests {
             queue.push(connection, Occurrence::Accepted { peer: "[::1]:1".to_owned() });
         }
         assert_eq!(queue.batch(8, 1000, 2).len(), 1);
-        queue.consume(1, |_, _| ()).unwrap();
+        queue.consume(1, |_| ()).unwrap();
         assert_eq!(queue.batch(8, 1000, 2).len(), 2);
-        queue.consume(3, |_, _| ()).unwrap();
+        queue.consume(3, |_| ()).unwrap();
         assert_eq!(queue.batch(8, 100, 16).len(), 2);
     }
 

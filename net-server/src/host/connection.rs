@@ -2,12 +2,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use kernel_ipc::runtime::{self, Signal, io};
 use protocol::net::{Reason, SendError, SendFlags};
 
 use super::chunk::Bytes;
+use super::listener::Listener;
 use super::session::Session;
 use super::socket;
 use crate::core::connection::{self as core, End, Piece, Usage};
@@ -29,11 +30,15 @@ pub(crate) struct Connection {
     incoming: Signal,
     /// Capabilities to it that the client holds, or may hold when a lost answer is repeated.
     grants: Cell<u32>,
+    /// Where it came in.
+    listener: Weak<Listener>,
+    /// The client has heard of it: from then on it is this session's for ever, and is received from.
+    heard: Cell<bool>,
 }
 
 impl Connection {
     /// Takes a connection over and tells its client; its two tasks end by themselves.
-    pub(crate) fn start(session: &Rc<Session>, fd: OwnedFd) {
+    pub(crate) fn start(session: &Rc<Session>, listener: &Rc<Listener>, fd: OwnedFd) {
         // A peer that is gone before its connection was looked at is nobody's business.
         let Ok((peer, local)) = socket::peer(&fd) else { return };
         let id = session.number();
@@ -46,6 +51,8 @@ impl Connection {
             outgoing: Signal::default(),
             incoming: Signal::default(),
             grants: Cell::new(0),
+            listener: Rc::downgrade(listener),
+            heard: Cell::new(false),
         });
         if !session.add(id, connection.clone()) {
             return;
@@ -53,6 +60,25 @@ impl Connection {
         session.with_events(|events| events.push(id, Occurrence::Accepted { peer: peer.to_string() }));
         drop(runtime::spawn(connection.clone().receive()));
         drop(runtime::spawn(connection.drive()));
+    }
+
+    /// The client has said that it knows of it.
+    pub(crate) fn heard(&self) {
+        if !self.heard.replace(true) {
+            self.incoming.raise();
+        }
+    }
+
+    /// If the client has not heard of it: its socket, from which nothing was taken, and where it came in. For another session;
+    /// in this one it is over.
+    pub(crate) fn take_unheard(&self) -> Option<(Rc<Listener>, OwnedFd)> {
+        if self.heard.get() {
+            return None;
+        }
+        let listener = self.listener.upgrade()?;
+        let socket = self.socket.borrow_mut().take()?;
+        // Tasks may have clones of the old descriptor.
+        Some((listener, socket.as_fd().try_clone_to_owned().ok()?))
     }
 
     /// A capability to it was given to the client.
@@ -74,12 +100,14 @@ impl Connection {
 
     pub(crate) fn send(&self, send: u64, flags: SendFlags, chunks: Vec<Bytes>) -> Result<(), SendError> {
         self.core.borrow_mut().send(send, flags, chunks, self.session.now())?;
+        self.heard();
         self.outgoing.raise();
         Ok(())
     }
 
     /// Closes in order.
     pub(crate) fn close(&self) {
+        self.heard();
         let now = self.session.now();
         self.session.with_events(|events| self.core.borrow_mut().close(now, events));
         self.outgoing.raise();
@@ -131,8 +159,8 @@ impl Connection {
         let mut buffer = vec![0; RECEIVE_BYTES];
         loop {
             let Some(socket) = self.socket.borrow().clone() else { return };
-            let behind = self.session.is_behind();
-            if !self.core.borrow_mut().begin_receive(behind) {
+            let wait = self.session.is_behind() || !self.heard.get();
+            if !self.core.borrow_mut().begin_receive(wait) {
                 if self.core.borrow().is_deaf() {
                     return;
                 }

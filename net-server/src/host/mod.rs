@@ -18,5 +18,7 @@ mod socket;
 mod stack;
 #[cfg(test)]
 mod tests;
+mod vacant;
 
+pub use listener::Holding;
 pub use stack::{ConnectionNumber, ListenerNumber, Options, Root, Stack};

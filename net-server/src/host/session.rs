@@ -14,16 +14,17 @@ use protocol::net::{EventsError, ListenError, SendError, SendFlags};
 use super::address::Permission;
 use super::chunk::Bytes;
 use super::connection::Connection;
-use super::listener::Listener;
+use super::listener::{Holding, Listener};
 use super::stack::Options;
+use super::vacant::Vacant;
 use crate::core::events::{Entry, EventQueue};
 
 /// See the module's contract. Clients cannot see each other's: each has its own numbers.
 pub(crate) struct Session {
     client: Incarnation,
+    client_name: String,
     permission: Permission,
-    options: Options,
-    mapper: Rc<RefCell<Mapper>>,
+    shared: Rc<Shared>,
     started: Instant,
     events: RefCell<EventQueue>,
     /// Raised when there are events.
@@ -37,6 +38,19 @@ pub(crate) struct Session {
     ended: Cell<bool>,
 }
 
+/// What all sessions share.
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) mapper: Rc<RefCell<Mapper>>,
+    /// Listeners without a client.
+    pub(crate) vacant: Rc<Vacant>,
+    /// Who holds listening sockets for later runs.
+    pub(crate) holding: Option<Rc<dyn Holding>>,
+}
+
+/// Most listeners of one session.
+const MAX_LISTENERS: usize = 16;
+
 /// What `next_events` answers: the batch stays in the queue until it is consumed.
 pub(crate) struct Batch {
     pub entries: Vec<Entry>,
@@ -46,17 +60,17 @@ pub(crate) struct Batch {
 impl Session {
     pub(crate) fn new(
         client: Incarnation,
+        client_name: &str,
         permission: Permission,
-        options: Options,
-        mapper: Rc<RefCell<Mapper>>,
+        shared: Rc<Shared>,
     ) -> Rc<Session> {
         Rc::new(Session {
             client,
+            client_name: client_name.to_owned(),
             permission,
-            mapper,
             started: Instant::now(),
-            events: RefCell::new(EventQueue::new(options.event_bytes)),
-            options,
+            events: RefCell::new(EventQueue::new(shared.options.event_bytes)),
+            shared,
             news: Signal::default(),
             standing: Cell::new(false),
             connections: RefCell::default(),
@@ -68,7 +82,7 @@ impl Session {
     }
 
     pub(crate) fn options(&self) -> &Options {
-        &self.options
+        &self.shared.options
     }
 
     /// Time on this session's clock.
@@ -102,15 +116,34 @@ impl Session {
 
     /// Whether another connection may be accepted.
     pub(crate) fn has_room(&self) -> bool {
-        !self.is_behind() && self.connections.borrow().len() < self.options.connections
+        !self.is_behind() && self.connections.borrow().len() < self.shared.options.connections
     }
 
     pub(crate) fn listen(self: &Rc<Self>, address: &str) -> Result<(u64, String), ListenError> {
         let address = self.permission.check(address)?;
-        let id = self.number();
-        let (listener, bound) = Listener::open(self, address)?;
+        if self.listeners.borrow().len() >= MAX_LISTENERS {
+            return Err(ListenError::System { errno: libc::EMFILE as u32 });
+        }
+        let Shared { vacant, holding, .. } = &*self.shared;
+        let listener = match vacant.take(&self.client_name, address) {
+            Some(listener) => listener,
+            None => Listener::open(&self.client_name, address, holding.clone())?,
+        };
+        listener.serve(self);
+        let (id, bound) = (self.number(), listener.bound());
         self.listeners.borrow_mut().insert(id, listener);
         Ok((id, bound.to_string()))
+    }
+
+    /// The client has died: its listeners wait for its next run, with the connections of which this one had not heard.
+    pub(crate) fn leave_listeners(&self) {
+        let connections: Vec<Rc<Connection>> = self.connections.borrow().values().cloned().collect();
+        let mut unheard: Vec<_> = connections.iter().filter_map(|connection| connection.take_unheard()).collect();
+        for listener in std::mem::take(&mut *self.listeners.borrow_mut()).into_values() {
+            let its = unheard.extract_if(.., |(of, _)| Rc::ptr_eq(of, &listener));
+            listener.wait_for_next(its.map(|(_, socket)| socket));
+            self.shared.vacant.add(listener);
+        }
     }
 
     pub(crate) fn close_listener(&self, id: u64) {
@@ -170,12 +203,13 @@ impl Session {
 
     fn consume(&self, cursor: u64) -> Result<(), EventsError> {
         let connections = self.connections.borrow();
-        let opened = |id: u64, bytes: usize| {
-            if let Some(connection) = connections.get(&id) {
-                connection.consumed(bytes);
+        let consumed = |entry: &Entry| {
+            if let Some(connection) = connections.get(&entry.connection) {
+                connection.heard();
+                connection.consumed(entry.received_bytes());
             }
         };
-        self.events.borrow_mut().consume(cursor, opened).map_err(|_| EventsError::BadCursor)
+        self.events.borrow_mut().consume(cursor, consumed).map_err(|_| EventsError::BadCursor)
     }
 
     /// Accepts a send: pins its leases, queues it, wakes the sender.
@@ -193,7 +227,7 @@ impl Session {
         if !header.is_empty() {
             chunks.push(Bytes::Header { bytes: Rc::new(header.to_vec()), start: 0 });
         }
-        let mapper = self.mapper.borrow();
+        let mapper = self.shared.mapper.borrow();
         for part in pages {
             let end = part.offset.checked_add(part.length).ok_or(SendError::StaleLease)?;
             let pinned = mapper.pin(&part.name, self.client, part.offset..end).map_err(|_| SendError::StaleLease)?;
@@ -233,7 +267,7 @@ impl Session {
         let session = self.clone();
         drop(kernel_ipc::runtime::spawn(async move {
             loop {
-                kernel_ipc::runtime::sleep(session.options.tick()).await;
+                kernel_ipc::runtime::sleep(session.options().tick()).await;
                 let connections: Vec<Rc<Connection>> = session.connections.borrow().values().cloned().collect();
                 let watched = connections.iter().filter(|connection| connection.tick()).count();
                 if watched == 0 {

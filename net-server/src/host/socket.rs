@@ -6,13 +6,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrStorage, bind, getpeername, getsockname, listen,
-    setsockopt, shutdown, socket, sockopt,
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, SockaddrStorage, accept4, bind, getpeername, getsockname,
+    listen, setsockopt, shutdown, socket, sockopt,
 };
 use protocol::net::ListenError;
 
 use kernel_ipc::runtime::io::File;
 use std::os::fd::AsFd;
+
+use crate::sys;
 
 /// Makes a listening socket; says where it listens.
 ///
@@ -37,6 +39,21 @@ pub(crate) fn listener(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), Lis
         Errno::EADDRINUSE => ListenError::InUse,
         other => ListenError::System { errno: other as u32 },
     })
+}
+
+/// The next connection of a listener, if one waits.
+///
+/// # Errors
+/// The system's: out of descriptors or memory. A peer that is gone already is none.
+pub(crate) fn accept(listener: &File) -> io::Result<Option<OwnedFd>> {
+    loop {
+        match accept4(listener.as_fd().as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+            Ok(socket) => return Ok(Some(sys::accepted(socket))),
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(Errno::EINTR | Errno::ECONNABORTED) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
 }
 
 /// The peer's address, and whether the peer is on this machine.

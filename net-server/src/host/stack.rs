@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,8 @@ use kernel_ipc::{CallError, Rights, SessionId};
 use protocol::net::{self, CloseError, EventBatch, EventsError, ListenError, SendError, SendFlags};
 
 use super::address::Permission;
-use super::session::Session;
+use super::listener::{Holding, Listener};
+use super::session::{Session, Shared};
 use crate::core::connection::Limits;
 use crate::core::events::Occurrence;
 
@@ -54,28 +56,43 @@ impl Options {
 
 /// The host backend's service: all its sessions.
 pub struct Stack {
-    options: Options,
-    mapper: Rc<RefCell<Mapper>>,
+    shared: Rc<Shared>,
     counters: Rc<Counters>,
     sessions: Rc<Sessions>,
 }
 
 impl Stack {
     /// A stack without sessions. `mapper` must know the lenders whose leases the clients will name.
-    pub fn new(options: Options, mapper: Rc<RefCell<Mapper>>, counters: Rc<Counters>) -> Stack {
+    /// `holding` holds listening sockets for the next run of this process, if there is one.
+    pub fn new(
+        options: Options,
+        mapper: Rc<RefCell<Mapper>>,
+        counters: Rc<Counters>,
+        holding: Option<Rc<dyn Holding>>,
+    ) -> Stack {
         let sessions = Rc::new(RefCell::default());
         drop(runtime::spawn(follow(Rc::downgrade(&sessions), mapper.borrow().changes())));
-        Stack { options, mapper, counters, sessions }
+        let shared = Rc::new(Shared { options, mapper, vacant: Rc::default(), holding });
+        Stack { shared, counters, sessions }
+    }
+
+    /// Takes a socket over that was held for an earlier run: its client listens there again, or will not.
+    pub fn inherit(&self, name: &str, socket: OwnedFd) {
+        let Some(holding) = &self.shared.holding else { return };
+        match Listener::held(name, socket, holding.clone()) {
+            Some(listener) => self.shared.vacant.add(listener),
+            None => holding.let_go(name),
+        }
     }
 
     /// Waits while a lender of these pages is between two epochs; whether it comes back is for the pin to find out.
     async fn wait_for_lenders(&self, pages: &[LeasePart]) {
         let until = Instant::now() + LENDER_PATIENCE;
         loop {
-            let changes = self.mapper.borrow().changes();
+            let changes = self.shared.mapper.borrow().changes();
             let next = changes.next();
             let left = until.saturating_duration_since(Instant::now());
-            let waits = pages.iter().any(|part| self.mapper.borrow().is_between_epochs(part.name.lender));
+            let waits = pages.iter().any(|part| self.shared.mapper.borrow().is_between_epochs(part.name.lender));
             if !waits || runtime::timeout(left, next).await.is_err() {
                 return;
             }
@@ -85,7 +102,8 @@ impl Stack {
     /// The session of a call; made at its first call.
     fn session(&self, info: &SessionInfo) -> Rc<Session> {
         let mut sessions = self.sessions.borrow_mut();
-        let make = || Session::new(info.client, Permission::of(&info.attenuation), self.options, self.mapper.clone());
+        let permission = Permission::of(&info.attenuation);
+        let make = || Session::new(info.client, &info.client_name, permission, self.shared.clone());
         sessions.entry(info.id).or_insert_with(make).clone()
     }
 }
@@ -191,6 +209,10 @@ impl net::Handler for Stack {
         if let Some(connection) = self.session(session).connection(connection.object.0) {
             connection.dropped();
         }
+    }
+
+    fn client_died(&self, session: &SessionInfo) {
+        self.session(session).leave_listeners();
     }
 
     fn closed(&self, session: &SessionInfo) {

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
@@ -15,7 +16,8 @@ use kernel_ipc::{Epoch, Incarnation, LeaseName, LenderId, RegionId};
 use protocol::net::{ListenError, Reason, Released, SendError, SendFlags};
 
 use super::address::Permission;
-use super::session::Session;
+use super::listener::{Holding, Listener};
+use super::session::{Session, Shared};
 use super::stack::Options;
 use crate::core::events::Occurrence;
 
@@ -28,6 +30,7 @@ const REGION_BYTES: usize = 4 << 20;
 /// A session whose client holds leases of one lender.
 struct Site {
     session: Rc<Session>,
+    shared: Rc<Shared>,
     lender: Lender,
     cursor: u64,
 }
@@ -45,8 +48,10 @@ impl Site {
         let reader = RegionReader::open(region.fd().try_clone_to_owned().unwrap(), REGION).unwrap();
         mapper.introduce(LENDER, EPOCH, reopen(lender.table_fd()), &[(REGION, reader)], pins, None).unwrap();
         let permission = Permission::of(&serde_json::json!({"tcp": "127.0.0.1:0"}));
-        let session = Session::new(CLIENT, permission, options, Rc::new(RefCell::new(mapper)));
-        Site { session, lender, cursor: 0 }
+        let mapper = Rc::new(RefCell::new(mapper));
+        let shared = Rc::new(Shared { options, mapper, vacant: Rc::default(), holding: None });
+        let session = Session::new(CLIENT, "client", permission, shared.clone());
+        Site { session, shared, lender, cursor: 0 }
     }
 
     fn lend(&mut self, offset: u64, length: u64) -> LeaseName {
@@ -269,12 +274,8 @@ fn a_port_in_use_and_an_address_not_allowed_are_refused() {
     run(async || {
         let site = Site::new(Options::default());
         let taken = site.listen();
-        let other = Session::new(
-            CLIENT,
-            Permission::of(&serde_json::json!({"tcp": taken.to_string()})),
-            Options::default(),
-            Rc::default(),
-        );
+        let permission = Permission::of(&serde_json::json!({"tcp": taken.to_string()}));
+        let other = Session::new(CLIENT, "other", permission, site.shared.clone());
         assert_eq!(other.listen(&taken.to_string()).err(), Some(ListenError::InUse));
         assert_eq!(other.listen("127.0.0.2:1").err(), Some(ListenError::NotAllowed));
         site.session.end();
@@ -326,5 +327,113 @@ fn the_end_of_a_session_resets_its_connections() {
         assert_eq!(error, Some(std::io::ErrorKind::ConnectionReset));
         site.lender.take_back_all(CLIENT);
         assert_eq!(site.lender.dying(), 0);
+    });
+}
+
+/// What was held and let go of.
+#[derive(Default)]
+struct Holdings(RefCell<Vec<(String, OwnedFd)>>);
+
+impl Holding for Holdings {
+    fn hold(&self, name: &str, socket: BorrowedFd<'_>) {
+        self.0.borrow_mut().push((name.to_owned(), socket.try_clone_to_owned().unwrap()));
+    }
+
+    fn let_go(&self, name: &str) {
+        self.0.borrow_mut().retain(|(held, _)| held != name);
+    }
+}
+
+/// A session of the client's next run.
+fn next_run(shared: &Rc<Shared>) -> Rc<Session> {
+    let permission = Permission::of(&serde_json::json!({"tcp": "127.0.0.1:0"}));
+    Session::new(Incarnation(8), "client", permission, shared.clone())
+}
+
+/// Answers the next connection of a session.
+async fn answer_next(session: &Rc<Session>, with: &[u8]) {
+    let batch = session.next_events(0, 1, 3500, 16).await.unwrap();
+    session.send(batch.entries[0].connection, 1, SendFlags::CLOSE, with, &[]).unwrap();
+}
+
+fn whole(mut socket: TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    socket.read_to_end(&mut all).map(|_| all)
+}
+
+#[test]
+fn connections_of_which_a_dead_client_had_not_heard_are_answered_by_its_next_run() {
+    run(async || {
+        let mut site = Site::new(Options::default());
+        let address = site.listen();
+        let known = client(address, whole);
+        site.accepted().await;
+        // Says that it knows the first one, and hears of no other.
+        assert!(runtime::timeout(Duration::from_millis(20), site.events()).await.is_err());
+        let unheard = client(address, whole);
+        runtime::sleep(Duration::from_millis(50)).await;
+        site.session.leave_listeners();
+        site.session.end();
+        let in_backlog = client(address, whole);
+        runtime::sleep(Duration::from_millis(50)).await;
+        let next = next_run(&site.shared);
+        assert_eq!(next.listen(&address.to_string()).unwrap().1, address.to_string());
+        answer_next(&next, b"next").await;
+        assert_eq!(ended(unheard).await.unwrap(), b"next");
+        assert_eq!(ended(known).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        in_backlog_is_answered(&next, in_backlog).await;
+        next.end();
+    });
+}
+
+async fn in_backlog_is_answered(session: &Rc<Session>, peer: thread::JoinHandle<std::io::Result<Vec<u8>>>) {
+    let mut cursor = 1;
+    loop {
+        let batch = session.next_events(cursor, 100, 3500, 16).await.unwrap();
+        cursor = batch.next;
+        for entry in batch.entries {
+            if let Occurrence::Accepted { .. } = entry.occurrence {
+                session.send(entry.connection, 1, SendFlags::CLOSE, b"later", &[]).unwrap();
+                assert_eq!(ended(peer).await.unwrap(), b"later");
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_held_listener_is_its_clients_alone_and_goes_when_the_client_drops_it() {
+    run(async || {
+        let holdings = Rc::new(Holdings::default());
+        let mapper: Rc<RefCell<Mapper>> = Rc::default();
+        let shared = |holding: &Rc<Holdings>| {
+            let (holding, mapper): (Rc<dyn Holding>, _) = (holding.clone(), mapper.clone());
+            Rc::new(Shared { options: Options::default(), mapper, vacant: Rc::default(), holding: Some(holding) })
+        };
+        let first = next_run(&shared(&holdings));
+        let address = first.listen("127.0.0.1:0").unwrap().1;
+        let held = holdings.0.borrow_mut().pop().unwrap();
+        assert_eq!(held.0, format!("listener/client/{address}"));
+        // This process dies: nothing of it is left but what is held.
+        first.end();
+        runtime::sleep(Duration::from_millis(20)).await;
+        let peer = client(address.parse().unwrap(), whole);
+        runtime::sleep(Duration::from_millis(20)).await;
+
+        let (again, holding) = (shared(&holdings), holdings.clone());
+        holdings.0.borrow_mut().push((held.0.clone(), held.1.try_clone().unwrap()));
+        again.vacant.add(Listener::held(&held.0, held.1, holding).unwrap());
+        let permission = Permission::of(&serde_json::json!({"tcp": address}));
+        let stranger = Session::new(CLIENT, "stranger", permission, again.clone());
+        assert_eq!(stranger.listen(&address).err(), Some(ListenError::InUse));
+        let second = next_run(&again);
+        let (number, bound) = second.listen(&address).unwrap();
+        assert_eq!(bound, address);
+        answer_next(&second, b"held").await;
+        assert_eq!(ended(peer).await.unwrap(), b"held");
+        second.close_listener(number);
+        assert!(holdings.0.borrow().is_empty());
+        runtime::sleep(Duration::from_millis(20)).await;
+        assert_eq!(TcpStream::connect(&address).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
     });
 }

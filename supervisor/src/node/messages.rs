@@ -36,6 +36,12 @@ async fn read(node: &Rc<Node>, peer: &Rc<Peer>) {
             }
             // A guest that was shown out may go on talking.
             Ok(_) if peer.ended.has_happened() && peer.who == Who::Guest => return,
+            Ok((message @ (ToSupervisor::Hold { .. } | ToSupervisor::LetGo { .. }), given))
+                if peer.ended.has_happened() =>
+            {
+                // Its next run may wait for it; whoever has broken a rule by it is dead already.
+                let _ = hold(node, peer, message, given);
+            }
             Ok(_) if peer.ended.has_happened() => {}
             Ok((message, given)) => {
                 peer.slow.set(false);
@@ -112,6 +118,9 @@ async fn handle(
             let memory = node.components[index].estate.keep(&name, bytes)?;
             node.send(peer, &ToComponent::Kept { name }, &[memory.as_fd()]);
         }
+        message @ (ToSupervisor::Hold { .. } | ToSupervisor::LetGo { .. }) => {
+            hold(node, peer, message, given.collect())?;
+        }
         ToSupervisor::Forget => {
             let Who::Component(index) = peer.who else { return Err("a guest leaves nothing".into()) };
             node.give_up(index);
@@ -171,6 +180,20 @@ async fn handle(
         ToSupervisor::Failed { reason } => {
             *peer.trouble.borrow_mut() = Some(reason);
         }
+    }
+    Ok(())
+}
+
+/// Holds a descriptor for a component's later runs, or lets go of it.
+///
+/// # Errors
+/// What is wrong with the message.
+fn hold(node: &Rc<Node>, peer: &Rc<Peer>, message: ToSupervisor, given: Vec<OwnedFd>) -> Result<(), String> {
+    let holdings = &node.component_of(peer).ok_or("a guest leaves nothing")?.holdings;
+    match (message, given.into_iter().next()) {
+        (ToSupervisor::Hold { name }, Some(descriptor)) => holdings.hold(name, descriptor)?,
+        (ToSupervisor::LetGo { name }, _) => holdings.let_go(&name),
+        _ => {}
     }
     Ok(())
 }

@@ -7,6 +7,7 @@
 
 mod control;
 mod guests;
+mod holdings;
 mod introductions;
 mod launch;
 mod lifecycle;
@@ -40,6 +41,7 @@ use crate::keeper::wire::{Ask, Key, Request, SUPERVISOR_SLOT, TAG};
 use crate::manifest::{self, Checked, Manifest, Origin};
 use crate::sys::process;
 use crate::up::Progress;
+use holdings::Holdings;
 use introductions::{Met, Pair};
 use lifecycle::Restarts;
 use link::Link;
@@ -80,6 +82,7 @@ struct Component {
     restarts: RefCell<Restarts>,
     /// What its runs leave for the ones after them.
     estate: Estate,
+    holdings: Holdings,
     /// An operator wants it started again now.
     wanted: Cell<bool>,
     /// Phase or run have changed.
@@ -244,6 +247,7 @@ impl Node {
             starts: Cell::new(0),
             restarts: RefCell::default(),
             estate: Estate::default(),
+            holdings: Holdings::default(),
             wanted: Cell::new(false),
             changes: Changes::default(),
             log: Rc::new(Log::new(state.path(), &entry.name, &system_log)),

@@ -147,11 +147,11 @@ impl Node {
     /// What comes behind the greeting of a run.
     pub(super) fn heritage(&self, peer: &Peer) -> Vec<(ToComponent, OwnedFd)> {
         let Who::Component(index) = peer.who else { return Vec::new() };
-        let estate = &self.components[index].estate;
+        let Component { estate, holdings, .. } = &self.components[index];
+        let mut heritage = holdings.all();
         if !estate.survives() {
-            return Vec::new();
+            return heritage;
         }
-        let mut heritage = Vec::new();
         let mut add = |message, memory: &OwnedFd| heritage.extend(memory.try_clone().ok().map(|fd| (message, fd)));
         for (name, (memory, _)) in &*estate.memory.borrow() {
             add(ToComponent::Heritage { name: name.clone() }, memory);
@@ -220,6 +220,7 @@ impl Node {
         let component = &self.components[index];
         self.bury_ancestors(component);
         component.estate.clear();
+        component.holdings.clear();
         let Some(lender) = component.estate.lender.take() else { return };
         let mut told = Vec::new();
         self.met.borrow_mut().retain(|(mapper, known), _| {

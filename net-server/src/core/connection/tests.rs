@@ -89,7 +89,7 @@ impl Peer {
         let heard = heard.collect();
         let cursor = self.events.next_cursor();
         let connection = &mut self.connection;
-        self.events.consume(cursor, |_, bytes| connection.consumed(bytes)).unwrap();
+        self.events.consume(cursor, |entry| connection.consumed(entry.received_bytes())).unwrap();
         heard
     }
 }
