@@ -51,6 +51,14 @@ pub enum Verb {
         #[arg(long)]
         io: bool,
     },
+    /// Stop a component and start it again, also one that was given up
+    Restart {
+        /// Its name
+        component: String,
+    },
+    /// Print what the rules of the system come to
+    #[command(subcommand)]
+    Explain(Explain),
     /// Print what the components logged
     Logs {
         /// Only this component's lines
@@ -89,6 +97,12 @@ pub struct Up {
     /// Return when everything is ready, and leave the system running
     #[arg(long)]
     pub detach: bool,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Explain {
+    /// When a component that has died is started again
+    Backoff,
 }
 
 /// Paths are those of the volume: `/www/index.html`, or the same without the first slash.

@@ -2,7 +2,7 @@
 
 use kernel_ipc::component::Context;
 use kernel_ipc::{CallError, Cause};
-use protocol::control::{self, ComponentStatus, DownError, LogsError, PsError, State};
+use protocol::control::{self, ComponentStatus, DownError, LogsError, PsError, RestartError, SignalError, State};
 use serde_json::{Value, json};
 use supervisor::ended::Ended;
 
@@ -92,9 +92,11 @@ fn word(state: State) -> &'static str {
         State::Starting => "starting",
         State::Ready => "ready",
         State::Stopping => "stopping",
-        State::Stopped => "stopped",
+        State::Ended => "ended",
         State::Restarting => "restarting",
         State::Quarantined => "quarantined",
+        State::Stopped => "stopped",
+        State::Hung => "hung",
     }
 }
 
@@ -159,6 +161,20 @@ fn live_logs(common: &Common, component: Option<&str>) -> Result<(), Failed> {
 /// Bytes of log asked for at a time; the reply must fit a window.
 const LOG_PAGE: u32 = 3072;
 
+/// `atoll restart COMPONENT`: returns when its next run has begun.
+pub fn restart(common: &Common, component: &str) -> Result<(), Failed> {
+    let begun = visit(common, async |context| {
+        let control: control::Client = connect(&context, "control").await?;
+        control.restart(control.root(), component).await.map_err(|error| why(&component, &error))?;
+        Ok(components(&context).await?.into_iter().find(|one| one.name == component))
+    })?;
+    let begun = begun.ok_or_else(|| Failed::new(format!("{component}: it is gone")))?;
+    if common.json {
+        return output::json(&facts(&begun, false));
+    }
+    output::line(&format!("{component} was started again, epoch {}", begun.epoch))
+}
+
 /// `atoll down`: returns when the node has ended.
 pub fn down(common: &Common) -> Result<(), Failed> {
     visit(common, async |context| {
@@ -220,6 +236,24 @@ impl Words for LogsError {
             Self::BadCursor => ("the log was cut while it was read".into(), Some("try again")),
             Self::NoSuchComponent => ("no such component".into(), Some("`atoll ps` lists the components")),
             Self::Io => ("the log cannot be read".into(), None),
+        }
+    }
+}
+
+impl Words for RestartError {
+    fn words(&self) -> (String, Option<&'static str>) {
+        match self {
+            Self::NoSuchComponent => ("no such component".into(), Some("`atoll ps` lists the components")),
+            Self::Stopping => ("the system is going down".into(), None),
+        }
+    }
+}
+
+impl Words for SignalError {
+    fn words(&self) -> (String, Option<&'static str>) {
+        match self {
+            Self::NoSuchComponent => ("no such component".into(), Some("`atoll ps` lists the components")),
+            Self::NotRunning => ("it does not run at this moment".into(), None),
         }
     }
 }

@@ -10,6 +10,7 @@ mod bar;
 mod bench;
 mod check;
 mod control;
+mod explain;
 mod fs;
 mod interrupt;
 mod node;
@@ -39,6 +40,8 @@ fn main() -> ExitCode {
         Verb::Up(up) => up::up(&cli.common, up),
         Verb::Down => control::down(&cli.common),
         Verb::Ps { io } => control::ps(&cli.common, *io),
+        Verb::Restart { component } => control::restart(&cli.common, component),
+        Verb::Explain(what) => explain::explain(&cli.common, what),
         Verb::Logs { component } => control::logs(&cli.common, component.as_deref()),
         Verb::Fs(verb) => fs::run(&cli.common, verb),
         Verb::Bench(what) => bench::bench(&cli.common, what),

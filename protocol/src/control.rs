@@ -31,6 +31,25 @@ pub trait Control {
     /// Stops a component, if it runs, and starts it again; ends its quarantine. Answered when the new run has begun.
     #[op(4, requires = OPERATE, retry = cached, deadline = "30s")]
     fn restart(system: System, component: &str) -> Result<(), RestartError>;
+
+    /// Sends a signal to the process that runs a component now, and says which epoch that is: for those who want to see
+    /// what its death, or its silence, does to others.
+    #[op(5, requires = OPERATE, retry = cached, deadline = "5s")]
+    fn signal(system: System, component: &str, signal: Signal) -> Result<u64, SignalError>;
+}
+
+/// What a component can be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
+#[repr(u8)]
+pub enum Signal {
+    /// It dies at once, by somebody else's hand.
+    Kill = 1,
+    /// It stops where it is.
+    Stop = 2,
+    /// It goes on.
+    Continue = 3,
+    /// It dies as by a bug of its own.
+    Abort = 4,
 }
 
 /// State of a component.
@@ -46,11 +65,15 @@ pub enum State {
     /// Was asked to stop.
     Stopping = 4,
     /// Ended in order.
-    Stopped = 5,
+    Ended = 5,
     /// Died; will be started again after its back-off.
     Restarting = 6,
     /// Died too often of its own making; stays down until an operator restarts it.
     Quarantined = 7,
+    /// Somebody has stopped its process (`kill -STOP`): it goes on when it is told to.
+    Stopped = 8,
+    /// Uses the processor and looks at nothing: it will be killed and started again if it goes on like that.
+    Hung = 9,
 }
 
 /// One component as `atoll ps` shows it.
@@ -136,4 +159,14 @@ pub enum RestartError {
     NoSuchComponent = 2,
     /// The system is going down.
     Stopping = 4,
+}
+
+/// Why a component was sent no signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
+pub enum SignalError {
+    /// No component of this name.
+    NoSuchComponent = 2,
+    /// No process of it lives.
+    NotRunning = 5,
 }

@@ -63,6 +63,20 @@ impl Handler for Supervisor {
             _ => Ok(()),
         }
     }
+
+    async fn signal(
+        &self,
+        _: &Call,
+        _: Granted<Node>,
+        component: &str,
+        _: Signal,
+    ) -> Result<u64, CallError<SignalError>> {
+        match component {
+            "nobody" => Err(SignalError::NoSuchComponent.into()),
+            "late" => Err(SignalError::NotRunning.into()),
+            _ => Ok(3),
+        }
+    }
 }
 
 #[test]
@@ -80,5 +94,8 @@ fn the_bytes_of_every_operation_are_those_of_the_golden_file() {
         client.restart(system, "nobody").await.expect_err("no such component");
         client.restart(system, "late").await.expect_err("going down");
         client.down(system).await.expect("going down");
+        client.signal(system, "fs", Signal::Stop).await.expect("stopped");
+        client.signal(system, "nobody", Signal::Kill).await.expect_err("no such component");
+        client.signal(system, "late", Signal::Abort).await.expect_err("none lives");
     });
 }

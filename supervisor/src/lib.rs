@@ -13,3 +13,5 @@ pub mod up;
 mod check;
 mod parse;
 mod value;
+
+pub use node::lifecycle;

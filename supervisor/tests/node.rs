@@ -20,7 +20,7 @@ use kernel_ipc::runtime::{Options as RuntimeOptions, Runtime, sleep, timeout};
 use kernel_ipc::session::{Call, Grant, Response, Service};
 use kernel_ipc::{CallError, Cause, Executed, Rights};
 use protocol::block::{self, DeviceInfo};
-use protocol::control::{self, ComponentStatus, State};
+use protocol::control::{self, ComponentStatus, Signal, SignalError, State};
 use protocol::fs;
 use supervisor::up::{self, Options, Progress};
 
@@ -30,6 +30,9 @@ struct Disk {
     cx: Context,
     region: Region,
 }
+
+/// So many lines are written without an end, and without a word.
+const FOR_EVER: u64 = u64::MAX;
 
 /// The only object.
 struct Device;
@@ -99,7 +102,11 @@ impl block::Handler for Disk {
         lines: u64,
         _: u32,
     ) -> Result<(), CallError<block::WriteError>> {
-        for line in 0..lines {
+        // A bug, which shows once.
+        while lines == FOR_EVER && self.cx.epoch().get() == 1 {
+            std::hint::spin_loop();
+        }
+        for line in 0..lines % FOR_EVER {
             println!("line {line}");
         }
         Ok(())
@@ -847,6 +854,51 @@ fn a_session_that_is_dropped_ends_at_once_on_both_sides() {
     node.down();
 }
 
+/// One that is stopped is shown as that, lives, and goes on.
+fn stopped_is_not_dead() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    node.guest(async |cx| {
+        let control: control::Client = cx.connect("control").await.unwrap();
+        let before = ps(&cx).await;
+        for round in 0..3 {
+            assert_eq!(control.signal(control.root(), "disk", Signal::Stop).await.unwrap(), 1);
+            until("the stop", async || ps(&cx).await[0].state == State::Stopped).await;
+            assert_eq!(ps(&cx).await[1].state, State::Ready);
+            control.signal(control.root(), "disk", Signal::Continue).await.unwrap();
+            until("its going on", async || ps(&cx).await[0].state == State::Ready).await;
+            assert_eq!(statfs(&cx).await, (1, round + 1));
+        }
+        let after = ps(&cx).await;
+        assert_eq!((after[0].pid, after[0].restarts, &after[0].trouble), (before[0].pid, 0, &String::new()));
+        let failed = control.signal(control.root(), "nobody", Signal::Kill).await;
+        assert_eq!(failed, Err(CallError::Operation(SignalError::NoSuchComponent)));
+    });
+    node.down();
+}
+
+/// One that loops is shown as hung, and started again; its clients are served then.
+fn hung_is_restarted() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    node.guest(async |cx| {
+        let disk: block::Client = cx.connect("disk.disk").await.unwrap();
+        let looping = kernel_ipc::runtime::spawn({
+            let disk = disk.clone();
+            async move { disk.write_zeroes(disk.root(), FOR_EVER, 1).await }
+        });
+        until("the hang to be noticed", async || ps(&cx).await[0].state == State::Hung).await;
+        until("the next run", async || ps(&cx).await[0].epoch == 2).await;
+        // The call may run twice, so its client made it again.
+        assert_eq!(looping.await.unwrap(), Ok(()));
+        assert_eq!(disk.info(disk.root()).await.unwrap().blocks, 2);
+        let listed = ps(&cx).await;
+        assert_eq!((listed[0].restarts, listed[1].restarts), (1, 0));
+        assert!(listed[0].trouble.contains("hung"), "{listed:?}");
+    });
+    node.down();
+}
+
 /// The disk's new run comes while its only mapper is stopped: others are served meanwhile, and the mapper finds what the
 /// disk lends when it goes on.
 fn one_that_was_stopped_is_introduced_when_it_goes_on() {
@@ -926,6 +978,8 @@ tests! {
     a_host_that_is_stopped_is_not_killed_for_what_guests_want_of_it,
     a_session_that_is_dropped_ends_at_once_on_both_sides,
     one_that_was_stopped_is_introduced_when_it_goes_on,
+    stopped_is_not_dead,
+    hung_is_restarted,
     a_supervisor_that_hangs_does_not_keep_the_node_from_ending,
     the_log_of_a_component_can_be_read_through_the_control_endpoint,
 }

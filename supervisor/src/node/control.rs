@@ -11,12 +11,13 @@ use kernel_ipc::interface::{Granted, NewCap, Object};
 use kernel_ipc::session::{Call, HostSession, SessionInfo};
 use kernel_ipc::{CallError, Epoch, Rights, SessionId};
 use protocol::control::{
-    self, ComponentPage, ComponentStatus, Dispatcher, DownError, LogPage, LogsError, PsError, RestartError, State,
-    System,
+    self, ComponentPage, ComponentStatus, Dispatcher, DownError, LogPage, LogsError, PsError, RestartError, Signal,
+    SignalError, State, System,
 };
 use serde_json::Value;
 
 use super::peer::Peer;
+use super::watchdog::is_stopped;
 use super::{Component, Node, Phase};
 use crate::keeper::wire::Ask;
 
@@ -128,6 +129,28 @@ impl control::Handler for Operator {
         }
         Ok(())
     }
+
+    async fn signal(
+        &self,
+        _: &Call,
+        _: Granted<TheSystem>,
+        component: &str,
+        signal: Signal,
+    ) -> Result<u64, CallError<SignalError>> {
+        let node = self.0.upgrade().ok_or(CallError::Operation(SignalError::NotRunning))?;
+        let component = node.find(component).ok_or(CallError::Operation(SignalError::NoSuchComponent))?;
+        let run = component.peer.borrow().clone().filter(|run| !run.ended.has_happened());
+        let run = run.ok_or(CallError::Operation(SignalError::NotRunning))?;
+        let number = match signal {
+            Signal::Kill => libc::SIGKILL,
+            Signal::Stop => libc::SIGSTOP,
+            Signal::Continue => libc::SIGCONT,
+            Signal::Abort => libc::SIGABRT,
+        };
+        // By its pidfd: never to whoever has its number after it.
+        let sent = node.keeper.tell(Ask::Signal, run.slot, number as u64).await;
+        sent.map(|_| run.epoch.get()).map_err(|_| CallError::Operation(SignalError::NotRunning))
+    }
 }
 
 /// Stops one run: in order, or else by force.
@@ -146,22 +169,25 @@ impl Node {
 
 async fn status(node: &Node, component: &Component) -> ComponentStatus {
     let run = component.peer.borrow().clone().filter(|run| !run.ended.has_happened());
+    let stopped = run.as_ref().is_some_and(|run| is_stopped(run.pid));
     let counters = match &run {
-        Some(run) => counters(node, run).await,
-        None => CounterValues::default(),
+        Some(run) if !stopped => counters(node, run).await,
+        _ => CounterValues::default(),
     };
     let listen = component.facts.borrow().get("listen").and_then(Value::as_str).unwrap_or_default().to_owned();
     ComponentStatus {
         name: component.entry.name.clone(),
         pid: run.as_ref().map_or(0, |run| run.pid),
         state: match component.phase.get() {
+            _ if stopped => State::Stopped,
+            Phase::Ready if run.as_ref().is_some_and(|run| run.watch.is_hung()) => State::Hung,
             Phase::Waiting => State::Waiting,
             Phase::Starting => State::Starting,
             Phase::Ready => State::Ready,
             Phase::Restarting => State::Restarting,
             Phase::Failed => State::Quarantined,
             Phase::Stopping => State::Stopping,
-            Phase::Stopped => State::Stopped,
+            Phase::Stopped => State::Ended,
         },
         epoch: component.epoch.get(),
         restarts: component.starts.get(),

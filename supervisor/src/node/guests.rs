@@ -20,6 +20,7 @@ use nix::sys::socket::{
 use serde_json::Value;
 
 use super::peer::{Asked, PATIENCE, Peer, Who};
+use super::watchdog::Watch;
 use super::{Fence, Node, messages};
 use crate::keeper::wire::{Ask, FIRST_GUEST_SLOT, Request, SLOTS};
 use crate::sys::process;
@@ -140,6 +141,7 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
         output: RefCell::default(),
         slow: Cell::new(false),
         asked: Asked::default(),
+        watch: Watch::default(),
     });
     node.peers.borrow_mut().insert(incarnation, peer.clone());
     spawn(peer.outbox.clone().write());

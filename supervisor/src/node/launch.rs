@@ -15,6 +15,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use super::lifecycle::{self, Cause, Decision};
 use super::peer::{Asked, Peer, Who};
 use super::waits::{Either, either};
+use super::watchdog::Watch;
 use super::{Fence, Node, Phase, messages};
 use crate::keeper::wire::{Ask, Request};
 use crate::up::Progress;
@@ -258,6 +259,7 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         output: RefCell::new(Some(output)),
         slow: Cell::new(false),
         asked: Asked::default(),
+        watch: Watch::of(pid, slot),
     });
     node.fences.borrow_mut().insert((slot, epoch), Fence { incarnation, ended: Rc::default() });
     node.peers.borrow_mut().insert(incarnation, peer.clone());

@@ -10,7 +10,7 @@ mod guests;
 mod holdings;
 mod introductions;
 mod launch;
-mod lifecycle;
+pub mod lifecycle;
 mod link;
 mod logs;
 mod messages;
@@ -20,6 +20,7 @@ mod shutdown;
 mod state;
 mod survival;
 mod waits;
+mod watchdog;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
@@ -213,6 +214,10 @@ async fn supervise(checked: Checked, state: State, keeper: Link, progress: Optio
         }
     };
     spawn(events(node.clone()));
+    match watchdog::watch(&node) {
+        Ok(watching) => spawn(watching),
+        Err(error) => return node.fail(format!("the watchdog: {error}")).await,
+    };
     match guests::listen(&node) {
         Ok(listening) => spawn(listening),
         Err(error) => return node.fail(format!("{}: {error}", kernel_ipc::broker::GUEST_SOCKET)).await,

@@ -13,6 +13,8 @@ use kernel_ipc::component::waits::{Answer, Event, question};
 use kernel_ipc::runtime::{JoinHandle, timeout};
 use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId, SessionId};
 
+use super::watchdog::Watch;
+
 /// How long a peer may take to answer the supervisor.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -77,6 +79,8 @@ pub struct Peer {
     pub slow: Cell<bool>,
     /// What it was asked.
     pub asked: Asked,
+    /// Whether it looks at anything.
+    pub watch: Watch,
 }
 
 /// Questions to which a peer has not answered. All of them end unanswered when it is gone.

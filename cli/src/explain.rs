@@ -1,0 +1,98 @@
+//! `atoll explain`: what the rules come to, from the code that acts by them.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use supervisor::lifecycle::{Cause, Decision, GIVE_UP_AFTER, HEALTHY, LONGEST_PAUSE, Restarts, WINDOW};
+
+use crate::args::{Common, Explain};
+use crate::output::{self, Align, Failed, Table};
+
+/// Deaths in a row that are shown when they do not come too fast.
+const ROW: usize = 10;
+
+/// Explains it.
+pub fn explain(common: &Common, what: &Explain) -> Result<(), Failed> {
+    match what {
+        Explain::Backoff => backoff(common),
+    }
+}
+
+/// What follows each of a row of deaths of a component's own making, `apart` from each other.
+fn schedule(apart: Duration, deaths: usize) -> Vec<Decision> {
+    let (mut restarts, start) = (Restarts::default(), Instant::now());
+    let mut decisions = Vec::new();
+    for death in 0..deaths as u32 {
+        let served = (death > 0 && !apart.is_zero()).then_some(apart);
+        decisions.push(restarts.died(start + apart * death, Cause::Own, served));
+        if decisions.last() == Some(&Decision::GiveUp) {
+            break;
+        }
+    }
+    decisions
+}
+
+fn backoff(common: &Common) -> Result<(), Failed> {
+    let fast = schedule(Duration::ZERO, ROW);
+    // Too seldom to be given up, too often for the earlier ones to be forgotten.
+    let apart = WINDOW / (GIVE_UP_AFTER as u32 - 1);
+    let slow = schedule(apart, ROW);
+    if common.json {
+        let pauses = |row: &[Decision]| -> Vec<_> { row.iter().map(|decision| milliseconds(*decision)).collect() };
+        return output::json(&json!({
+            "own_deaths_at_once_ms": pauses(&fast),
+            "own_deaths_apart_ms": pauses(&slow),
+            "longest_pause_ms": LONGEST_PAUSE.as_millis(),
+            "healthy_after_s": HEALTHY.as_secs(),
+            "given_up_after": GIVE_UP_AFTER,
+            "window_s": WINDOW.as_secs(),
+        }));
+    }
+    let apart = format!("{:.1} s apart", apart.as_secs_f64());
+    let mut table = Table::new(&[("death", Align::Right), ("at once", Align::Right), (&apart, Align::Right)]);
+    for (death, slow) in slow.iter().enumerate() {
+        table.row(vec![(death + 1).to_string(), fast.get(death).copied().map_or(String::new(), words), words(*slow)]);
+    }
+    output::line(
+        "After deaths of a component's own making (it exited, crashed, hung, broke the protocol, or died before\n\
+         it was ready) the next start waits so long:\n",
+    )?;
+    output::write(table.render(output::stdout_colours()).as_bytes())?;
+    let (healthy, window) = (HEALTHY.as_secs(), WINDOW.as_secs());
+    output::line(&format!(
+        "\nA pause doubles, up to {}. {healthy} s of service make earlier deaths forgotten. {GIVE_UP_AFTER} deaths within {window} s are\n\
+         the end: the component stays down until `atoll restart` starts it.\n\
+         A kill from outside is not counted: the next start follows at once, or after {} if it was not ready yet.",
+        words(Decision::Restart(LONGEST_PAUSE)),
+        words(Restarts::default().died(Instant::now(), Cause::Outside, None)),
+    ))
+}
+
+fn milliseconds(decision: Decision) -> Option<u128> {
+    match decision {
+        Decision::Restart(pause) => Some(pause.as_millis()),
+        Decision::GiveUp => None,
+    }
+}
+
+fn words(decision: Decision) -> String {
+    match decision {
+        Decision::Restart(pause) if pause < Duration::from_secs(1) => format!("{} ms", pause.as_millis()),
+        Decision::Restart(pause) => format!("{:.1} s", pause.as_secs_f64()),
+        Decision::GiveUp => "given up".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schedule_is_the_policys() {
+        let fast = schedule(Duration::ZERO, ROW);
+        assert_eq!((fast.len(), fast.last()), (GIVE_UP_AFTER, Some(&Decision::GiveUp)));
+        let slow = schedule(WINDOW / (GIVE_UP_AFTER as u32 - 1), ROW);
+        assert_eq!(slow.len(), ROW);
+        assert!(fast.iter().zip(&slow).take(2).all(|(one, other)| one == other));
+    }
+}
