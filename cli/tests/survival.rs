@@ -1,29 +1,42 @@
-//! What if the file server is killed while it is used? Its clients see time and nothing else: no call fails, none runs
-//! twice, and nothing that was acknowledged is gone, synced or not.
+//! What if the file server or the disk's driver is killed while it is used, or both are? Their clients see time and nothing
+//! else: no call fails, none runs twice, nothing that was acknowledged is gone, synced or not, and what is being sent goes on.
 
 mod common;
 
 use std::io::Read;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use common::http::Session;
-use common::{Random, System, kill_now, wait_for};
+use common::{Random, System, kill_now};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-/// Kills the file server at random moments while `work` goes on; gives how often.
-fn killing(system: &System, seed: u64, work: impl FnOnce(&AtomicU64)) -> u64 {
+/// Kills processes of these components at random moments while `work` goes on, one or several at once; gives how often.
+fn killing(system: &System, victims: &[&str], seed: u64, work: impl FnOnce(&AtomicU64)) -> u64 {
     let (over, kills) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut numbers = Random(seed);
             while !over.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(20 + numbers.below(150)));
-                // Between two runs there is none to be killed.
-                if let Some(pid) = system.component("fs")["pid"].as_i64().filter(|pid| *pid > 0) {
-                    kill_now(i32::try_from(pid).expect("a process"));
-                    kills.fetch_add(1, Ordering::Relaxed);
+                let components = system.ps();
+                // At least one of them; which others is up to the numbers.
+                let first = numbers.below(victims.len() as u64) as usize;
+                for (index, victim) in victims.iter().enumerate() {
+                    let found = components.iter().find(|one| one["name"] == *victim);
+                    let pid = found.and_then(|one| one["pid"].as_i64()).filter(|pid| *pid > 0);
+                    // Between two runs there is none to be killed.
+                    if let Some(pid) = pid.filter(|_| index == first || numbers.below(2) == 0) {
+                        // It may have been killed by us a moment ago, as `ps` did not know yet.
+                        if kill(Pid::from_raw(pid as i32), Signal::SIGKILL).is_ok() {
+                            kills.fetch_add(1, Ordering::Relaxed);
+                        }
+                        std::thread::sleep(Duration::from_micros(numbers.below(2) * numbers.below(30_000)));
+                    }
                 }
             }
         });
@@ -43,8 +56,92 @@ impl Drop for Over<'_> {
 }
 
 fn is_sound(system: &System) {
-    wait_for("the file server to serve", || system.component("fs")["state"] == "ready");
+    system.wait_until_ready();
     system.ok(&["fs", "check"]);
+}
+
+/// Downloads `/file.bin` on one connection, slowly enough for some deaths, and compares.
+fn download(system: &System, content: &[u8], pause: Duration) {
+    let mut session = Session::new(&system.listen());
+    session.write(b"GET /file.bin HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    let mut answer = Vec::new();
+    let mut rest = session.rest();
+    let mut piece = vec![0; 256 << 10];
+    loop {
+        let length = rest.read(&mut piece).expect("the connection goes on");
+        if length == 0 {
+            break;
+        }
+        answer.extend_from_slice(&piece[..length]);
+        std::thread::sleep(pause);
+    }
+    let head = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
+    assert!(answer.starts_with(b"HTTP/1.1 200 "));
+    assert_eq!(answer.len() - head, content.len());
+    let wrong = answer[head..].iter().zip(content).position(|(ours, theirs)| ours != theirs);
+    assert_eq!(wrong, None, "the first wrong byte");
+}
+
+/// A file of so many bytes in `/www`.
+fn with_file(system: &System, bytes: usize) -> Vec<u8> {
+    let content = Random(9).bytes(bytes);
+    let file = system.file("source.bin");
+    std::fs::write(&file, &content).expect("a file to put");
+    system.ok(&["fs", "put", file.to_str().expect("UTF-8"), "/www/file.bin"]);
+    content
+}
+
+/// Puts trees, moves one file of each directory and removes another, until `is_enough`; then everything is as it should be.
+fn change_trees(system: &System, seed: u64, is_enough: impl Fn() -> bool) {
+    let (source, back) = (system.file("tree"), system.file("back"));
+    let mut numbers = Random(seed);
+    let mut files = Vec::new();
+    for index in 0..200u64 {
+        let path = source.join(format!("d{}/e{}/file-{index}", index % 7, index % 3));
+        std::fs::create_dir_all(path.parent().expect("a directory")).expect("room");
+        let length = numbers.below(60_000) as usize;
+        std::fs::write(&path, numbers.bytes(length)).expect("room");
+        files.push(path);
+    }
+    let (source_path, back_path) = (source.to_str().expect("UTF-8"), back.to_str().expect("UTF-8"));
+    let place = |file: &Path, round: u32| {
+        let below = file.strip_prefix(&source).expect("below").to_str().expect("UTF-8");
+        format!("/trees/{round}/{below}")
+    };
+    let is_moved = |index: usize| index % 20 == 3;
+    let is_removed = |index: usize| index % 20 == 5;
+    system.ok(&["fs", "mkdir", "/trees"]);
+    let mut rounds = 0;
+    while rounds < 2 || (rounds < 8 && !is_enough()) {
+        system.ok(&["fs", "put", "-r", source_path, &format!("/trees/{rounds}")]);
+        for (index, file) in files.iter().enumerate() {
+            let from = place(file, rounds);
+            if is_moved(index) {
+                system.ok(&["fs", "mv", &from, &format!("{from}.moved")]);
+            } else if is_removed(index) {
+                system.ok(&["fs", "rm", &from]);
+            }
+        }
+        rounds += 1;
+    }
+    for round in 0..rounds {
+        system.ok(&["fs", "get", "-r", &format!("/trees/{round}"), back_path]);
+        for (index, file) in files.iter().enumerate() {
+            let ours = back.join(file.strip_prefix(&source).expect("below"));
+            if is_moved(index) || is_removed(index) {
+                assert!(!ours.exists(), "{ours:?}");
+            }
+            if is_removed(index) {
+                continue;
+            }
+            let mut ours = ours.into_os_string();
+            if is_moved(index) {
+                ours.push(".moved");
+            }
+            assert!(std::fs::read(&ours).expect("it came back") == std::fs::read(file).expect("a file"), "{file:?}");
+        }
+        std::fs::remove_dir_all(&back).expect("ours");
+    }
 }
 
 #[test]
@@ -102,7 +199,7 @@ fn a_tree_is_put_whole_while_the_file_server_is_killed() {
     }
     let (source_path, back_path) = (source.to_str().expect("UTF-8"), back.to_str().expect("UTF-8"));
     let mut rounds = 0;
-    let kills = killing(&system, 1, |kills| {
+    let kills = killing(&system, &["fs"], 1, |kills| {
         // On a fast machine a tree takes less time than a death.
         while rounds < 3 || (rounds < 30 && kills.load(Ordering::Relaxed) < 4) {
             let round = rounds;
@@ -125,29 +222,61 @@ fn a_tree_is_put_whole_while_the_file_server_is_killed() {
 #[test]
 fn a_download_goes_on_while_the_file_server_is_killed() {
     let system = System::start(&[]);
-    let content = Random(9).bytes(96 << 20);
-    let file = system.file("source.bin");
-    std::fs::write(&file, &content).expect("a file to put");
-    system.ok(&["fs", "put", file.to_str().expect("UTF-8"), "/www/file.bin"]);
-    let kills = killing(&system, 2, |_| {
-        let mut session = Session::new(&system.listen());
-        session.write(b"GET /file.bin HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-        let mut answer = Vec::new();
-        let mut rest = session.rest();
-        let mut piece = vec![0; 256 << 10];
-        loop {
-            let length = rest.read(&mut piece).expect("the connection goes on");
-            if length == 0 {
-                break;
-            }
-            answer.extend_from_slice(&piece[..length]);
-            // Slowly enough for some deaths.
-            std::thread::sleep(Duration::from_millis(3));
-        }
-        let head = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
-        assert!(answer.starts_with(b"HTTP/1.1 200 "));
-        assert!(answer[head..] == content, "{} of {} bytes", answer.len() - head, content.len());
-    });
+    let content = with_file(&system, 96 << 20);
+    let kills = killing(&system, &["fs"], 2, |_| download(&system, &content, Duration::from_millis(3)));
     assert!(kills > 3, "{kills} kills");
+    is_sound(&system);
+}
+
+#[test]
+fn a_download_and_changes_go_on_while_the_driver_is_killed() {
+    goes_on_without(&["disk"], 3);
+}
+
+#[test]
+fn a_download_and_changes_go_on_while_driver_and_file_server_are_killed() {
+    goes_on_without(&["disk", "fs"], 4);
+}
+
+/// One connection's slow download of a file that is larger than the cache and all that sockets hold, and changes, while these
+/// are killed.
+fn goes_on_without(victims: &[&str], seed: u64) {
+    let system = System::start(&["--set", "disk.size=512MiB"]);
+    let content = with_file(&system, 160 << 20);
+    let over = AtomicBool::new(false);
+    let kills = killing(&system, victims, seed, |kills| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _over = Over(&over);
+                download(&system, &content, Duration::from_millis(5));
+            });
+            change_trees(&system, seed, || over.load(Ordering::Relaxed) && kills.load(Ordering::Relaxed) > 10);
+        });
+    });
+    assert!(kills > 10, "{kills} kills");
+    for name in ["net", "httpd"] {
+        assert_eq!(system.component(name)["restarts"], 0, "{name} was not touched");
+    }
+    is_sound(&system);
+    // What the last runs wrote is on the disk, and nothing else.
+    let down = system.atoll(&["down"]);
+    assert!(down.status.success(), "{}", common::said(&down));
+    let image = system.file("disk.img");
+    system.ok(&["fs", "check", "--image", image.to_str().expect("UTF-8")]);
+}
+
+/// The cache is fs's, and lies in the driver's memory.
+#[test]
+fn the_cache_is_warm_after_the_drivers_death() {
+    let system = System::start(&[]);
+    let content = with_file(&system, 8 << 20);
+    download(&system, &content, Duration::ZERO);
+    let leased = |system: &System| system.component("disk")["leased"].as_u64().expect("a number");
+    for _ in 0..3 {
+        kill_now(system.pid("disk"));
+        download(&system, &content, Duration::ZERO);
+        system.wait_until_ready();
+        assert_eq!(leased(&system), 0, "nothing was read from the disk again");
+    }
     is_sound(&system);
 }

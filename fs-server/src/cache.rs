@@ -6,7 +6,7 @@
 //! - Bounded in bytes and entries. CLOCK: what was read since the hand last passed stays, and so does what is lent. What
 //!   left the cache and is still read counts until it is dropped: it takes the device's memory as before.
 //! - Where the device runs out of memory all the same, the cache lets go of what nobody reads (see [`crate::room`]).
-//! - A driver that dies takes its memory with it: the first dead entry that is seen takes all dead ones along.
+//! - A driver that is given up takes its memory with it: the first dead entry that is seen takes all dead ones along.
 
 use crate::allocator::Reader;
 use crate::device::{BLOCK_SIZE, Device, Extent, MAX_TRANSFER_BLOCKS};

@@ -50,7 +50,7 @@ pub trait Extent: 'static {
     fn copy_out(&self, offset: usize, into: &mut [u8]);
     /// CRC-32C of a range of the extent.
     fn crc32c(&self, offset: usize, length: usize) -> u32;
-    /// False once the memory behind it belongs to a driver that is no more, and cannot be lent on.
+    /// False once the memory behind it belongs to a driver that is given up, and cannot be lent on.
     fn is_live(&self) -> bool {
         true
     }

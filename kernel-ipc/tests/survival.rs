@@ -342,6 +342,7 @@ fn what_may_not_run_twice_says_that_nobody_knows() {
             runtime::spawn(async move { client.call(request(client.root(), ADD_ONCE, &n.to_le_bytes())).await })
         };
         let begun = call(LONG);
+        runtime::yield_now().await;
         client.call(request(client.root(), READ, b"")).await.expect("so the call before it was read");
         node.replace(&client);
         let failure = begun.await.expect("not cancelled").unwrap_err();

@@ -9,15 +9,17 @@
 //! - A session begins when every change of the device that was under way has landed: what a dead client wrote cannot land
 //!   in the middle of what its next incarnation writes.
 //! - An error of the disk ends one call. The driver goes on.
+//! - The driver survives: its next run has the same region, in which what was lent stays lent; calls that were under way run
+//!   again. Each of them may, as often as it likes: it brings the same bytes to the same place.
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use kernel_ipc::component::{Context, Counters, Error};
+use kernel_ipc::component::{Context, Counters, Error, Survived};
 use kernel_ipc::interface::{Granted, LeasePart, NewCap, Object};
-use kernel_ipc::lease::{HolderLimits, Lend, Mapper, Region, RegionSlice};
+use kernel_ipc::lease::{HolderLimits, Inherited, Lend, Lender, Mapper, Region, RegionSlice};
 use kernel_ipc::rights::Rights;
 use kernel_ipc::runtime::io::{self, Buffers, File};
 use kernel_ipc::session::{Call, SessionInfo};
@@ -30,6 +32,7 @@ use super::drain::{Change, Drain};
 use super::image::{Image, ImageConfig};
 use super::request::{Bounds, MAX_TRANSFER_BLOCKS, Refused};
 use super::space::{CHUNK_BLOCKS, Space};
+use super::taken::{self, Nonsense, Taken};
 use crate::sys;
 
 /// Bytes of a chunk: the unit of registration with the kernel.
@@ -67,13 +70,19 @@ fn default_in_flight() -> u64 {
     32 << 20
 }
 
+/// Bytes of effects that are kept: none. What a call does to the device is there or is done again.
+const RING_BYTES: usize = 4096;
+
 /// The component: opens the image, provides `disk`, serves until it is asked to stop.
 ///
 /// # Errors
 /// The image, the region or the configuration is not to be had; says which.
 pub async fn serve(cx: Context) -> Result<(), Error> {
     let config: Config = cx.config()?;
+    let Survived { leases, .. } = cx.survive(RING_BYTES).await?;
     sys::outlive_file_size_limit();
+    let region_bytes = usize::try_from(config.region)?.next_multiple_of(CHUNK_BYTES);
+    let region = cx.keep_region(region_bytes).await?;
     let image = Image::open(&ImageConfig {
         path: cx.state_dir().join(&config.path),
         size: config.size,
@@ -81,8 +90,6 @@ pub async fn serve(cx: Context) -> Result<(), Error> {
         read_only: config.read_only,
     })
     .await?;
-    let region_bytes = usize::try_from(config.region)?.next_multiple_of(CHUNK_BYTES);
-    let region = Region::create("disk", cx.new_region_id(), region_bytes)?;
     cx.publish_region(&region).await?;
     // A holder may have the whole region: it is what is given out, and there is no more.
     let limits = HolderLimits { bytes: region_bytes as u64, ..HolderLimits::default() };
@@ -94,6 +101,9 @@ pub async fn serve(cx: Context) -> Result<(), Error> {
         mapper: cx.mapper(),
         counters: cx.counters(),
     })?;
+    if let Err(nonsense) = driver.hold(&leases, &cx.lender()) {
+        return Err(cx.forget(&nonsense.to_string()).into());
+    }
     cx.report("blocks", driver.bounds.blocks);
     cx.report("direct", driver.direct);
     let root = NewCap::new(Device, Rights::all()).to_grant();
@@ -161,18 +171,6 @@ pub struct FileDriver {
     _image: Image,
 }
 
-/// The right to a range of the region.
-struct Taken {
-    of: Rc<RefCell<Space>>,
-    blocks: Range<u32>,
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        self.of.borrow_mut().free(self.blocks.clone());
-    }
-}
-
 impl FileDriver {
     /// Makes the driver. Inside a runtime, whose fixed buffers it uses.
     ///
@@ -216,10 +214,26 @@ impl FileDriver {
         }
     }
 
+    /// Goes on with the leases of a dead run: from now on each of them keeps its range of the region. Before anything is read.
+    ///
+    /// # Errors
+    /// [`Nonsense`]: the ledger of leases is damaged.
+    pub fn hold(&self, leases: &[Inherited], lender: &RefCell<Lender>) -> Result<(), Nonsense> {
+        let ranges = taken::take_again(&self.space, leases, self.region.id())?;
+        for (lease, range) in leases.iter().zip(ranges) {
+            lender.borrow_mut().keep(lease.index, range);
+        }
+        Ok(())
+    }
+
+    /// Blocks of the region that are in use.
+    pub fn used(&self) -> u32 {
+        self.space.borrow().used()
+    }
+
     /// A free range of the region.
     fn space(&self, count: u32) -> Option<Taken> {
-        let start = self.space.borrow_mut().allocate(count)?;
-        Some(Taken { of: Rc::clone(&self.space), blocks: start..start + count })
+        Taken::new(&self.space, count)
     }
 
     /// Fills a range of the region from the file. What the kernel writes to stays taken even if this is dropped.
@@ -288,6 +302,8 @@ impl FileDriver {
 }
 
 impl block::Handler for FileDriver {
+    const SURVIVES: bool = true;
+
     type Device = Device;
 
     async fn info(&self, _: &Call, _: Granted<Device>) -> Result<DeviceInfo, CallError<InfoError>> {

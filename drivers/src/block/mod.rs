@@ -6,6 +6,7 @@ mod file;
 mod image;
 mod request;
 mod space;
+mod taken;
 
 pub use budget::{Budget, Permit};
 pub use drain::{Change, Drain};
@@ -13,3 +14,4 @@ pub use file::{Config, Device, FileDriver, Parts, Statistics, serve};
 pub use image::{Image, ImageConfig, ImageError};
 pub use request::{Bounds, Refused};
 pub use space::{CHUNK_BLOCKS, Space};
+pub use taken::Nonsense;

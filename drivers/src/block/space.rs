@@ -56,7 +56,23 @@ impl Space {
         Some(chunk as u32 * CHUNK_BLOCKS + run.start)
     }
 
-    /// Gives a range back that `allocate` gave out, whole.
+    /// Takes this very range, if it is one that `allocate` can give out and all of it is free.
+    pub fn take(&mut self, range: Range<u32>) -> bool {
+        let (chunk, first) = ((range.start / CHUNK_BLOCKS) as usize, range.start % CHUNK_BLOCKS);
+        let Some(words) = self.taken.get(chunk) else { return false };
+        if range.is_empty() || range.len() > (CHUNK_BLOCKS - first) as usize {
+            return false;
+        }
+        let run = first..first + range.len() as u32;
+        if next(words, first, true).is_some_and(|taken| taken < run.end) {
+            return false;
+        }
+        self.used += range.len() as u32;
+        self.mark(chunk, run, true);
+        true
+    }
+
+    /// Gives a range back that `allocate` gave out or `take` took, whole.
     ///
     /// # Panics
     /// When the range is not inside the region: a bug of the driver.
@@ -132,6 +148,20 @@ mod tests {
         assert_eq!(space.allocate(129), Some(0));
         assert_eq!(space.allocate(127), Some(129));
         assert_eq!((space.used(), space.allocate(1)), (256, None));
+    }
+
+    #[test]
+    fn a_range_is_taken_again_if_it_is_one_and_free() {
+        let mut space = Space::new(2);
+        #[expect(clippy::reversed_empty_ranges, reason = "what a damaged ledger may say")]
+        for impossible in [0..0, 255..257, 0..257, 512..513, 511..513, u32::MAX - 1..u32::MAX, 5..3] {
+            assert!(!space.take(impossible.clone()), "{impossible:?}");
+        }
+        assert!(space.take(10..20) && space.take(20..256) && space.take(256..512));
+        assert!(!space.take(0..11) && !space.take(19..20) && !space.take(300..301));
+        assert_eq!((space.used(), space.allocate(11), space.allocate(10)), (502, None, Some(0)));
+        space.free(10..20);
+        assert!(space.take(12..15));
     }
 
     #[test]

@@ -124,7 +124,7 @@ impl<D: Device> Checker<'_, D> {
     /// The copy of a node at `address`, or what is wrong with it.
     async fn read_node(&self, address: u64, pointer: &Pointer) -> Result<Result<Node, String>, Error> {
         let mut found = Err(String::new());
-        // A driver that dies takes back what it lent: what is wrong then is right when it is read again.
+        // A driver that is given up takes back what it lent: what is wrong then is right when it is read again.
         for _ in 0..2 {
             found = match self.read(address, NODE_BLOCKS).await? {
                 Ok(extent) => Node::check(|bytes| extent.copy_out(0, bytes), pointer, &self.superblock.uuid)

@@ -2,8 +2,8 @@
 //!
 //! - A read's extent is the driver's lease: verified and lent on through our read-only mapping of its region.
 //! - A write lends from our own region to ourselves, and names that lease to the driver.
-//! - Every operation of the driver is idempotent: one that a driver's death interrupted is asked again of its next
-//!   incarnation, for a while.
+//! - A driver's death is felt as time: the session goes on, and so do leases. Should the driver have lost what it kept, then
+//!   every operation is asked again of whoever follows, for a while: all of them are idempotent.
 
 use crate::device::{BLOCK_SIZE, Device, DeviceError, Extent, Staging};
 use crate::sync::Bell;

@@ -106,7 +106,7 @@ pub(super) fn hold_leases(cx: &Context, client: &block::Client, leases: &[Inheri
             Entry::Vacant(new) => match LeasedExtent::inherited(cx, client, source) {
                 Ok(extent) => Rc::clone(new.insert(Rc::new(extent))),
                 Err(_) => {
-                    // The driver died too, and its region with it. A lease that is dying ends by itself.
+                    // The driver is another lender now, which knows nothing of it. A lease that is dying ends by itself.
                     let _ = lender.borrow_mut().take_back(lease.index, lease.generation);
                     continue;
                 }

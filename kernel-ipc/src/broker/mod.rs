@@ -81,6 +81,12 @@ pub struct Welcome {
     pub uses: Vec<UseInfo>,
     /// The endpoints that it must provide before it is ready.
     pub provides: Vec<ProvideInfo>,
+    /// Dead runs of this component since one of it was ready.
+    #[serde(default)]
+    pub ancestors: Vec<Incarnation>,
+    /// Runs of other components whose leases are inherited: dead ones that survive, and their next runs until they are ready.
+    #[serde(default)]
+    pub heirs: Vec<Incarnation>,
     /// How many messages of the kinds `Heritage`, `Held`, `Recovers` and `AttachPins` follow at once: what its last run left.
     #[serde(default)]
     pub heritage: u32,
@@ -122,7 +128,7 @@ pub enum ToComponent {
         /// For people.
         reason: String,
     },
-    /// Memory under a name that the last run of this component asked to be kept. Only behind `Welcome`.
+    /// Memory under a name that an earlier run of this component asked to be kept. Only behind `Welcome`.
     /// Descriptor: the memory.
     Heritage {
         /// Its name.
@@ -353,7 +359,7 @@ pub enum ToSupervisor {
     },
     /// A region that leases of this run may name. Descriptor: the region.
     Region {
-        /// One of the ids given in `Welcome`.
+        /// One of the ids given in `Welcome`, or that of a region that is kept.
         region: RegionId,
     },
     /// Calls to this endpoint will be answered.
@@ -367,7 +373,7 @@ pub enum ToSupervisor {
     },
     /// Keep memory for this component's later runs; answered by `Kept`. At most once under each name.
     Keep {
-        /// Its name.
+        /// Its name. `region-N` is that of a region of this run: what is kept is known to its mappers after its owner's death.
         name: String,
         /// Its length.
         bytes: u64,

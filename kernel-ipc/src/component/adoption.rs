@@ -38,7 +38,7 @@ fn whole(cx: &Context, turn: u64) -> Account {
     let mut account = Account { turn, ..Account::default() };
     let hosted = cx.0.hosted.borrow();
     account.hosts.extend(hosted.iter().map(|(id, session)| (*id, session.info().client)));
-    account.hosts.extend(cx.0.serving.borrow().iter().map(|(id, client)| (*id, *client)));
+    account.hosts.extend(cx.0.serving.borrow().iter().map(|(id, (client, _))| (*id, *client)));
     account.uses.extend(cx.0.used.borrow().iter().map(|(id, used)| (*id, used.host)));
     cx.0.introductions.account(&mut account);
     if let Some(lender) = &*cx.0.lender.borrow() {

@@ -5,7 +5,7 @@ use std::rc::{Rc, Weak};
 
 use nix::sys::signalfd::SignalFd;
 
-use super::{Context, Inner, adoption, endpoint, opening};
+use super::{Context, Inner, Wanted, adoption, endpoint, opening};
 use crate::broker::{Channel, ChannelError, ToComponent, ToSupervisor};
 use crate::runtime::io::{self, File};
 use crate::runtime::spawn;
@@ -55,13 +55,18 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
             if adoption::serves_already(cx, serve.session) {
                 return;
             }
-            cx.0.serving.borrow_mut().insert(serve.session, serve.client);
+            cx.0.serving.borrow_mut().insert(serve.session, (serve.client, Wanted::Yes));
             spawn(endpoint::serve(cx.clone(), *serve, segment, given.next()));
         }
         ToComponent::ClientGone { session, client, died, survives } => {
-            cx.0.serving.borrow_mut().remove(&session);
+            if let Some((_, wanted)) = cx.0.serving.borrow_mut().get_mut(&session) {
+                *wanted = if survives { Wanted::ByHeirs } else { Wanted::No };
+            }
             let ended = cx.0.hosted.borrow_mut().remove(&session);
-            cx.0.survival.sessions.borrow_mut().remove(&session);
+            let unresumed = cx.0.survival.sessions.borrow_mut().remove(&session).is_some();
+            if unresumed && !survives {
+                cx.end_unresumed(session);
+            }
             match ended {
                 Some(ended) if survives => ended.abandon(),
                 Some(ended) if died => ended.client_died(),
@@ -74,6 +79,7 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
             {
                 lender.borrow_mut().take_back_all(client);
             }
+            cx.reclaim();
         }
         ToComponent::HostGone { session, survives: true } => opening::suspended(cx, session),
         ToComponent::HostGone { session, survives: false } => {

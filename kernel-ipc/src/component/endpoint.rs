@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 
-use super::{Context, Inner};
+use super::{Context, Inner, Wanted};
 use crate::SessionId;
 use crate::broker::{Serve, ToSupervisor};
 use crate::runtime::spawn;
@@ -51,8 +51,12 @@ where
                 None => HostSession::start(segment, root, service, info, Some(lender.clone())),
             };
             let host = host.map_err(|error| error.to_string())?;
-            for dead in serve.inherits {
-                host.holds(&lender.borrow_mut().inherit(dead, serve.client));
+            for dead in &serve.inherits {
+                host.holds(&lender.borrow_mut().inherit(*dead, serve.client, Some(serve.session)));
+            }
+            if !serve.inherits.is_empty() {
+                let is_open = |session| cx.knows(session);
+                host.holds(&lender.borrow_mut().adopt(serve.client, serve.session, is_open));
             }
             Ok(host)
         })
@@ -78,11 +82,12 @@ pub(super) async fn serve(cx: Context, serve: Serve, segment: OwnedFd, ledger: O
         Some(endpoint) => endpoint.open(cx.clone(), serve, segment, ledger).await,
         None => Err("no such endpoint is provided".to_owned()),
     };
-    let wanted = cx.0.serving.borrow_mut().remove(&id).is_some();
-    match opened {
+    let wanted = cx.0.serving.borrow_mut().remove(&id).map(|(_, wanted)| wanted);
+    match (opened, wanted) {
         // Its client is gone already, and nobody waits for an answer.
-        Ok(session) if !wanted => session.close(),
-        Ok(session) => {
+        (Ok(session), None | Some(Wanted::No)) => session.close(),
+        (Ok(session), Some(Wanted::ByHeirs)) => session.abandon(),
+        (Ok(session), Some(Wanted::Yes)) => {
             cx.send(&ToSupervisor::Serving { session: id }, session.fd().as_slice());
             let weak = Rc::downgrade(&cx.0);
             cx.0.hosted.borrow_mut().insert(id, session);
@@ -90,7 +95,16 @@ pub(super) async fn serve(cx: Context, serve: Serve, segment: OwnedFd, ledger: O
                 session.on_end(move |violation| ended(&weak, id, violation));
             }
         }
-        Err(reason) => cx.send(&ToSupervisor::Refused { session: id, reason }, &[]),
+        (Err(reason), _) => cx.send(&ToSupervisor::Refused { session: id, reason }, &[]),
+    }
+}
+
+impl Context {
+    /// Whether a session is served here, or about to be, or waits for its client.
+    fn knows(&self, session: SessionId) -> bool {
+        self.0.hosted.borrow().contains_key(&session)
+            || self.0.serving.borrow().contains_key(&session)
+            || self.0.survival.sessions.borrow().contains_key(&session)
     }
 }
 

@@ -11,19 +11,26 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::waits::question;
 use super::{Context, ContextError, LEASES};
-use crate::broker::{Serve, ToSupervisor};
-use crate::lease::{Inherited, Lender};
+use crate::broker::{Serve, ToSupervisor, Welcome};
+use crate::lease::{Ended, Inherited, Lender, Region};
 use crate::ledger::{Record, Records};
+use crate::runtime;
 use crate::session::{ComponentLedger, Grant, Heritage, SessionInfo};
 use crate::sys::segment::SegmentWriter;
-use crate::{Epoch, Incarnation, SessionId};
+use crate::{Epoch, Incarnation, RegionId, SessionId};
 
 /// Names of the memory that the keeper keeps.
 const RECORDS: &str = "records";
 const LEASE_LEDGER: &str = "leases";
+const LEASE_TABLE: &str = "table";
+/// With the region's number behind it.
+const REGION: &str = "region-";
+/// How often leases that a mapper still pins are looked at again.
+const RECLAIM_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What came behind the greeting.
 #[derive(Default)]
@@ -59,7 +66,7 @@ pub struct Survived {
     pub effects: Vec<Record>,
     /// Sessions that go on, and the capabilities in them.
     pub sessions: Vec<(SessionInfo, Vec<Grant>)>,
-    /// Leases that are out. Say what each of them keeps by [`Lender::keep`].
+    /// Leases that are out, or still pinned. Say what each of them keeps by [`Lender::keep`].
     pub leases: Vec<Inherited>,
 }
 
@@ -70,23 +77,41 @@ impl Context {
     /// # Errors
     /// [`ContextError::Supervisor`] if it is gone, [`ContextError::Io`] if memory is refused.
     pub async fn survive(&self, ring: usize) -> Result<Survived, ContextError> {
-        let held = std::mem::take(&mut self.0.left.borrow_mut().held);
-        let left = self.0.left.replace(Left { held, ..Left::default() });
+        let mut left = self.0.left.take();
+        let regions = left.memory.extract_if(|name, _| name.starts_with(REGION)).collect();
+        let held = std::mem::take(&mut left.held);
+        self.0.left.replace(Left { memory: regions, held, ..Left::default() });
         match self.follow(&left) {
             Ok(Some(survived)) => Ok(survived),
             Ok(None) => self.begin(ring).await,
-            Err(lost) => {
-                // Whoever lost its ledger is another lender: the next run, with nothing of this one's.
-                self.send(&ToSupervisor::Forget, &[]);
-                let what = format!("what was not durable is lost, and sessions end: {lost}");
-                Err(ContextError::Io(std::io::Error::other(what)))
-            }
+            Err(lost) => Err(self.forget(&lost)),
         }
     }
 
-    /// Memory of a dead run of this component under a name that [`survive`](Self::survive) does not use, once.
-    pub fn inherited_memory(&self, name: &str) -> Option<OwnedFd> {
-        self.0.left.borrow_mut().memory.remove(name)
+    /// What the last run left makes no sense, and `lost` says why. The supervisor forgets all of it: whoever lost its ledger is
+    /// another lender, the next run, with nothing of this one's. Gives what this run ends with, which it has to at once.
+    pub fn forget(&self, lost: &str) -> ContextError {
+        self.send(&ToSupervisor::Forget, &[]);
+        let what = format!("what was not durable is lost, and sessions end: {lost}");
+        ContextError::Io(std::io::Error::other(what))
+    }
+
+    /// The region of `bytes` that all runs of this component lend from: its memory is kept, and so is what mappers know of
+    /// it. Only for one that [survives](Self::survive), once. It still has to be published.
+    ///
+    /// # Errors
+    /// [`ContextError::Supervisor`] if that is gone; [`ContextError::Io`] if memory is refused, or what the last run left is
+    /// of another size.
+    pub async fn keep_region(&self, bytes: usize) -> Result<Region, ContextError> {
+        let number = |name: &String| name.strip_prefix(REGION)?.parse().ok();
+        let found =
+            self.0.left.borrow().memory.iter().find_map(|(name, memory)| Some((number(name)?, memory.try_clone())));
+        if let Some((number, memory)) = found {
+            let region = Region::kept(memory?, RegionId(number))?;
+            return if region.len() == bytes { Ok(region) } else { Err(self.forget("the region has another size")) };
+        }
+        let id = self.new_region_id();
+        Ok(Region::kept(self.keep(&format!("{REGION}{id}"), bytes).await?, id)?)
     }
 
     /// What earlier runs of this component gave to be held, with its names; once.
@@ -111,9 +136,11 @@ impl Context {
         let memory = SegmentWriter::open_kept(memory)?;
         let fresh = |error: &dyn std::fmt::Display| ContextError::Io(std::io::Error::other(error.to_string()));
         let records = Records::create(memory).map_err(|error| fresh(&error))?;
+        let table = self.keep(LEASE_TABLE, Lender::table_bytes(LEASES)).await?;
         let leases = self.keep(LEASE_LEDGER, Lender::ledger_bytes(LEASES)).await?;
-        let crate::broker::Welcome { lender, epoch, .. } = self.0.welcome;
-        let lender = Lender::surviving(lender, epoch, LEASES, leases).map_err(|error| fresh(&error))?;
+        let Welcome { lender, epoch, .. } = self.0.welcome;
+        // The last of all: one who finds a ledger of leases finds everything else too.
+        let lender = Lender::surviving(lender, epoch, LEASES, leases, table).map_err(|error| fresh(&error))?;
         self.lends(lender);
         let records = Rc::new(RefCell::new(records));
         self.0.survival.records.replace(Some(records.clone()));
@@ -125,15 +152,17 @@ impl Context {
     /// # Errors
     /// What makes no sense.
     fn follow(&self, left: &Left) -> Result<Option<Survived>, String> {
-        let (Some(records), Some(leases)) = (left.memory.get(RECORDS), left.memory.get(LEASE_LEDGER)) else {
-            return Ok(None);
-        };
+        let kept = [RECORDS, LEASE_TABLE, LEASE_LEDGER].map(|name| left.memory.get(name));
+        let [Some(records), Some(table), Some(leases)] = kept else { return Ok(None) };
         let again = |memory: &OwnedFd| memory.try_clone().map_err(|error| error.to_string());
         let map = |memory| SegmentWriter::open_kept(memory).map_err(|error| error.to_string());
+        if Lender::is_blank(again(leases)?).map_err(|error| error.to_string())? {
+            return Ok(None);
+        }
         let (records, effects) = Records::recover(map(again(records)?)?).map_err(|poisoned| poisoned.to_string())?;
-        let crate::broker::Welcome { lender, epoch, .. } = self.0.welcome;
+        let Welcome { lender, epoch, ref ancestors, ref heirs, .. } = self.0.welcome;
         let (mut lender, leases) =
-            Lender::follow(lender, epoch, LEASES, again(leases)?).map_err(|lost| lost.to_string())?;
+            Lender::follow(lender, epoch, LEASES, again(leases)?, again(table)?).map_err(|lost| lost.to_string())?;
         for pins in &left.pins {
             let status = self.0.status.endpoint(pins.status_entry);
             super::introductions::attach(&mut lender, pins.mapper, pins.epoch, again(&pins.memory)?, status)
@@ -158,20 +187,57 @@ impl Context {
                 }
             }
         }
-        // Of sessions that do not go on, because their clients have gone, nobody else would take anything back.
         for lease in leases {
-            let goes_on =
-                |(session, _, _): crate::lease::Call| self.0.survival.sessions.borrow().contains_key(&session);
-            if lease.dying || lease.call.is_none_or(goes_on) {
+            let holder = Incarnation(lease.fields.holder);
+            let stays = match lease.call {
+                // Of a session that does not go on nobody else takes anything back, unless somebody comes to inherit it.
+                Some((session, _, _)) => {
+                    self.0.survival.sessions.borrow().contains_key(&session) || heirs.contains(&holder)
+                }
+                // What a dead run lent to itself was for a call that it made.
+                None => !ancestors.contains(&holder),
+            };
+            if lease.dying || stays {
                 survived.leases.push(lease);
-            } else {
-                let _ = lender.take_back(lease.index, lease.generation);
+            } else if lender.take_back(lease.index, lease.generation) == Ok(Ended::Dying) {
+                survived.leases.push(Inherited { dying: true, ..lease });
             }
         }
         self.lends(lender);
+        self.reclaim();
         let records = Rc::new(RefCell::new(records));
         self.0.survival.records.replace(Some(records.clone()));
         Ok(Some(Survived { records: Some(records), effects, ..survived }))
+    }
+
+    /// Sees to it that what was taken back becomes free when no mapper pins it any more.
+    pub(super) fn reclaim(&self) {
+        let lender = self.0.lender.borrow().clone();
+        let Some(lender) = lender.filter(|lender| lender.borrow().dying() > 0) else { return };
+        if self.0.reclaiming.replace(true) {
+            return;
+        }
+        let this = Rc::downgrade(&self.0);
+        runtime::spawn(async move {
+            while lender.borrow().dying() > 0 {
+                runtime::sleep(RECLAIM_INTERVAL).await;
+                lender.borrow_mut().reclaim();
+            }
+            if let Some(this) = this.upgrade() {
+                this.reclaiming.set(false);
+            }
+        });
+    }
+
+    /// A session that nobody will go on with, nor inherit from: what it brought goes back.
+    pub(super) fn end_unresumed(&self, session: SessionId) {
+        if let Some(lender) = &*self.0.lender.borrow() {
+            let lent = lender.borrow().lent_on(session);
+            for (index, generation) in lent {
+                let _ = lender.borrow_mut().take_back(index, generation);
+            }
+        }
+        self.reclaim();
     }
 
     /// Memory that every later run of this component inherits.

@@ -175,8 +175,8 @@ struct Inner {
     stop: Event,
     /// Provided endpoints, by name.
     endpoints: RefCell<HashMap<String, Rc<dyn endpoint::Endpoint>>>,
-    /// Sessions that are about to be served, each with its client; one that is taken out is wanted no longer.
-    serving: RefCell<HashMap<SessionId, Incarnation>>,
+    /// Sessions that are about to be served, each with its client.
+    serving: RefCell<HashMap<SessionId, (Incarnation, Wanted)>>,
     /// Sessions that this component serves.
     hosted: RefCell<HashMap<SessionId, HostSession>>,
     /// Sessions that it has opened, while somebody keeps them open.
@@ -197,11 +197,23 @@ struct Inner {
     next_region: Cell<u64>,
     lender: RefCell<Option<Rc<RefCell<Lender>>>>,
     introductions: Introductions,
+    /// Somebody looks after leases that mappers still pin.
+    reclaiming: Cell<bool>,
     ready: Cell<bool>,
     /// The control socket has ended.
     lost: Event,
     /// A guest's fence.
     fence: RefCell<Option<std::os::fd::OwnedFd>>,
+}
+
+/// Whether somebody waits for a session that is about to be served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Yes,
+    /// Its client is gone: nobody will ever use what was lent on it.
+    No,
+    /// Its client is dead and survives: the next run inherits what was lent on it.
+    ByHeirs,
 }
 
 impl Drop for Inner {

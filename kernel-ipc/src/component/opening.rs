@@ -145,7 +145,7 @@ pub(super) fn opened(cx: &Context, request: u64, opened: Opened, segment: OwnedF
             // What this client had lent to the dead host, its calls name to the next one.
             let dead = cx.0.used.borrow().get(&id).map(|used| used.host);
             if let (Some(dead), Some(lender)) = (dead, &*cx.0.lender.borrow()) {
-                lender.borrow_mut().inherit(dead, host);
+                lender.borrow_mut().inherit(dead, host, None);
             }
             session.resume(offer, segment, epoch).map(|()| session)
         }

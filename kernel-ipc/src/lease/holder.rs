@@ -1,6 +1,8 @@
 //! A holder that maps: copies leased bytes out, or has the kernel read them for the length of a call.
 //!
 //! * It pins nothing. It looks at the entry, copies, and looks again: unchanged means that every byte was the lease's.
+//! * A lender's death changes nothing of that: nobody writes to what was lent, and a next incarnation takes a lease back in
+//!   the same table before it gives the range to anybody. Only when the lender is gone for good do its leases end.
 //! * Most holders do not map at all: they name leases to others. This is for those who verify, parse or store bytes.
 
 use std::ops::Range;
@@ -42,7 +44,7 @@ impl Holder {
     ) -> Result<(), BadSegment> {
         let view = View::check(lender, epoch, table, regions, status)?;
         self.retire(lender);
-        self.lenders.push(view);
+        self.lenders.push(Rc::new(view));
         Ok(())
     }
 
@@ -58,7 +60,7 @@ impl Holder {
         status: Option<StatusWord>,
     ) -> std::io::Result<bool> {
         let Some(known) = self.lenders.iter_mut().find(|view| view.lender == lender) else { return Ok(false) };
-        *known = known.of_next_epoch(epoch, table, status)?;
+        *known = Rc::new(known.of_next_epoch(epoch, table, status)?);
         Ok(true)
     }
 
@@ -81,7 +83,9 @@ impl Holder {
 
     /// Forgets a lender, which is gone for good.
     pub fn retire(&mut self, lender: LenderId) {
-        self.lenders.retain(|view| view.lender != lender);
+        for view in self.lenders.extract_if(.., |view| view.lender == lender) {
+            view.retire();
+        }
     }
 
     /// Finds a lease that this holder was given: all of what the table says of it, whatever the name's length is.
@@ -197,16 +201,17 @@ impl Held {
         self.region.slice(self.absolute(start, len).map_err(|_| OutOfRange)?, len)
     }
 
-    /// Whether the lease is still the one that was found, and its lender lives: asked after the bytes were used.
+    /// Whether the lease is still the one that was found, and its lender is not gone for good: asked after the bytes were
+    /// used.
     pub fn still_live(&self) -> bool {
-        protocol::copied_in_time(self.view.table(), self.index, self.generation) && self.view.lender_lives()
+        protocol::copied_in_time(self.view.table(), self.index, self.generation) && !self.view.is_retired()
     }
 
     fn check(&self) -> Result<(), StaleLease> {
         if self.still_live() {
             return Ok(());
         }
-        Err(if self.view.lender_lives() { StaleLease::Ended } else { StaleLease::LenderGone })
+        Err(if self.view.is_retired() { StaleLease::LenderGone } else { StaleLease::Ended })
     }
 
     fn absolute(&self, start: usize, len: usize) -> Result<usize, StaleLease> {

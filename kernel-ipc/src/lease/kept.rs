@@ -78,6 +78,11 @@ impl<M: Kept> LeaseLedger<M> {
         HEADER + capacity as usize * ENTRY
     }
 
+    /// Whether nobody ever began a ledger in this memory.
+    pub(super) fn is_blank(memory: &M) -> bool {
+        memory.bytes() >= HEADER && memory.load(header::MAGIC) == 0
+    }
+
     /// Begins a ledger in fresh memory.
     pub(super) fn create(memory: M, lender: LenderId, capacity: u32) -> Result<Self, Poisoned> {
         if memory.bytes() < Self::bytes(capacity) || memory.load(header::MAGIC) != 0 {
@@ -141,9 +146,17 @@ impl<M: Kept> LeaseLedger<M> {
         }
     }
 
-    /// The lease is another incarnation's from now on.
-    pub(super) fn held_by(&self, index: u32, holder: u64) {
-        self.memory.store(entry_at(index) + entry::FIELDS, holder, Release);
+    /// The lease is another incarnation's from now on; `session`: one that it got on a session of its own, by no call.
+    ///
+    /// The call goes first: until the holder is stored the lease is the dead one's, whatever it says of calls.
+    pub(super) fn held_by(&self, index: u32, holder: u64, session: Option<SessionId>) {
+        let at = entry_at(index);
+        if let Some(session) = session {
+            for (word, value) in [0, 0, session.get()].into_iter().enumerate() {
+                self.memory.store(at + entry::CALL + 16 - 8 * word, value, Release);
+            }
+        }
+        self.memory.store(at + entry::FIELDS, holder, Release);
     }
 
     /// B1.

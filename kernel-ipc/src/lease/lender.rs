@@ -162,25 +162,29 @@ impl Lender {
     /// # Errors
     /// Of making or mapping the memory; `InvalidInput` for a capacity of zero or 2^32 - 1.
     pub fn new(id: LenderId, epoch: Epoch, capacity: u32) -> io::Result<Self> {
-        Self::with_ledger(id, epoch, capacity, None)
+        check_capacity(capacity)?;
+        let table = SegmentWriter::create("leases", Self::table_bytes(capacity))?;
+        Ok(Self::with_table(id, epoch, capacity, table, None))
     }
 
-    fn with_ledger(
+    /// Bytes of a table of this capacity.
+    pub const fn table_bytes(capacity: u32) -> usize {
+        HEADER + capacity as usize * ENTRY
+    }
+
+    fn with_table(
         id: LenderId,
         epoch: Epoch,
         capacity: u32,
+        table: SegmentWriter,
         kept: Option<LeaseLedger<SegmentWriter>>,
-    ) -> io::Result<Self> {
-        if capacity == 0 || capacity > MAX_CAPACITY {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "impossible capacity of a lease table"));
-        }
-        let table = SegmentWriter::create("leases", HEADER + capacity as usize * ENTRY)?;
+    ) -> Self {
         table.store_u64(header::MAGIC, TABLE_MAGIC, Relaxed);
         table.store_u64(header::VERSION, VERSION, Relaxed);
         table.store_u64(header::TABLE_LENDER, id.get(), Relaxed);
         table.store_u64(header::TABLE_EPOCH, epoch.get(), Relaxed);
         table.store_u64(header::TABLE_CAPACITY, capacity.into(), Relaxed);
-        Ok(Self {
+        Self {
             id,
             epoch,
             table,
@@ -194,7 +198,7 @@ impl Lender {
             accounts: HashMap::new(),
             mappers: Vec::new(),
             last_generation: u32::MAX,
-        })
+        }
     }
 
     /// Sets what each holder may have at a time, from the next lend on.
@@ -451,6 +455,13 @@ impl Lender {
         drop(lent);
         Ended::Free
     }
+}
+
+fn check_capacity(capacity: u32) -> io::Result<()> {
+    if capacity == 0 || capacity > MAX_CAPACITY {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "impossible capacity of a lease table"));
+    }
+    Ok(())
 }
 
 impl Attached {

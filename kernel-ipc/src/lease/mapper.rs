@@ -29,7 +29,7 @@ pub struct Mapper {
 }
 
 struct Introduced {
-    view: Rc<View>,
+    view: View,
     pins: Rc<PinSegment>,
     /// The same lender's next epoch, once it is introduced.
     next: RefCell<Option<Rc<Introduced>>>,
@@ -38,7 +38,7 @@ struct Introduced {
 }
 
 impl Introduced {
-    fn new(view: Rc<View>, pins: Rc<PinSegment>) -> Rc<Introduced> {
+    fn new(view: View, pins: Rc<PinSegment>) -> Rc<Introduced> {
         Rc::new(Introduced { view, pins, next: RefCell::new(None), retired: Cell::new(false) })
     }
 }

@@ -48,6 +48,15 @@ impl Region {
         Ok(Self { writer: Arc::new(SegmentWriter::create(name, len)?), id })
     }
 
+    /// A region in memory that is kept: fresh, or that of its owner's last incarnation, whose every byte is what it was.
+    /// Whoever maps it need not hear of the owner's death.
+    ///
+    /// # Errors
+    /// Of mapping the memory.
+    pub fn kept(memory: OwnedFd, id: RegionId) -> io::Result<Self> {
+        Ok(Self { writer: Arc::new(SegmentWriter::open_kept_for_readers(memory)?), id })
+    }
+
     /// The region object's name.
     pub fn id(&self) -> RegionId {
         self.id

@@ -1,6 +1,6 @@
 //! A lender's table and regions, as somebody who uses its leases sees them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -65,6 +65,8 @@ pub(super) struct View {
     capacity: u32,
     status: Option<StatusWord>,
     regions: RefCell<Vec<RegionReader>>,
+    /// The lender is gone for good. Of all its epochs.
+    retired: Rc<Cell<bool>>,
 }
 
 /// A range that a lease gave its holder, at the moment of looking.
@@ -83,7 +85,7 @@ impl View {
         table: SegmentReader,
         regions: &[(RegionId, RegionReader)],
         status: Option<StatusWord>,
-    ) -> Result<Rc<Self>, BadSegment> {
+    ) -> Result<Self, BadSegment> {
         let entries = table.len().checked_sub(HEADER).ok_or(BadSegment("the lease table is too short"))? / ENTRY;
         let word = |at| table.load_u64(at, Relaxed);
         if word(header::MAGIC) != TABLE_MAGIC || word(header::VERSION) != VERSION {
@@ -102,20 +104,29 @@ impl View {
             }
             readers.push(region.clone());
         }
-        Ok(Rc::new(Self { lender, epoch, table, capacity, status, regions: RefCell::new(readers) }))
+        Ok(Self { lender, epoch, table, capacity, status, regions: RefCell::new(readers), retired: Rc::default() })
     }
 
-    /// The same lender's table of another epoch, with the same regions.
+    /// The same lender in another epoch: the same table, written by another incarnation, and the same regions.
     pub(super) fn of_next_epoch(
         &self,
         epoch: Epoch,
         table: &OwnedFd,
         status: Option<StatusWord>,
-    ) -> std::io::Result<Rc<Self>> {
+    ) -> std::io::Result<Self> {
         let table = SegmentReader::open(table.try_clone()?, 1)?;
         let next = Self::check(self.lender, epoch, table, &[], status)?;
-        next.regions.replace(self.regions.borrow().clone());
-        Ok(next)
+        Ok(Self { regions: self.regions.clone(), retired: self.retired.clone(), ..next })
+    }
+
+    /// The lender is gone for good, and whoever looked up a lease of any of its epochs hears of it.
+    pub(super) fn retire(&self) {
+        self.retired.set(true);
+    }
+
+    /// Whether the lender is gone for good.
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.get()
     }
 
     /// The names of all live leases of a holder.
@@ -165,6 +176,9 @@ impl View {
         start: u64,
         len: u64,
     ) -> Result<Located, StaleLease> {
+        if !self.lender_lives() {
+            return Err(StaleLease::LenderGone);
+        }
         let all = self.locate_all(name, holder)?;
         if start.checked_add(len).is_none_or(|end| end > all.len as u64) {
             return Err(StaleLease::OutOfRange);
@@ -173,13 +187,11 @@ impl View {
         Ok(Located { region: all.region, offset: all.offset + start as usize, len: len as usize })
     }
 
-    /// As [`View::locate`], for all of the lease.
+    /// As [`View::locate`], for all of the lease, and for somebody who looks again later and pins nothing: to him the table
+    /// of a dead lender is as good as any. Nobody refills what it says to be lent before it says otherwise.
     pub(super) fn locate_all(&self, name: &LeaseName, holder: Incarnation) -> Result<Located, StaleLease> {
         if name.index >= self.capacity {
             return Err(StaleLease::Ended);
-        }
-        if !self.lender_lives() {
-            return Err(StaleLease::LenderGone);
         }
         let fields = protocol::look(&self.table, name.index, name.generation).ok_or(StaleLease::Ended)?;
         if fields.holder != holder.get() {

@@ -4,8 +4,9 @@
 //!   nobody, not even the next incarnation of the writer, can map it writable again, and nobody can resize it.
 //! - A reader checks seals and size *before* it maps, and maps read-only: an unsealed file could be truncated under
 //!   it, which is a `SIGBUS`.
-//! - A ledger is the exception: memory that only its host and the keeper ever have, which the host's next incarnation
-//!   maps writable again. It is sealed against resizing alone.
+//! - Memory that is *kept* is the exception: a writer's next incarnation maps it writable again, so it is sealed against
+//!   resizing alone. Of a ledger only its host and the keeper ever have a descriptor. Of what others read as well (a lease
+//!   table, a region) they get one that is open for reading only, of a file that other users may not open for writing.
 //! - References into shared memory never exist outside this file, and inside it only references to single atomic
 //!   words. Byte ranges are copied by volatile accesses, whatever the writer does meanwhile.
 //! - Offsets are checked against the mapping's length. An offset that is out of bounds in a load or store of a word
@@ -74,6 +75,18 @@ impl SegmentWriter {
             return Self::map_and_seal(fd, 0);
         }
         Self::map_and_seal(fd, KEPT_SEALS)
+    }
+
+    /// The same for memory that others read: [`fd`](Self::fd) is a descriptor with which nobody can write it.
+    ///
+    /// # Errors
+    /// As for [`open_kept`](Self::open_kept); what the kernel says to opening the file again.
+    pub fn open_kept_for_readers(fd: OwnedFd) -> io::Result<SegmentWriter> {
+        let SegmentWriter { map, fd } = Self::open_kept(fd)?;
+        // A memfd may be opened by everybody who sees a descriptor of it, unless its mode says otherwise.
+        nix::sys::stat::fchmod(&fd, nix::sys::stat::Mode::S_IRUSR)?;
+        let fd = std::fs::File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?.into();
+        Ok(SegmentWriter { map, fd })
     }
 
     fn map_and_seal(fd: OwnedFd, add: i32) -> io::Result<SegmentWriter> {
@@ -214,9 +227,11 @@ impl SegmentReader {
     /// Checks that `fd` is a sealed segment of at least `min_len` bytes and maps all of it read-only.
     ///
     /// # Errors
-    /// `InvalidData` if the file is not sealed as [`SegmentWriter`] seals, or is too small; else what the kernel says.
+    /// `InvalidData` if the file is neither sealed as [`SegmentWriter`] seals nor kept memory that `fd` cannot write, or is
+    /// too small; else what the kernel says.
     pub fn open(fd: OwnedFd, min_len: usize) -> io::Result<SegmentReader> {
-        if seals(fd.as_fd()) & SEALS != SEALS {
+        let seals = seals(fd.as_fd());
+        if seals & SEALS != SEALS && (seals & KEPT_SEALS != KEPT_SEALS || !is_read_only(fd.as_fd())) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the segment is not sealed"));
         }
         // Only after the seals have been seen does the size no longer change.
@@ -347,6 +362,11 @@ fn seals(fd: BorrowedFd<'_>) -> i32 {
     unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) }.max(0)
 }
 
+fn is_read_only(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: fcntl with F_GETFL touches no memory.
+    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) & libc::O_ACCMODE == libc::O_RDONLY }
+}
+
 fn file_len(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let len = nix::sys::stat::fstat(fd).map_err(io::Error::from)?.st_size;
     usize::try_from(len).map_err(|_| io::ErrorKind::InvalidData.into())
@@ -456,6 +476,30 @@ mod tests {
         let (writer, _reader) = pair(4096);
         let fd = writer.fd().try_clone_to_owned().expect("dup");
         assert!(SegmentWriter::adopt(fd).is_err());
+    }
+
+    #[test]
+    fn kept_memory_is_written_by_one_run_after_the_other_and_read_by_others() {
+        let memory = memfd("test").expect("memfd");
+        set_len(&memory, 4096).expect("size");
+        let again = || memory.try_clone().expect("dup");
+        let first = SegmentWriter::open_kept_for_readers(again()).expect("fresh");
+        let reader = |writer: &SegmentWriter| SegmentReader::open(writer.fd().try_clone_to_owned().expect("dup"), 4096);
+        let early = reader(&first).expect("it cannot write");
+        first.copy_in(7, b"first").expect("inside");
+        drop(first);
+        let next = SegmentWriter::open_kept_for_readers(again()).expect("the next run's");
+        next.copy_in(12, b", next").expect("inside");
+        let mut seen = [0; 11];
+        for reader in [early, reader(&next).expect("it cannot write")] {
+            reader.copy_out(7, &mut seen).expect("inside");
+            assert_eq!(&seen, b"first, next");
+        }
+        let shared = next.fd().try_clone_to_owned().expect("dup");
+        assert!(MmapOptions::new().len(4096).map_raw(&shared).is_err(), "a reader's descriptor writes nothing");
+        assert!(SegmentWriter::open_kept(shared).is_err());
+        let error = SegmentReader::open(again(), 4096).expect_err("who could write it is no reader");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]

@@ -113,6 +113,8 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
         reported: BTreeMap::new(),
         uses: Vec::new(),
         provides: Vec::new(),
+        ancestors: Vec::new(),
+        heirs: Vec::new(),
         heritage: 0,
     };
     let peer = Rc::new(Peer {

@@ -18,7 +18,7 @@ use std::rc::Rc;
 use kernel_ipc::broker::{REGIONS_PER_INCARNATION, ToComponent};
 use kernel_ipc::lease::PinSegment;
 use kernel_ipc::runtime::spawn;
-use kernel_ipc::{Epoch, Incarnation, RegionId, Rights};
+use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId, Rights};
 
 use super::peer::{Peer, Who};
 use super::{Host, Node, Session};
@@ -143,7 +143,7 @@ impl Node {
             match missing {
                 Missing::Lender => {}
                 Missing::Table => known.epoch = lender.epoch,
-                Missing::Region(region, _, owner) if owner.ended.has_happened() => {
+                Missing::Region(region, _, owner) if owner.ended.has_happened() && !self.keeps(region, &owner) => {
                     drop(met);
                     let message = ToComponent::LenderGone { lender: None, regions: vec![region] };
                     self.send(mapper, &message, &[]);
@@ -160,9 +160,10 @@ impl Node {
         if known.is_some_and(|known| known.epoch != lender.epoch) {
             return Some(Missing::Table);
         }
-        for owner in living.iter().filter(|owner| self.may_lend(lender, owner)) {
+        let may = |owner: &Peer| self.may_lend(lender, owner) && self.may_meet(sessions, mapper, lender, owner);
+        for owner in living {
             let regions = owner.regions.borrow();
-            if regions.is_empty() || !self.may_meet(sessions, mapper, lender, owner) {
+            if regions.is_empty() || !may(owner) {
                 continue;
             }
             let Some(known) = known else { return Some(Missing::Lender) };
@@ -172,7 +173,20 @@ impl Node {
                 return Some(Missing::Region(*region, memory, owner.clone()));
             }
         }
+        // Regions of those who are between two runs: what lies in them is lent on.
+        let orphaned = self.components.iter().flat_map(|component| component.estate.orphaned_regions());
+        for (region, memory, owner) in orphaned.filter(|(_, _, owner)| may(owner)) {
+            let Some(known) = known else { return Some(Missing::Lender) };
+            if !known.regions.contains(&region) {
+                return Some(Missing::Region(region, memory, owner));
+            }
+        }
         None
+    }
+
+    /// Whether a region of a run is there when the run has ended.
+    fn keeps(&self, region: RegionId, owner: &Peer) -> bool {
+        self.component_of(owner).is_some_and(|component| component.estate.keeps_region(region))
     }
 
     /// Makes a mapper and a lender known to each other.
@@ -182,7 +196,11 @@ impl Node {
             let bytes = PinSegment::bytes(capacity) as u64;
             self.attached.borrow_mut().entry(mapper.incarnation).or_default().push(lender.incarnation);
             let request = Request::new(Ask::Memory, mapper.slot, bytes).with_b(lender.lender.get());
-            let memory = self.keeper.obtain(request).await.map_err(|error| error.to_string())?;
+            // One whose lender died before it gave its table has adopted its pins already, and keeps them.
+            let memory = match self.pins_of(mapper, lender.lender) {
+                Some(adopted) => adopted,
+                None => self.keeper.obtain(request).await.map_err(|error| error.to_string())?,
+            };
             if lender.ended.has_happened() && !self.survives(lender) {
                 self.forget_pins_for(lender.lender);
                 return Err(format!("{} is gone", lender.name));
@@ -213,19 +231,26 @@ impl Node {
 
     /// A run has ended: its table and regions are unmapped by everybody who had met it.
     pub(super) fn forget_introductions_of(self: &Rc<Self>, gone: &Rc<Peer>) {
-        let regions: Vec<RegionId> = gone.regions.borrow().iter().map(|(region, _)| *region).collect();
+        self.met.borrow_mut().retain(|(mapper, _), _| *mapper != gone.incarnation);
         let survives = self.survives(gone);
+        let kept = |region| survives && self.component_of(gone).is_some_and(|owner| owner.estate.keeps_region(region));
+        let regions = gone.regions.borrow().iter().map(|(region, _)| *region).filter(|region| !kept(*region)).collect();
+        self.forget_lender((!survives).then_some(gone.lender), regions);
+    }
+
+    /// A lender is gone for ever, or regions are: whoever had met them unmaps them.
+    pub(super) fn forget_lender(self: &Rc<Self>, lender: Option<LenderId>, regions: Vec<RegionId>) {
         let mut told = Vec::new();
-        self.met.borrow_mut().retain(|(mapper, lender), known| {
-            if (*lender == gone.lender && !survives) || known.regions.iter().any(|region| regions.contains(region)) {
+        self.met.borrow_mut().retain(|(mapper, known_lender), known| {
+            let is_gone = lender.is_some_and(|lender| lender == *known_lender);
+            if is_gone || known.regions.iter().any(|region| regions.contains(region)) {
                 told.push(*mapper);
             }
             known.regions.retain(|region| !regions.contains(region));
-            (*lender != gone.lender || survives) && *mapper != gone.incarnation
+            !is_gone
         });
         told.sort_unstable();
         told.dedup();
-        let lender = (!survives).then_some(gone.lender);
         let message = ToComponent::LenderGone { lender, regions };
         for mapper in told.into_iter().filter_map(|mapper| self.peer(mapper)) {
             self.send(&mapper, &message, &[]);
@@ -241,11 +266,11 @@ impl Node {
         }
     }
 
-    /// Whether a region id is among those that were dealt to this run.
+    /// Whether a region id is among those that were dealt to this run, or that of a kept one, and is not published yet.
     pub(super) fn owns(&self, peer: &Peer, region: RegionId) -> bool {
         let first = peer.first_region.get();
-        (first..first + REGIONS_PER_INCARNATION).contains(&region.get())
-            && peer.regions.borrow().iter().all(|(known, _)| *known != region)
+        let is_own = (first..first + REGIONS_PER_INCARNATION).contains(&region.get()) || self.keeps(region, peer);
+        is_own && peer.regions.borrow().iter().all(|(known, _)| *known != region)
     }
 
     fn may_meet(&self, sessions: &Sessions, mapper: &Peer, lender: &Peer, owner: &Peer) -> bool {
@@ -256,7 +281,12 @@ impl Node {
     }
 
     fn may_lend(&self, lender: &Peer, owner: &Peer) -> bool {
-        lender.incarnation == owner.incarnation || self.uses_with(lender, owner, Rights::MAP)
+        let is_same = match lender.who {
+            // Its own, or that of a run before it.
+            Who::Component(_) => lender.who == owner.who,
+            Who::Guest => lender.incarnation == owner.incarnation,
+        };
+        is_same || self.uses_with(lender, owner, Rights::MAP)
     }
 
     /// For components.

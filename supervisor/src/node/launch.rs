@@ -230,6 +230,8 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         reported: component.facts.borrow().clone(),
         uses: uses(node, index),
         provides: provides(node, index),
+        ancestors: Vec::new(),
+        heirs: Vec::new(),
         heritage: 0,
     };
     let channel = Rc::new(Channel::new(control));

@@ -95,6 +95,9 @@ async fn handle(
             if !node.owns(peer, region) {
                 return Err(format!("region {region} is not its own to publish"));
             }
+            if let Some(component) = node.component_of(peer) {
+                component.estate.published(region, &memory, peer);
+            }
             peer.regions.borrow_mut().push((region, memory));
             let (node, peer) = (node.clone(), peer.clone());
             spawn(async move {
@@ -114,8 +117,7 @@ async fn handle(
             provided.insert(endpoint);
         }
         ToSupervisor::Keep { name, bytes } => {
-            let Who::Component(index) = peer.who else { return Err("a guest leaves nothing".into()) };
-            let memory = node.components[index].estate.keep(&name, bytes)?;
+            let memory = node.keep(peer, &name, bytes)?;
             node.send(peer, &ToComponent::Kept { name }, &[memory.as_fd()]);
         }
         message @ (ToSupervisor::Hold { .. } | ToSupervisor::LetGo { .. }) => {
@@ -213,6 +215,8 @@ pub async fn greet(node: &Rc<Node>, peer: &Rc<Peer>, protocol: u32) -> Result<()
         lives.map_err(|error| format!("the keeper: {error}"))?;
     }
     let heritage = node.heritage(peer);
+    welcome.ancestors = node.component_of(peer).map_or_else(Vec::new, |component| component.estate.ancestors());
+    welcome.heirs = node.heirs(peer);
     welcome.heritage = u32::try_from(heritage.len()).unwrap_or(u32::MAX);
     node.send(peer, &ToComponent::Welcome(Box::new(welcome)), &[node.status.as_fd(), fence.as_fd()]);
     for (message, memory) in heritage {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use kernel_ipc::broker::{OpenError, Serve, ToComponent};
 use kernel_ipc::runtime::spawn;
-use kernel_ipc::{Epoch, Incarnation, Rights, SessionId};
+use kernel_ipc::{Epoch, Rights, SessionId};
 use serde_json::Value;
 
 use super::peer::{Peer, Who};
@@ -189,7 +189,7 @@ impl Node {
     fn forget_unheard(self: &Rc<Self>, client: &Rc<Peer>, session: SessionId) {
         let forgotten = self.sessions.borrow_mut().remove(&session);
         if let Some(forgotten) = forgotten {
-            self.tell_next_run(forgotten.surviving, session, client.incarnation, false);
+            self.tell_next_run(forgotten.surviving, closed(session, client));
         }
     }
 
@@ -340,13 +340,11 @@ impl Node {
         match (is_client, session.host) {
             (true, Host::Peer(host)) => {
                 if let Some(host) = self.peer(host) {
-                    let message =
-                        ToComponent::ClientGone { session: id, client: by.incarnation, died: false, survives: false };
-                    self.send(&host, &message, &[]);
+                    self.send(&host, &closed(id, by), &[]);
                 }
             }
             (true, Host::Supervisor(host)) => host.close(),
-            (true, Host::Awaited) => self.tell_next_run(session.surviving, id, by.incarnation, false),
+            (true, Host::Awaited) => self.tell_next_run(session.surviving, closed(id, by)),
             (false, _) => {
                 if let Some(client) = self.peer(session.client) {
                     self.send(&client, &ToComponent::HostGone { session: id, survives: false }, &[]);
@@ -384,22 +382,22 @@ impl Node {
             }
         }
         for (surviving, id) in orphaned {
-            self.tell_next_run(surviving, id, gone.incarnation, true);
+            let (client, died) = (gone.incarnation, true);
+            self.tell_next_run(surviving, ToComponent::ClientGone { session: id, client, died, survives });
         }
     }
 
     /// The client of an awaited session is gone: the host's next run, if there is one, need not wait for it.
-    fn tell_next_run(
-        self: &Rc<Self>,
-        surviving: Option<Surviving>,
-        session: SessionId,
-        client: Incarnation,
-        died: bool,
-    ) {
+    fn tell_next_run(self: &Rc<Self>, surviving: Option<Surviving>, message: ToComponent) {
         let component = surviving.and_then(|surviving| self.components.get(surviving.component));
         let run = component.and_then(|component| component.peer.borrow().clone());
         if let Some(run) = run.filter(|run| run.is_introducible()) {
-            self.send(&run, &ToComponent::ClientGone { session, client, died, survives: false }, &[]);
+            self.send(&run, &message, &[]);
         }
     }
+}
+
+/// What a host hears of a session that its client has ended.
+fn closed(session: SessionId, client: &Peer) -> ToComponent {
+    ToComponent::ClientGone { session, client: client.incarnation, died: false, survives: false }
 }

@@ -1,8 +1,10 @@
 //! What a component's run leaves for the one after it.
 //!
 //! - A component survives if it has asked for memory to be kept. Its next run has the same lender id, gets that memory, the
-//!   regions of the last run, the sessions that go on and the pins of everybody who maps what it lends, all behind the
-//!   greeting, before anything else is said to it.
+//!   sessions that go on and the pins of everybody who maps what it lends, all behind the greeting, before anything else is
+//!   said to it.
+//! - A region whose memory is kept is the same region in every run: who maps it goes on with it, and who has yet to map it
+//!   gets it while there is no run.
 //! - While it is away its sessions are *awaited*: their clients have suspended them and ask to resume them.
 //! - What dead runs were lent elsewhere waits under their names, the *ancestors* (more than one if a run died before it
 //!   came to inherit); the next run's sessions inherit it, and what is left when that run is ready goes back.
@@ -23,8 +25,8 @@ use super::peer::{Peer, Who};
 use super::{Component, Host, Node};
 use crate::keeper::wire::{Ask, Request};
 
-/// Most memory that one component may have kept, and under how many names.
-const MAX_BYTES: u64 = 1 << 30;
+/// Most memory that one component may have kept, and under how many names. It is taken page by page, as it is used.
+const MAX_BYTES: u64 = 16 << 30;
 const MAX_NAMES: usize = 16;
 
 /// What a component leaves, over all its runs.
@@ -37,8 +39,8 @@ pub struct Estate {
     lender: Cell<Option<LenderId>>,
     /// Dead runs, until the next one is ready.
     ancestors: RefCell<Vec<Incarnation>>,
-    /// Of the last run.
-    regions: RefCell<Vec<(RegionId, OwnedFd)>>,
+    /// What was published of the memory, for reading, and by which run last.
+    regions: RefCell<BTreeMap<RegionId, (OwnedFd, Rc<Peer>)>>,
 }
 
 /// What is known of a session that goes on when its host dies.
@@ -103,10 +105,26 @@ impl Estate {
         Ok(given)
     }
 
-    /// A run has ended, and the next one goes on.
-    fn bequeath(&self, run: &Peer) {
-        self.ancestors.borrow_mut().push(run.incarnation);
-        self.regions.replace(std::mem::take(&mut run.regions.borrow_mut()));
+    /// Whether a region is the same one in every run.
+    pub fn keeps_region(&self, region: RegionId) -> bool {
+        self.memory.borrow().contains_key(&region_name(region))
+    }
+
+    /// A run has published a region; if that is kept, it can be mapped when the run has ended.
+    pub fn published(&self, region: RegionId, memory: &OwnedFd, run: &Rc<Peer>) {
+        if self.keeps_region(region)
+            && let Ok(memory) = memory.try_clone()
+        {
+            self.regions.borrow_mut().insert(region, (memory, run.clone()));
+        }
+    }
+
+    /// The kept regions that no living run publishes, and whose they were.
+    pub fn orphaned_regions(&self) -> Vec<(RegionId, OwnedFd, Rc<Peer>)> {
+        let regions = self.regions.borrow();
+        let orphaned = regions.iter().filter(|(_, (_, run))| run.ended.has_happened());
+        let again = |memory: &OwnedFd| memory.try_clone().ok();
+        orphaned.filter_map(|(region, (memory, run))| Some((*region, again(memory)?, run.clone()))).collect()
     }
 
     /// The component is given up: whoever follows begins anew.
@@ -115,6 +133,11 @@ impl Estate {
         self.endpoints.borrow_mut().clear();
         self.regions.borrow_mut().clear();
     }
+}
+
+/// How the memory of a region is called.
+fn region_name(region: RegionId) -> String {
+    format!("region-{region}")
 }
 
 /// Fresh memory for the ledger of a session.
@@ -144,6 +167,34 @@ impl Node {
         }
     }
 
+    /// Fresh memory for this run and all after it.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    pub(super) fn keep(&self, peer: &Peer, name: &str, bytes: u64) -> Result<OwnedFd, String> {
+        let component = self.component_of(peer).ok_or("a guest leaves nothing")?;
+        let region = name.strip_prefix("region-").map(|number| number.parse().map(RegionId));
+        match region {
+            Some(Ok(region)) if self.owns(peer, region) && region_name(region) == name => {}
+            Some(_) => return Err(format!("{name} is not its own to keep")),
+            None => {}
+        }
+        component.estate.keep(name, bytes)
+    }
+
+    /// Whose leases somebody else's run will inherit: the dead runs of every other component that survives, and its next run
+    /// until that is ready.
+    pub(super) fn heirs(&self, peer: &Peer) -> Vec<Incarnation> {
+        let others = (0..).zip(&self.components).filter(|(index, _)| peer.who != Who::Component(*index));
+        let of = |component: &Component| {
+            let mut heirs = component.estate.ancestors();
+            let run = component.peer.borrow().as_ref().map(|run| run.incarnation);
+            heirs.extend(run.filter(|_| !heirs.is_empty()));
+            heirs
+        };
+        others.flat_map(|(_, component)| of(component)).collect()
+    }
+
     /// What comes behind the greeting of a run.
     pub(super) fn heritage(&self, peer: &Peer) -> Vec<(ToComponent, OwnedFd)> {
         let Who::Component(index) = peer.who else { return Vec::new() };
@@ -155,9 +206,6 @@ impl Node {
         let mut add = |message, memory: &OwnedFd| heritage.extend(memory.try_clone().ok().map(|fd| (message, fd)));
         for (name, (memory, _)) in &*estate.memory.borrow() {
             add(ToComponent::Heritage { name: name.clone() }, memory);
-        }
-        for (region, memory) in &*estate.regions.borrow() {
-            add(ToComponent::Heritage { name: format!("region-{region}") }, memory);
         }
         for session in self.sessions.borrow().values() {
             if let (Host::Awaited, Some(surviving)) = (&session.host, &session.surviving)
@@ -191,6 +239,11 @@ impl Node {
         }
     }
 
+    /// The memory in which a mapper pins a lender's leases, if there is any yet.
+    pub(super) fn pins_of(&self, mapper: &Peer, lender: LenderId) -> Option<OwnedFd> {
+        self.pins.borrow().get(&(mapper.incarnation, lender))?.memory.try_clone().ok()
+    }
+
     /// A mapper's pins of a lender's leases outlive both.
     pub(super) fn keep_pins(&self, mapper: &Rc<Peer>, lender: LenderId, memory: OwnedFd) {
         let pins = Pins { memory, mapper: mapper.clone() };
@@ -200,7 +253,7 @@ impl Node {
     /// A run of a component that survives has ended.
     pub(super) fn bequeath(&self, peer: &Peer) {
         if let Some(component) = self.component_of(peer) {
-            component.estate.bequeath(peer);
+            component.estate.ancestors.borrow_mut().push(peer.incarnation);
         }
     }
 
@@ -219,17 +272,11 @@ impl Node {
     pub(super) fn give_up(self: &Rc<Self>, index: usize) {
         let component = &self.components[index];
         self.bury_ancestors(component);
+        let regions: Vec<RegionId> = component.estate.regions.borrow().keys().copied().collect();
         component.estate.clear();
         component.holdings.clear();
         let Some(lender) = component.estate.lender.take() else { return };
-        let mut told = Vec::new();
-        self.met.borrow_mut().retain(|(mapper, known), _| {
-            told.extend((*known == lender).then_some(*mapper));
-            *known != lender
-        });
+        self.forget_lender(Some(lender), regions);
         self.forget_pins_for(lender);
-        for mapper in told.into_iter().filter_map(|mapper| self.peer(mapper)) {
-            self.send(&mapper, &ToComponent::LenderGone { lender: Some(lender), regions: Vec::new() }, &[]);
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! A lender across the deaths of processes: its own, and its holders'.
 //!
-//! - Its next incarnation publishes a new table with the same indices and generations: names stay good, and pins taken
-//!   through the old table hold, because pin segments are common to all epochs of a table.
+//! - Its next incarnation goes on in the same table, which is kept like the ledger: names stay good, and who looks a lease up
+//!   sees what became of it, whichever of the two wrote that. Pin segments are common to all epochs too.
 //! - It starts with all its unfenced pin segments attached; before that nothing that is dying may become free.
 //! - A holder whose own state survives is followed by its next incarnation, which inherits its leases.
 
@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::super::kept::{Inherited, LeaseLedger};
-use super::super::layout::{entry, entry_at};
+use super::super::layout::{entry, entry_at, header};
 use super::super::protocol;
 use super::{Lender, Lent, Record, State};
 use crate::id::{Epoch, Incarnation, LenderId, SessionId};
@@ -57,13 +57,26 @@ impl Lender {
         LeaseLedger::<SegmentWriter>::bytes(capacity)
     }
 
-    /// A lender that its next incarnation can follow. `memory` is fresh and kept by the keeper.
+    /// A lender that its next incarnation can follow. The memory of its ledger and of its table is fresh and kept.
     ///
     /// # Errors
     /// See [`Lost`].
-    pub fn surviving(id: LenderId, epoch: Epoch, capacity: u32, memory: OwnedFd) -> Result<Self, Lost> {
+    pub fn surviving(id: LenderId, epoch: Epoch, capacity: u32, memory: OwnedFd, table: OwnedFd) -> Result<Self, Lost> {
+        super::check_capacity(capacity)?;
+        let table = table_in(table, capacity)?;
+        if table.load_u64(header::MAGIC, Relaxed) != 0 {
+            return Err(Poisoned("the table's memory is not fresh").into());
+        }
         let kept = LeaseLedger::create(SegmentWriter::open_kept(memory)?, id, capacity)?;
-        Ok(Self::with_ledger(id, epoch, capacity, Some(kept))?)
+        Ok(Self::with_table(id, epoch, capacity, table, Some(kept)))
+    }
+
+    /// Whether nobody ever began a ledger in this memory: who was to do it died before.
+    ///
+    /// # Errors
+    /// Of mapping it.
+    pub fn is_blank(memory: OwnedFd) -> io::Result<bool> {
+        Ok(LeaseLedger::is_blank(&SegmentWriter::open_kept(memory)?))
     }
 
     /// Follows a dead incarnation. Gives what it had lent, and what it was taking back: before anything of it becomes
@@ -71,9 +84,20 @@ impl Lender {
     ///
     /// # Errors
     /// See [`Lost`].
-    pub fn follow(id: LenderId, epoch: Epoch, capacity: u32, memory: OwnedFd) -> Result<(Self, Vec<Inherited>), Lost> {
+    pub fn follow(
+        id: LenderId,
+        epoch: Epoch,
+        capacity: u32,
+        memory: OwnedFd,
+        table: OwnedFd,
+    ) -> Result<(Self, Vec<Inherited>), Lost> {
         let (kept, entries) = LeaseLedger::recover(SegmentWriter::open_kept(memory)?, id, capacity)?;
-        let mut this = Self::with_ledger(id, epoch, capacity, Some(kept))?;
+        let table = table_in(table, capacity)?;
+        let word = |at| table.load_u64(at, Relaxed);
+        if word(header::TABLE_LENDER) != id.get() || word(header::TABLE_CAPACITY) != u64::from(capacity) {
+            return Err(Poisoned("the table is another lender's").into());
+        }
+        let mut this = Self::with_table(id, epoch, capacity, table, Some(kept));
         let mut inherited = Vec::new();
         for (index, (generation, lease)) in (0u32..).zip(entries) {
             let state = match lease {
@@ -95,6 +119,7 @@ impl Lender {
                         this.dying.push_back(index);
                         State::Dying(lent)
                     } else {
+                        // It stands there already, unless the dead incarnation came from L1 to no L3.
                         protocol::publish(&this.table, index, generation, &lease.fields);
                         this.lent += 1;
                         State::Lent(lent)
@@ -126,8 +151,9 @@ impl Lender {
         self.lent_where(|lent| lent.call.is_some_and(|(on, _, _)| on == session))
     }
 
-    /// Everything that `dead` held is held by `next` from now on, under the same names. Gives indices and generations.
-    pub fn inherit(&mut self, dead: Incarnation, next: Incarnation) -> Vec<(u32, u32)> {
+    /// Everything that `dead` held is held by `next` from now on, under the same names: on the session `on`, if it is one of
+    /// ours. Gives indices and generations.
+    pub fn inherit(&mut self, dead: Incarnation, next: Incarnation, on: Option<SessionId>) -> Vec<(u32, u32)> {
         let theirs = self.lent_where(|lent| lent.holder == dead);
         // What is dying is charged to the next one as well.
         for record in &mut self.ledger {
@@ -135,11 +161,12 @@ impl Lender {
                 && lent.holder == dead
             {
                 lent.holder = next;
+                lent.call = on.map_or(lent.call, |session| Some((session, 0, 0)));
             }
         }
         for (index, _) in &theirs {
             if let Some(kept) = &self.kept {
-                kept.held_by(*index, next.get());
+                kept.held_by(*index, next.get(), on);
             }
             // One word. Whoever reads the entry meanwhile sees the dead holder or the next, each of whom it was good for.
             protocol::Writable::store_u64(&self.table, entry_at(*index) + entry::HOLDER, next.get(), Relaxed);
@@ -152,12 +179,42 @@ impl Lender {
         theirs
     }
 
+    /// What `holder` has from sessions that are not `open` is its own on the session `on`: a dead incarnation of this lender
+    /// came to give it to that holder, and not to say on which session. Gives indices and generations.
+    pub fn adopt(
+        &mut self,
+        holder: Incarnation,
+        on: SessionId,
+        is_open: impl Fn(SessionId) -> bool,
+    ) -> Vec<(u32, u32)> {
+        let is_orphan = |lent: &Lent| lent.holder == holder && lent.call.is_some_and(|(of, _, _)| !is_open(of));
+        let orphans = self.lent_where(is_orphan);
+        for (index, _) in &orphans {
+            if let State::Lent(lent) = &mut self.ledger[*index as usize].state {
+                lent.call = Some((on, 0, 0));
+            }
+            if let Some(kept) = &self.kept {
+                kept.held_by(*index, holder.get(), Some(on));
+            }
+        }
+        orphans
+    }
+
     fn lent_where(&self, wanted: impl Fn(&Lent) -> bool) -> Vec<(u32, u32)> {
         (0u32..)
             .zip(&self.ledger)
             .filter(|(_, record)| matches!(&record.state, State::Lent(lent) if wanted(lent)))
             .map(|(index, record)| (index, record.generation))
             .collect()
+    }
+}
+
+/// Memory for a table, or with one.
+fn table_in(memory: OwnedFd, capacity: u32) -> Result<SegmentWriter, Lost> {
+    let table = SegmentWriter::open_kept_for_readers(memory)?;
+    match table.len() < Lender::table_bytes(capacity) {
+        true => Err(Poisoned("the table's memory is too small").into()),
+        false => Ok(table),
     }
 }
 
@@ -168,10 +225,28 @@ mod tests {
     use super::*;
     use crate::sys::segment::{memfd, set_len};
 
-    fn memory() -> OwnedFd {
-        let memory = memfd("leases").expect("memory");
-        set_len(&memory, Lender::ledger_bytes(CAPACITY)).expect("memory");
-        memory
+    /// Memory for a ledger and a table, each as often as it is asked for.
+    struct Memory(OwnedFd, OwnedFd);
+
+    impl Memory {
+        fn new() -> Memory {
+            let [ledger, table] = [Lender::ledger_bytes(CAPACITY), Lender::table_bytes(CAPACITY)].map(|bytes| {
+                let memory = memfd("leases").expect("memory");
+                set_len(&memory, bytes).expect("memory");
+                memory
+            });
+            Memory(ledger, table)
+        }
+
+        fn surviving(&self, epoch: Epoch) -> Result<Lender, Lost> {
+            let [ledger, table] = [&self.0, &self.1].map(|memory| memory.try_clone().expect("dup"));
+            Lender::surviving(LENDER, epoch, CAPACITY, ledger, table)
+        }
+
+        fn follow(&self, id: LenderId, epoch: Epoch) -> Result<(Lender, Vec<Inherited>), Lost> {
+            let [ledger, table] = [&self.0, &self.1].map(|memory| memory.try_clone().expect("dup"));
+            Lender::follow(id, epoch, CAPACITY, ledger, table)
+        }
     }
 
     fn lend(length: u64) -> Lend {
@@ -180,9 +255,9 @@ mod tests {
 
     #[test]
     fn the_next_incarnation_has_the_same_names_and_finishes_what_was_dying() {
-        let memory = memory();
-        let again = || memory.try_clone().expect("dup");
-        let mut lender = Lender::surviving(LENDER, EPOCH, CAPACITY, again()).expect("fresh");
+        let memory = Memory::new();
+        assert!(Lender::is_blank(memory.0.try_clone().expect("dup")).expect("mapped"));
+        let mut lender = memory.surviving(EPOCH).expect("fresh");
         let call = Some((SessionId(9), 3, 17));
         let kept = lender.lend_for(ALICE, lend(10), call).expect("room");
         let gone = lender.lend(BOB, lend(20)).expect("room");
@@ -195,7 +270,8 @@ mod tests {
         assert_eq!(lender.take_back(pinned.index, pinned.generation), Ok(Ended::Dying));
         drop(lender);
 
-        let (mut next, inherited) = Lender::follow(LENDER, Epoch(4), CAPACITY, again()).expect("a good ledger");
+        assert!(!Lender::is_blank(memory.0.try_clone().expect("dup")).expect("mapped"));
+        let (mut next, inherited) = memory.follow(LENDER, Epoch(4)).expect("a good ledger");
         next.attach_pins(MAPPER, Epoch(1), reopen(pins.fd())).expect("good");
         let known: Vec<_> = inherited.iter().map(|lease| (lease.index, lease.generation, lease.dying)).collect();
         assert_eq!(known, [(kept.index, kept.generation, false), (pinned.index, pinned.generation, true)]);
@@ -209,19 +285,65 @@ mod tests {
         let after = next.lend(BOB, lend(1)).expect("room");
         assert_eq!((after.index, after.generation), (pinned.index, pinned.generation + 1), "never the same name twice");
         assert_eq!(next.release(ALICE, kept.index, kept.generation), Ok(Ended::Free));
-        assert!(Lender::follow(LenderId(12), Epoch(4), CAPACITY, again()).is_err(), "another lender's");
-        assert!(Lender::surviving(LENDER, Epoch(5), CAPACITY, again()).is_err(), "not fresh");
+        assert!(memory.follow(LenderId(12), Epoch(4)).is_err(), "another lender's");
+        assert!(memory.surviving(Epoch(5)).is_err(), "not fresh");
     }
 
     #[test]
     fn a_holders_next_incarnation_inherits_its_leases() {
-        let mut lender = Lender::surviving(LENDER, EPOCH, CAPACITY, memory()).expect("fresh");
-        let alices = lender.lend(ALICE, lend(10)).expect("room");
-        let bobs = lender.lend(BOB, lend(20)).expect("room");
-        let next = Incarnation(99);
-        assert_eq!(lender.inherit(ALICE, next), [(alices.index, alices.generation)]);
+        let memory = Memory::new();
+        let mut lender = memory.surviving(EPOCH).expect("fresh");
+        let alices = lender.lend_for(ALICE, lend(10), Some((SessionId(1), 0, 1))).expect("room");
+        let bobs = lender.lend_for(BOB, lend(20), Some((SessionId(2), 0, 1))).expect("room");
+        let (next, on) = (Incarnation(99), SessionId(3));
+        assert_eq!(lender.inherit(ALICE, next, Some(on)), [(alices.index, alices.generation)]);
+        assert_eq!((lender.lent_on(SessionId(1)), lender.lent_on(on).len()), (Vec::new(), 1));
+        assert_eq!(lender.lent_by(on, 0, 1), [], "no call of that session brought it");
+        drop(lender);
+        // Its own next incarnation knows it too.
+        let (mut lender, inherited) = memory.follow(LENDER, Epoch(4)).expect("a good ledger");
+        assert_eq!((inherited[0].fields.holder, inherited[0].call), (next.get(), Some((on, 0, 0))));
+        // The session is unknown to that one: it was not open yet.
+        assert_eq!(lender.adopt(BOB, SessionId(4), |session| session == SessionId(2)), [], "bob's session is open");
+        let orphans = lender.adopt(next, SessionId(4), |session| session == SessionId(2));
+        assert_eq!(orphans, [(alices.index, alices.generation)]);
+        assert_eq!(lender.lent_on(SessionId(4)), orphans);
         assert!(lender.release(ALICE, alices.index, alices.generation).is_err(), "the dead one has nothing");
         assert_eq!(lender.release(next, alices.index, alices.generation), Ok(Ended::Free));
         assert_eq!(lender.release(BOB, bobs.index, bobs.generation), Ok(Ended::Free));
+    }
+
+    #[test]
+    fn who_looked_a_lease_up_before_a_death_sees_what_the_next_incarnation_does_with_it() {
+        let memory = Memory::new();
+        let mut lender = memory.surviving(EPOCH).expect("fresh");
+        let region = super::super::super::Region::create("region", REGION, 1 << 16).expect("memory");
+        region.copy_in(4096, &[7; 8]).expect("inside");
+        let fd = region.fd().try_clone_to_owned().expect("dup");
+        let regions = [(REGION, super::super::super::RegionReader::open(fd, REGION).expect("sealed"))];
+        let page = super::super::super::StatusPage::create(2).expect("memory");
+        assert!(page.lives(LENDER_LINE, EPOCH));
+        let status = World::status_of(&page, LENDER_LINE);
+        let mut holder = super::super::super::Holder::new(ALICE);
+        holder.introduce(LENDER, EPOCH, reopen(lender.table_fd()), &regions, Some(status.clone())).expect("good");
+        let name = lender.lend(ALICE, lend(8)).expect("room");
+        let gone = lender.lend(ALICE, lend(8)).expect("room");
+        let held = [name, gone].map(|name| holder.hold(&name).expect("live"));
+        page.died(LENDER_LINE);
+        drop(lender);
+
+        let mut bytes = [0; 8];
+        assert_eq!((held[0].copy_out(0, &mut bytes), bytes), (Ok(()), [7; 8]), "between the epochs");
+        assert!(holder.hold(&name).is_ok() && holder.held().len() == 2);
+        let (mut next, _) = memory.follow(LENDER, Epoch(4)).expect("a good ledger");
+        assert!(page.lives(LENDER_LINE, Epoch(4)));
+        assert!(held[0].still_live() && held[1].still_live(), "the news has not come yet");
+        next.take_back(gone.index, gone.generation).expect("live");
+        assert!(held[0].still_live() && !held[1].still_live());
+        let table = next.table_fd().try_clone_to_owned().expect("dup");
+        assert!(holder.reintroduce(LENDER, Epoch(4), &table, Some(status)).expect("good"));
+        assert!(held[0].still_live() && holder.hold(&name).is_ok());
+        holder.retire(LENDER);
+        assert_eq!(held[0].copy_out(0, &mut bytes), Err(super::super::super::StaleLease::LenderGone));
     }
 }
