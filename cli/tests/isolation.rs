@@ -61,11 +61,11 @@ fn a_component_has_only_the_descriptors_that_its_work_needs() {
         "/memfd:atoll-c",
         "/memfd:atoll-s",
     ];
-    let lends = ["/memfd:leases", "/memfd:pins"];
+    let lends = ["/memfd:leases", "/memfd:atoll-table", "/memfd:pins"];
     // What its next run goes on from.
     let survives = ["/memfd:atoll-records", "/memfd:atoll-leases", "/memfd:atoll-session"];
     for (name, more) in [
-        ("disk", [&lends[..], &["/memfd:disk", "/memfd:fs", &image]].concat()),
+        ("disk", [&lends[..], &survives, &["/memfd:disk", "/memfd:fs", &image]].concat()),
         ("fs", [&lends[..], &survives, &["/memfd:disk", "/memfd:fs"]].concat()),
         ("net", [&lends[..], &["/memfd:disk"]].concat()),
         ("httpd", Vec::new()),
@@ -105,6 +105,36 @@ fn payload_is_mapped_read_only_and_not_at_all_by_httpd() {
     assert_eq!(mapped("net"), set(&[("r--s", "disk")]));
     assert_eq!(mapped("fs"), set(&[("r--s", "disk"), ("rw-s", "fs")]));
     assert_eq!(mapped("disk"), set(&[("rw-s", "disk"), ("r--s", "fs")]));
+}
+
+/// Memory that a next run writes is not sealed against it; so whoever reads it has no descriptor that writes.
+#[test]
+fn memory_that_is_kept_is_written_by_its_owner_alone() {
+    let system = used();
+    kill_now(system.pid("disk"));
+    wait_for("the next incarnation", || system.component("disk")["epoch"].as_u64() == Some(2));
+    system.wait_until_ready();
+    assert_eq!(system.get("/file.bin").body.len(), 3 << 20);
+    let mut readers = 0;
+    for name in COMPONENTS {
+        let pid = system.pid(name);
+        for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").flatten() {
+            let Ok(target) = std::fs::read_link(entry.path()) else { continue };
+            if !["/memfd:disk", "/memfd:atoll-table"].iter().any(|kept| target.to_string_lossy().starts_with(kept)) {
+                continue;
+            }
+            let number = entry.file_name().into_string().expect("a number");
+            let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).expect("it is open");
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("its flags").trim();
+            let flags = i32::from_str_radix(flags, 8).expect("octal");
+            assert_eq!(flags & 0b11, 0, "{name} can write {target:?}");
+            let mode = std::fs::metadata(entry.path()).expect("it is open");
+            assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o400, "{target:?}");
+            readers += 1;
+        }
+    }
+    // The disk's own region and table, fs's table, and what fs and net map of them.
+    assert!(readers >= 6, "{readers}");
 }
 
 #[test]

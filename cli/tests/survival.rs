@@ -15,14 +15,18 @@ use common::{Random, System, kill_now};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Kills processes of these components at random moments while `work` goes on, one or several at once; gives how often.
+/// Kills processes of these components at random moments while `work` goes on, one or several at once, also before the next
+/// run is ready; gives how often. `SEED=123 cargo test` chooses other moments.
 fn killing(system: &System, victims: &[&str], seed: u64, work: impl FnOnce(&AtomicU64)) -> u64 {
     let (over, kills) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {
+            let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(seed);
+            println!("SEED={seed}");
             let mut numbers = Random(seed);
             while !over.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(20 + numbers.below(150)));
+                let pause = if numbers.below(4) == 0 { numbers.below(15) } else { 20 + numbers.below(150) };
+                std::thread::sleep(Duration::from_millis(pause));
                 let components = system.ps();
                 // At least one of them; which others is up to the numbers.
                 let first = numbers.below(victims.len() as u64) as usize;

@@ -103,11 +103,11 @@ impl Context {
     /// [`ContextError::Supervisor`] if that is gone; [`ContextError::Io`] if memory is refused, or what the last run left is
     /// of another size.
     pub async fn keep_region(&self, bytes: usize) -> Result<Region, ContextError> {
-        let number = |name: &String| name.strip_prefix(REGION)?.parse().ok();
-        let found =
-            self.0.left.borrow().memory.iter().find_map(|(name, memory)| Some((number(name)?, memory.try_clone())));
+        let number = |name: String| name.strip_prefix(REGION)?.parse().ok();
+        let left = std::mem::take(&mut self.0.left.borrow_mut().memory);
+        let found = left.into_iter().find_map(|(name, memory)| Some((number(name)?, memory)));
         if let Some((number, memory)) = found {
-            let region = Region::kept(memory?, RegionId(number))?;
+            let region = Region::kept(memory, RegionId(number))?;
             return if region.len() == bytes { Ok(region) } else { Err(self.forget("the region has another size")) };
         }
         let id = self.new_region_id();

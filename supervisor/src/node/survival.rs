@@ -87,11 +87,11 @@ impl Estate {
         self.ancestors.borrow().clone()
     }
 
-    /// Fresh memory, for this run and all after it.
+    /// Fresh memory, for this run and all after it. `shown` is what the kernel calls it.
     ///
     /// # Errors
     /// Why there is none, for people.
-    pub fn keep(&self, name: &str, bytes: u64) -> Result<OwnedFd, String> {
+    pub fn keep(&self, name: &str, bytes: u64, shown: &str) -> Result<OwnedFd, String> {
         let mut memory = self.memory.borrow_mut();
         // A run that cannot use what was left begins anew under the same name.
         memory.remove(name);
@@ -99,7 +99,7 @@ impl Estate {
         if memory.len() >= MAX_NAMES || bytes > MAX_BYTES.saturating_sub(kept) || name.len() > 64 {
             return Err("it wants too much to be kept".into());
         }
-        let fresh = memfd(&format!("atoll-{name}"), bytes).map_err(|error| error.to_string())?;
+        let fresh = memfd(shown, bytes).map_err(|error| error.to_string())?;
         let given = fresh.try_clone().map_err(|error| error.to_string())?;
         memory.insert(name.to_owned(), (fresh, bytes));
         Ok(given)
@@ -175,11 +175,12 @@ impl Node {
         let component = self.component_of(peer).ok_or("a guest leaves nothing")?;
         let region = name.strip_prefix("region-").map(|number| number.parse().map(RegionId));
         match region {
-            Some(Ok(region)) if self.owns(peer, region) && region_name(region) == name => {}
-            Some(_) => return Err(format!("{name} is not its own to keep")),
-            None => {}
+            Some(Ok(region)) if self.owns(peer, region) && region_name(region) == name => {
+                component.estate.keep(name, bytes, &peer.name)
+            }
+            Some(_) => Err(format!("{name} is not its own to keep")),
+            None => component.estate.keep(name, bytes, &format!("atoll-{name}")),
         }
-        component.estate.keep(name, bytes)
     }
 
     /// Whose leases somebody else's run will inherit: the dead runs of every other component that survives, and its next run
