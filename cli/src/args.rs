@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
+use crate::chaos::Kind;
+
 /// Operating-system services as separate processes: storage and network that can be called, watched and restarted.
 #[derive(Debug, Parser)]
 #[command(name = "atoll", version, propagate_version = true, disable_help_subcommand = true)]
@@ -56,6 +58,8 @@ pub enum Verb {
         /// Its name
         component: String,
     },
+    /// Kill, stop and slow down components of the running system, and say what its users felt
+    Chaos(Chaos),
     /// Print what the rules of the system come to
     #[command(subcommand)]
     Explain(Explain),
@@ -97,6 +101,39 @@ pub struct Up {
     /// Return when everything is ready, and leave the system running
     #[arg(long)]
     pub detach: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Meanwhile workers change files in a directory of their own and compare everything with what it has to be, and users of
+the disk, the file system and the web server note how long they wait. Exit code 1: a call failed, or something was wrong.")]
+pub struct Chaos {
+    /// How long
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub seconds: u64,
+    /// Disturbances a second, on average
+    #[arg(long, value_name = "N", default_value_t = 2.0, value_parser = rate)]
+    pub rate: f64,
+    /// What decides what is done to whom and when
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// What may be done
+    #[arg(long, value_name = "KIND", value_delimiter = ',', default_value = "kill,stop,delay")]
+    pub kinds: Vec<Kind>,
+    /// Only to this component; may be given again
+    #[arg(long, value_name = "COMPONENT")]
+    pub only: Vec<String>,
+    /// Workers, each with one call at a time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(0..=64))]
+    pub workers: u64,
+}
+
+/// A number of times a second.
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if (0.01..=100.0).contains(&rate) => Ok(rate),
+        _ => Err("give a number from 0.01 to 100".into()),
+    }
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]

@@ -87,6 +87,12 @@ impl Bar {
         self.0.bar.set_position(done);
     }
 
+    /// So much is done.
+    pub fn to(&self, done: u64) {
+        self.show();
+        self.0.bar.set_position(done);
+    }
+
     /// What is being worked on.
     pub fn name(&self, name: &str) {
         self.show();

@@ -8,6 +8,7 @@
 mod args;
 mod bar;
 mod bench;
+mod chaos;
 mod check;
 mod control;
 mod explain;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Verb::Down => control::down(&cli.common),
         Verb::Ps { io } => control::ps(&cli.common, *io),
         Verb::Restart { component } => control::restart(&cli.common, component),
+        Verb::Chaos(options) => chaos::chaos(&cli.common, options),
         Verb::Explain(what) => explain::explain(&cli.common, what),
         Verb::Logs { component } => control::logs(&cli.common, component.as_deref()),
         Verb::Fs(verb) => fs::run(&cli.common, verb),

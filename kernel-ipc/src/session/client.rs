@@ -34,6 +34,7 @@ mod resume;
 mod waits;
 
 use control::Pending;
+pub use resume::Resumed;
 use waits::{Answer, FreeSlot};
 
 /// A session that a client has asked for: its C-segment exists, the host's S-segment is awaited.
@@ -337,6 +338,9 @@ impl Inner {
     /// One completion: checked, copied out, delivered or released.
     fn complete(&self, completion: &Completion) -> Result<(), Violation> {
         let ended = self.slots.borrow_mut().complete(completion.slot, completion.seq)?;
+        if let Some(survival) = &self.survival {
+            survival.completed(completion.slot);
+        }
         if self.shape.is_control(completion.slot) {
             self.slots.borrow_mut().take(completion.slot);
             return Ok(());

@@ -22,8 +22,20 @@ use crate::session::OpenError;
 use crate::slots::{ClientState, Ended};
 use crate::wire::{Outstanding, RawDescriptor, Shape, Submission, Violation, flag};
 
+/// What became of calls that were outstanding when a host died.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resumed {
+    /// Sent again.
+    pub repeated: u64,
+    /// Answered by what the dead host had left.
+    pub from_ledger: u64,
+}
+
 /// What is remembered of calls, by slot of every kind.
-pub(super) struct Survival(Box<[Remembered]>);
+pub(super) struct Survival {
+    calls: Box<[Remembered]>,
+    resumed: Cell<Resumed>,
+}
 
 #[derive(Default)]
 struct Remembered {
@@ -40,12 +52,13 @@ struct Remembered {
 
 impl Survival {
     pub(super) fn new(shape: Shape) -> Survival {
-        Survival((0..shape.all_slots()).map(|_| Remembered::default()).collect())
+        let calls = (0..shape.all_slots()).map(|_| Remembered::default()).collect();
+        Survival { calls, resumed: Cell::default() }
     }
 
     /// A call was submitted.
     pub(super) fn remember(&self, submission: &Submission, retry: Retry) {
-        let call = &self.0[usize::from(submission.slot)];
+        let call = &self.calls[usize::from(submission.slot)];
         call.submission.set(*submission);
         call.retry.set(retry);
         call.seen.set(false);
@@ -55,7 +68,20 @@ impl Survival {
 
     /// Whether a host that died may have begun the slot's call.
     pub(super) fn seen(&self, slot: u16) -> bool {
-        self.0.get(usize::from(slot)).is_some_and(|call| call.seen.get())
+        self.calls.get(usize::from(slot)).is_some_and(|call| call.seen.get())
+    }
+
+    /// A call's own completion has come.
+    pub(super) fn completed(&self, slot: u16) {
+        if self.calls[usize::from(slot)].offered.replace(false) {
+            self.count(|resumed| resumed.from_ledger += 1);
+        }
+    }
+
+    fn count(&self, count: impl FnOnce(&mut Resumed)) {
+        let mut resumed = self.resumed.get();
+        count(&mut resumed);
+        self.resumed.set(resumed);
     }
 }
 
@@ -63,6 +89,11 @@ impl ClientSession {
     /// Whether the session goes on in its host's next incarnation.
     pub fn survives(&self) -> bool {
         self.0.inner.survival.is_some()
+    }
+
+    /// What became of the calls that were outstanding when its hosts died.
+    pub fn resumed(&self) -> Resumed {
+        self.0.inner.survival.as_ref().map(|survival| survival.resumed.get()).unwrap_or_default()
     }
 
     /// The broker says that the host has died and will be started again: from now on callers wait. Only for a session
@@ -81,7 +112,7 @@ impl ClientSession {
         let link = inner.link.borrow();
         let read = link.read_by_peer();
         for (slot, position) in inner.slots.borrow().outstanding() {
-            let call = &survival.0[usize::from(slot)];
+            let call = &survival.calls[usize::from(slot)];
             call.seen.set(call.seen.get() || position < read);
             let mut window = call.window.borrow_mut();
             if window.is_none() {
@@ -135,7 +166,7 @@ impl Inner {
         let (control, normal): (Vec<_>, Vec<_>) =
             self.slots.borrow().outstanding().into_iter().partition(|(slot, _)| self.shape.is_control(*slot));
         for (slot, _) in normal {
-            let call = &survival.0[usize::from(slot)];
+            let call = &survival.calls[usize::from(slot)];
             call.offered.set(true);
             // It stands nowhere in the new ring: nobody runs it before it was answered.
             self.slots.borrow_mut().moved(slot, u64::MAX);
@@ -154,7 +185,7 @@ impl Inner {
     /// Sends a remembered call once more, with its seq.
     fn send_again(&self, slot: u16) -> Result<(), Violation> {
         let Some(survival) = &self.survival else { return Err(Violation::Unexpected) };
-        let call = &survival.0[usize::from(slot)];
+        let call = &survival.calls[usize::from(slot)];
         let window = call.window.borrow();
         let payload = window.as_deref().unwrap_or_default();
         let link = self.link.borrow();
@@ -167,7 +198,7 @@ impl Inner {
     pub(super) fn resumed(&self, raw: &RawDescriptor) -> Result<(), Violation> {
         let Outstanding { slot, seq } = Outstanding::check(raw, self.shape)?;
         let survival = self.survival.as_ref().ok_or(Violation::Reserved)?;
-        let call = &survival.0[usize::from(slot)];
+        let call = &survival.calls[usize::from(slot)];
         if call.submission.get().seq != seq || !call.offered.replace(false) {
             return Err(Violation::Unexpected);
         }
@@ -183,6 +214,7 @@ impl Inner {
             _ => return Err(Violation::Reserved),
         };
         if again && self.slots.borrow().state(slot) == ClientState::Wanted {
+            survival.count(|resumed| resumed.repeated += 1);
             return self.send_again(slot);
         }
         let ended = self.slots.borrow_mut().complete(slot, seq)?;

@@ -1,0 +1,154 @@
+//! `atoll chaos`: what do users of the running system feel when its components die, stop and stumble?
+//!
+//! * What is done to whom and when is decided by a seed ([`plan`]); users note what they felt ([`probes`]), workers whether
+//!   every effect happened once and stayed ([`work`]).
+//! * Whatever was stopped goes on at the end, also after Ctrl-C.
+
+mod plan;
+mod probes;
+mod report;
+mod work;
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use kernel_ipc::component::Context;
+use kernel_ipc::{CallError, runtime};
+use protocol::control::{self, ComponentStatus, Signal, SignalError};
+
+use crate::args::{Chaos, Common};
+use crate::bar::{Bar, Counts};
+use crate::control::components;
+use crate::interrupt;
+use crate::node::{connect, visit};
+use crate::output::{self, Failed};
+use crate::why::why;
+use plan::Disturbance;
+use probes::Browser;
+use work::{Tally, Work};
+
+pub use plan::Kind;
+
+/// One half of the turns of a delayed component.
+const TURN: Duration = Duration::from_millis(5);
+/// How long after the last disturbance users go on, to feel its end.
+const AFTERWARDS: Duration = Duration::from_secs(1);
+
+/// What was done, and what came of it.
+struct Done {
+    disturbance: Disturbance,
+    /// Just before it was done; `None` if there was nobody to do it to.
+    at: Option<Instant>,
+}
+
+/// Disturbs the running system and reports.
+pub fn chaos(common: &Common, options: &Chaos) -> Result<(), Failed> {
+    interrupt::watch()?;
+    let bar = Bar::new(Counts::Things, options.seconds);
+    let found = visit(common, async |context| disturb(&context, options, &bar).await);
+    bar.end();
+    let report = found?;
+    match common.json {
+        true => output::json(&report.json())?,
+        false => output::write(report.text(output::stdout_colours()).as_bytes())?,
+    }
+    if report.is_right() { Ok(()) } else { Err(Failed::told()) }
+}
+
+async fn disturb(context: &Context, options: &Chaos, bar: &Bar) -> Result<report::Report, Failed> {
+    let before = components(context).await?;
+    let victims = victims(&before, &options.only)?;
+    let control: control::Client = connect(context, "control").await?;
+    let (over, tally) = (Rc::new(Cell::new(false)), Rc::new(Tally::default()));
+    let work = Work::start(context, options.workers, options.seed, over.clone(), tally.clone()).await?;
+    let mut calls = probes::start(context, over.clone(), tally.clone()).await;
+    let listens = before.iter().find_map(|one| one.listen.parse().ok());
+    let browser = listens.map(Browser::start);
+    let plan = plan::plan(options.seed, options.rate, options.seconds, &options.kinds, victims.len());
+    let start = Instant::now();
+    let mut under_way = Vec::new();
+    for disturbance in plan {
+        wait_until(start, disturbance.at, bar).await;
+        if interrupt::check().is_err() {
+            break;
+        }
+        bar.name(&format!("{} {}", disturbance.kind.name(), victims[disturbance.component]));
+        under_way.push(runtime::spawn(carry_out(control.clone(), victims[disturbance.component].clone(), disturbance)));
+    }
+    if interrupt::check().is_ok() {
+        wait_until(start, Duration::from_secs(options.seconds), bar).await;
+    }
+    let mut done = Vec::new();
+    for task in under_way {
+        done.push(task.await.map_err(|_| Failed::new("a disturbance was cancelled"))??);
+    }
+    runtime::sleep(AFTERWARDS).await;
+    let seconds = start.elapsed();
+    over.set(true);
+    let resumed = work.end().await;
+    let seen = browser.map(Browser::end).unwrap_or_default();
+    calls.push(Rc::new(std::cell::RefCell::new(seen.calls)));
+    let after = components(context).await?;
+    Ok(report::Report::new(report::Facts {
+        seed: options.seed,
+        seconds,
+        victims,
+        done,
+        calls: calls.iter().map(|calls| calls.take()).collect(),
+        tally,
+        resumed,
+        broken: seen.broken,
+        before,
+        after,
+    }))
+}
+
+/// The components that are disturbed.
+fn victims(all: &[ComponentStatus], only: &[String]) -> Result<Vec<String>, Failed> {
+    if let Some(unknown) = only.iter().find(|name| !all.iter().any(|one| &one.name == *name)) {
+        return Err(Failed::usage(format!("{unknown}: no such component")).help("`atoll ps` lists the components"));
+    }
+    let is_wanted = |one: &&ComponentStatus| only.is_empty() || only.contains(&one.name);
+    Ok(all.iter().filter(is_wanted).map(|one| one.name.clone()).collect())
+}
+
+/// Sleeps until `at` after `start`, and shows how the time goes. Ends early when the user wants it.
+async fn wait_until(start: Instant, at: Duration, bar: &Bar) {
+    while let Some(left) = at.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
+        if interrupt::check().is_err() {
+            return;
+        }
+        runtime::sleep(left.min(Duration::from_millis(100))).await;
+        bar.to(start.elapsed().as_secs());
+    }
+}
+
+async fn carry_out(control: control::Client, victim: String, disturbance: Disturbance) -> Result<Done, Failed> {
+    let send = async |signal| match control.signal(control.root(), &victim, signal).await {
+        Ok(_) => Ok(true),
+        Err(CallError::Operation(SignalError::NotRunning)) => Ok(false),
+        Err(error) => Err(why(&victim, &error)),
+    };
+    let begin = Instant::now();
+    let done = match disturbance.kind {
+        Kind::Kill => send(Signal::Kill).await?,
+        Kind::Stop => {
+            let stopped = send(Signal::Stop).await?;
+            runtime::sleep(disturbance.lasts).await;
+            send(Signal::Continue).await?;
+            stopped
+        }
+        Kind::Delay => {
+            let mut stopped = false;
+            while begin.elapsed() < disturbance.lasts {
+                stopped |= send(Signal::Stop).await?;
+                runtime::sleep(TURN).await;
+                send(Signal::Continue).await?;
+                runtime::sleep(TURN).await;
+            }
+            stopped
+        }
+    };
+    Ok(Done { disturbance, at: done.then_some(begin) })
+}
