@@ -60,6 +60,9 @@ pub enum Verb {
     },
     /// Kill, stop and slow down components of the running system, and say what its users felt
     Chaos(Chaos),
+    /// Show something, with a system of its own
+    #[command(subcommand)]
+    Demo(Demo),
     /// Print what the rules of the system come to
     #[command(subcommand)]
     Explain(Explain),
@@ -133,6 +136,27 @@ fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if (0.01..=100.0).contains(&rate) => Ok(rate),
         _ => Err("give a number from 0.01 to 100".into()),
+    }
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Demo {
+    /// A copy and a download with checksums, while every server dies once a second
+    Crash {
+        /// How long
+        #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
+        seconds: u64,
+        /// MiB of the file that is copied and downloaded
+        #[arg(long, value_name = "MIB", default_value = "256", value_parser = mebibytes)]
+        size: u64,
+    },
+}
+
+/// A size from 1 MiB to 16 GiB, in bytes.
+fn mebibytes(text: &str) -> Result<u64, String> {
+    match text.parse::<u64>() {
+        Ok(size) if (1..=16 << 10).contains(&size) => Ok(size << 20),
+        _ => Err("give a number from 1 to 16384".into()),
     }
 }
 

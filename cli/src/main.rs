@@ -11,6 +11,7 @@ mod bench;
 mod chaos;
 mod check;
 mod control;
+mod demo;
 mod explain;
 mod fs;
 mod interrupt;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Verb::Ps { io } => control::ps(&cli.common, *io),
         Verb::Restart { component } => control::restart(&cli.common, component),
         Verb::Chaos(options) => chaos::chaos(&cli.common, options),
+        Verb::Demo(what) => demo::demo(&cli.common, what),
         Verb::Explain(what) => explain::explain(&cli.common, what),
         Verb::Logs { component } => control::logs(&cli.common, component.as_deref()),
         Verb::Fs(verb) => fs::run(&cli.common, verb),

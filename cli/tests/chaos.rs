@@ -39,3 +39,15 @@ fn chaos_for_nobody_or_nothing_is_refused() {
     assert_eq!(system.atoll(&["chaos", "--kinds", "tickle"]).status.code(), Some(2));
     assert_eq!(system.atoll(&["chaos", "--rate", "0"]).status.code(), Some(2));
 }
+
+#[test]
+fn the_demo_shows_copies_and_downloads_that_are_equal_while_every_server_dies() {
+    let system = System::empty();
+    let shown: Value =
+        serde_json::from_str(&system.ok(&["demo", "crash", "--seconds", "4", "--size", "8", "--json"])).expect("JSON");
+    for server in ["disk", "fs", "net"] {
+        assert!(shown["deaths"][server].as_u64() > Some(0), "{shown}");
+    }
+    assert!(shown["copies"].as_u64() > Some(0) && shown["downloads"].as_u64() > Some(0), "{shown}");
+    assert_eq!(shown["troubles"], Value::Array(Vec::new()), "{shown}");
+}

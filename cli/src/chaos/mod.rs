@@ -28,7 +28,7 @@ use plan::Disturbance;
 use probes::Browser;
 use work::{Tally, Work};
 
-pub use plan::Kind;
+pub use plan::{Kind, Numbers};
 
 /// One half of the turns of a delayed component.
 const TURN: Duration = Duration::from_millis(5);
