@@ -81,6 +81,8 @@ pub async fn serve(cx: Context) -> Result<(), Error> {
     let config: Config = cx.config()?;
     let Survived { leases, .. } = cx.survive(RING_BYTES).await?;
     sys::outlive_file_size_limit();
+    // Nothing of the last run may land in its region, or on the device, any more.
+    cx.last_run_fenced().await;
     let region_bytes = usize::try_from(config.region)?.next_multiple_of(CHUNK_BYTES);
     let region = cx.keep_region(region_bytes).await?;
     let image = Image::open(&ImageConfig {

@@ -37,6 +37,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -161,6 +162,9 @@ impl Counters {
     }
 }
 
+/// How often a run looks whether its predecessors are fenced.
+const FENCE_INTERVAL: Duration = Duration::from_millis(1);
+
 /// A component's or guest's connection to its node. Clones are the same connection.
 #[derive(Clone)]
 pub struct Context(Rc<Inner>);
@@ -249,6 +253,17 @@ impl Context {
     /// The epoch of this component's endpoints.
     pub fn epoch(&self) -> Epoch {
         self.0.welcome.epoch
+    }
+
+    /// Waits until the kernel has let go of everything that this component's dead runs gave it: requests may otherwise land
+    /// in a region that outlived them, or on a device, after this run has begun. Whoever gives the kernel nothing but what
+    /// it pins needs not wait: others heed its pins until then.
+    pub async fn last_run_fenced(&self) {
+        let Some(line) = self.0.status.endpoint(self.0.welcome.status_entry) else { return };
+        // A few tens of milliseconds, once in a run, and nobody is woken by it: the page has no word for that.
+        while line.fenced_epoch().get() + 1 < self.epoch().get() {
+            crate::runtime::sleep(FENCE_INTERVAL).await;
+        }
     }
 
     /// The state directory: what relative paths of `config` are relative to.

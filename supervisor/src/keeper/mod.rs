@@ -34,6 +34,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::sys::process::{self, Program};
+pub(crate) use slots::MAX_DEAD;
 use slots::Slots;
 use store::{MAX_RECORDS, Record, Store};
 use wire::{ARGUMENTS, Ask, Key, Notice, Request, SLOTS, SUPERVISOR_SLOT, Tell};
@@ -253,7 +254,7 @@ impl Keeper {
     /// Looks which fences ended: the kernel has let go of everything which those processes gave it.
     fn fences_ended(&mut self) {
         for slot in 0..SLOTS {
-            if let Some(epoch) = self.slots.take_ended_fence(slot) {
+            while let Some(epoch) = self.slots.take_ended_fence(slot) {
                 self.status.fenced(slot, Epoch(epoch));
                 self.tell(Notice::new(Tell::Fenced, slot, epoch, 0), None);
             }
@@ -310,7 +311,7 @@ impl Keeper {
         let done = |a, descriptor| Ok(Reply { notice: Notice::new(Tell::Done, slot, a, 0), descriptor });
         match ask {
             Ask::Spawn => {
-                if !self.slots.is_free(slot) {
+                if !self.slots.is_free(slot, MAX_DEAD) {
                     return Err(Errno::EBUSY.into());
                 }
                 let (fence, end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
@@ -320,7 +321,7 @@ impl Keeper {
                 done(pid, Some(end))
             }
             Ask::Guest => {
-                if !self.slots.is_free(slot) {
+                if !self.slots.is_free(slot, 0) {
                     return Err(Errno::EBUSY.into());
                 }
                 let (fence, end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;

@@ -1,9 +1,11 @@
 //! Who runs in which slot: fixed-size tables.
 //!
-//! - A slot is free when nothing lives in it and its last epoch is fenced; only then is it used again, so that at most
-//!   one epoch of a slot is unfenced.
-//! - Kept memory goes when its slot is fenced, or when its only reader is gone.
+//! - A slot is free when nothing lives in it and at most [`MAX_DEAD`] of its epochs are not fenced: a component need not
+//!   wait until the kernel has let go of what its last run gave it. A guest's slot is free when all are.
+//! - Fences of a slot are told in the order of its epochs, so that "fenced up to this one" is true.
+//! - Kept memory goes when its epoch is fenced, or when its only reader is gone.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -16,17 +18,41 @@ use crate::sys::process::Child;
 /// Most segments kept for one slot: one for each reader that may live, and for each that has just gone.
 const MAX_KEPT: usize = 2 * SLOTS as usize;
 
+/// Most epochs of one slot that are dead and not fenced when it is used again.
+pub(crate) const MAX_DEAD: usize = 4;
+
 #[derive(Debug, Default)]
 struct Slot {
-    epoch: u64,
     child: Option<Child>,
     guest: bool,
-    /// Read end of the fence, until it ends.
+    /// What the present epoch leaves when it dies.
+    run: Run,
+    /// Epochs that are dead and not fenced, oldest first.
+    dead: VecDeque<Run>,
+    /// Rises with each start: the order in which the keeper ends them, backwards.
+    order: u64,
+}
+
+/// One epoch of a slot.
+#[derive(Debug, Default)]
+struct Run {
+    epoch: u64,
+    /// Read end of the fence; none: nobody waits for it.
     fence: Option<OwnedFd>,
     /// Memory that its process writes, with the reader of each.
     kept: Vec<(u64, OwnedFd)>,
-    /// Rises with each start: the order in which the keeper ends them, backwards.
-    order: u64,
+}
+
+impl Slot {
+    /// What lived here has died.
+    fn died(&mut self) {
+        self.child = None;
+        self.guest = false;
+        let run = std::mem::take(&mut self.run);
+        if run.fence.is_some() {
+            self.dead.push_back(run);
+        }
+    }
 }
 
 /// All slots of the node.
@@ -38,8 +64,8 @@ pub(super) struct Slots {
 
 impl Slots {
     pub(super) fn new() -> Slots {
-        let slots = (0..SLOTS).map(|_| Slot { kept: Vec::with_capacity(4), ..Slot::default() }).collect();
-        Slots { slots, starts: 0 }
+        let slot = || Slot { dead: VecDeque::with_capacity(MAX_DEAD + 1), ..Slot::default() };
+        Slots { slots: (0..SLOTS).map(|_| slot()).collect(), starts: 0 }
     }
 
     fn slot(&self, slot: u32) -> Option<&Slot> {
@@ -50,34 +76,34 @@ impl Slots {
         self.slots.get_mut(slot as usize)
     }
 
-    /// Nothing lives in it and nothing of its last epoch is with the kernel.
-    pub(super) fn is_free(&self, slot: u32) -> bool {
-        self.slot(slot).is_some_and(|slot| slot.child.is_none() && !slot.guest && slot.fence.is_none())
+    /// Nothing lives in it, and at most `dead` of its epochs are not fenced.
+    pub(super) fn is_free(&self, slot: u32, dead: usize) -> bool {
+        self.slot(slot).is_some_and(|slot| slot.child.is_none() && !slot.guest && slot.dead.len() <= dead)
     }
 
     pub(super) fn started(&mut self, slot: u32, epoch: u64, child: Child, fence: Option<OwnedFd>) {
         self.starts += 1;
         let order = self.starts;
         if let Some(slot) = self.slot_mut(slot) {
-            *slot = Slot { epoch, child: Some(child), guest: false, fence, kept: Vec::new(), order };
+            (slot.child, slot.order, slot.run) = (Some(child), order, Run { epoch, fence, kept: Vec::new() });
         }
     }
 
     pub(super) fn guest(&mut self, slot: u32, epoch: u64, fence: OwnedFd) {
         if let Some(slot) = self.slot_mut(slot) {
-            *slot = Slot { epoch, guest: true, fence: Some(fence), ..Slot::default() };
+            (slot.guest, slot.run) = (true, Run { epoch, fence: Some(fence), kept: Vec::new() });
         }
     }
 
     pub(super) fn guest_gone(&mut self, slot: u32) {
-        if let Some(slot) = self.slot_mut(slot) {
-            slot.guest = false;
+        if let Some(slot) = self.slot_mut(slot).filter(|slot| slot.guest) {
+            slot.died();
         }
     }
 
     /// Whether this epoch of the slot has not died.
     pub(super) fn lives(&self, slot: u32, epoch: u64) -> bool {
-        self.slot(slot).is_some_and(|slot| slot.epoch == epoch && (slot.child.is_some() || slot.guest))
+        self.slot(slot).is_some_and(|slot| slot.run.epoch == epoch && (slot.child.is_some() || slot.guest))
     }
 
     pub(super) fn pidfd(&self, slot: u32) -> Option<BorrowedFd<'_>> {
@@ -91,8 +117,9 @@ impl Slots {
             .iter_mut()
             .enumerate()
             .find(|(_, slot)| slot.child.as_ref().is_some_and(|child| child.pid == pid))?;
-        slot.child = None;
-        Some((number as u32, slot.epoch))
+        let epoch = slot.run.epoch;
+        slot.died();
+        Some((number as u32, epoch))
     }
 
     /// Keeps memory that the slot's process writes, until it is fenced or the reader is gone.
@@ -100,7 +127,7 @@ impl Slots {
     /// # Errors
     /// `EMFILE` when it has too much of it already.
     pub(super) fn keep(&mut self, slot: u32, reader: u64, memory: OwnedFd) -> io::Result<()> {
-        let kept = &mut self.slot_mut(slot).ok_or(Errno::EINVAL)?.kept;
+        let kept = &mut self.slot_mut(slot).ok_or(Errno::EINVAL)?.run.kept;
         if kept.len() >= MAX_KEPT {
             return Err(Errno::EMFILE.into());
         }
@@ -111,28 +138,23 @@ impl Slots {
     /// Nobody will read what the slot's process wrote for this reader.
     pub(super) fn reader_gone(&mut self, slot: u32, reader: u64) {
         if let Some(slot) = self.slot_mut(slot) {
-            slot.kept.retain(|(of, _)| *of != reader);
+            for run in slot.dead.iter_mut().chain([&mut slot.run]) {
+                run.kept.retain(|(of, _)| *of != reader);
+            }
         }
     }
 
-    /// The fences of the dead that have not ended. (One that lives may have closed its fence: nothing to wait for.)
+    /// The fences that are waited for, at most one a slot: of the oldest of its dead. (One that lives may have closed its
+    /// fence: that means nothing before it has died.)
     pub(super) fn fences(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let dead = self.slots.iter().filter(|slot| slot.child.is_none() && !slot.guest);
-        dead.filter_map(|slot| Some(slot.fence.as_ref()?.as_fd()))
+        self.slots.iter().filter_map(|slot| Some(slot.dead.front()?.fence.as_ref()?.as_fd()))
     }
 
-    /// The epoch whose fence has ended, once. Its kept memory goes.
+    /// The slot's oldest dead epoch, if its fence has ended, once. Its kept memory goes.
     pub(super) fn take_ended_fence(&mut self, slot: u32) -> Option<u64> {
-        let slot = self.slot_mut(slot)?;
-        // A process that closes its fence early has not ended: the fence counts from its death.
-        let ended =
-            slot.child.is_none() && !slot.guest && slot.fence.as_ref().is_some_and(|fence| at_end(fence.as_fd()));
-        if !ended {
-            return None;
-        }
-        slot.fence = None;
-        slot.kept.clear();
-        Some(slot.epoch)
+        let dead = &mut self.slot_mut(slot)?.dead;
+        dead.front()?.fence.as_ref().filter(|fence| at_end(fence.as_fd()))?;
+        dead.pop_front().map(|run| run.epoch)
     }
 
     /// The component's slot that was started last among those that live.

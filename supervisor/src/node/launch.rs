@@ -17,6 +17,7 @@ use super::peer::{Asked, Peer, Who};
 use super::waits::{Either, either};
 use super::watchdog::Watch;
 use super::{Fence, Node, Phase, messages};
+use crate::keeper::MAX_DEAD;
 use crate::keeper::wire::{Ask, Request};
 use crate::up::Progress;
 
@@ -192,16 +193,13 @@ pub async fn last_words(peer: &Peer) {
     let _ = timeout(LAST_WORDS, heard).await;
 }
 
-/// Starts a process for the component's next epoch, once the kernel has let go of the last one's pages and requests.
+/// Starts a process for the component's next epoch.
 async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
     let component = &node.components[index];
     let slot = component.slot;
-    loop {
-        let fence = node.fences.borrow().get(&(slot, component.epoch.get())).map(|fence| fence.ended.clone());
-        match fence {
-            Some(ended) => ended.wait().await,
-            None => break,
-        }
+    // Whoever has to waits for its last run's fence itself (`Context::last_run_fenced`); the keeper takes so many.
+    while let Some(oldest) = unfenced(node, slot, MAX_DEAD) {
+        oldest.wait().await;
     }
     if node.stopping.has_happened() {
         return Err("the node is ending".into());
@@ -273,6 +271,14 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         let _ = node.keeper.tell(Ask::Signal, slot, libc::SIGKILL as u64).await;
     }
     Ok(peer)
+}
+
+/// The end of the oldest fence of a slot, if more than `dead` of its epochs are not fenced.
+fn unfenced(node: &Node, slot: u32, dead: usize) -> Option<Rc<Event>> {
+    let fences = node.fences.borrow();
+    let of_slot = || fences.iter().filter(|((of, _), _)| *of == slot);
+    let oldest = of_slot().min_by_key(|((_, epoch), _)| *epoch)?;
+    (of_slot().count() > dead).then(|| oldest.1.ended.clone())
 }
 
 type Started = (u32, OwnedFd, OwnedFd, JoinHandle<()>);
