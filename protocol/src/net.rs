@@ -31,12 +31,14 @@ pub trait Net {
     ///
     /// `cursor` is 0 at first and then [`EventBatch::next`]: it says that everything before it is consumed, which makes
     /// room for more to be received. A session has one such call open; it is meant never to end without an event.
-    #[op(2, requires = LISTEN, retry = cached, deadline = none)]
+    #[op(2, requires = LISTEN, retry = idempotent, deadline = none)]
     fn next_events(stack: Stack, cursor: u64, max: u32) -> Result<(EventBatch, Vec<Cap<Connection>>), EventsError>;
 
     /// Sends `header`, then the bytes of `pages`, in the order of the calls. `send` is the client's number for it, in
-    /// the events [`Sent`](Event::Sent) and [`Released`](Event::Released). Accepted at once; nothing waits here.
-    #[op(3, retry = never, deadline = "5s")]
+    /// the events [`Sent`](Event::Sent) and [`Released`](Event::Released); the numbers of a connection rise. Accepted at
+    /// once; nothing waits here. A number that is not above the last accepted one is a send that was accepted before, and
+    /// whose answer was lost: the answer is given again, and nothing is sent twice.
+    #[op(3, retry = idempotent, deadline = "30s")]
     fn send(
         connection: Connection,
         send: u64,

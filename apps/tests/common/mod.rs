@@ -251,7 +251,7 @@ impl Site {
         let table = reopen(lender.borrow().table_fd());
         mapper.introduce(LENDER, EPOCH, table, &[(REGION, reader)], pins, None).unwrap();
 
-        let stack = Stack::new(options, Rc::new(RefCell::new(mapper)), Rc::new(Counters::default()), None);
+        let stack = Stack::new(options, Rc::new(RefCell::new(mapper)), Rc::new(Counters::default()));
         let shape = Shape::default();
         let root = NewCap::new(Node(u64::MAX), Rights::all()).to_grant();
         let service = Rc::new(fs::Dispatcher(files));

@@ -284,10 +284,6 @@ fn operation(function: &syn::TraitItemFn, names: &Names) -> Result<Operation> {
 
     let (Target { name: target, kind: target_kind, number: target_number }, arguments) = arguments(function, names)?;
     let (result, error) = result_types(&signature.output, signature.ident.span())?;
-    if annotation.retry == Retry::Idempotent && mentions(&result, "Cap") {
-        let text = "an operation that gives a capability is at least `cached`: run twice, it would give two";
-        return Err(Error::new_spanned(&result, text));
-    }
     Ok(Operation {
         docs: docs(&function.attrs),
         number: annotation.number,

@@ -63,8 +63,8 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
                 *wanted = if survives { Wanted::ByHeirs } else { Wanted::No };
             }
             let ended = cx.0.hosted.borrow_mut().remove(&session);
-            let unresumed = cx.0.survival.sessions.borrow_mut().remove(&session).is_some();
-            if unresumed && !survives {
+            let awaited = cx.0.survival.sessions.borrow_mut().remove(&session);
+            if awaited.is_some() && !survives {
                 cx.end_unresumed(session);
             }
             match ended {
@@ -72,6 +72,11 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
                 Some(ended) if died => ended.client_died(),
                 Some(ended) => ended.close(),
                 None => {}
+            }
+            if let Some((serve, heritage)) = awaited
+                && let Some(endpoint) = cx.0.endpoints.borrow().get(&serve.endpoint).cloned()
+            {
+                endpoint.forsaken(&endpoint::info(&serve), &heritage, died && !survives);
             }
             if died
                 && !survives

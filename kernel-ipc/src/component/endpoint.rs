@@ -9,13 +9,16 @@ use super::{Context, Inner, Wanted};
 use crate::SessionId;
 use crate::broker::{Serve, ToSupervisor};
 use crate::runtime::spawn;
-use crate::session::{Grant, HostSession, Ledgers, Service, SessionInfo};
+use crate::session::{Grant, Heritage, HostSession, Ledgers, Service, SessionInfo};
 use crate::wire::Violation;
 
 /// Opens the host's end of a session.
 pub(super) trait Endpoint {
     /// `ledger` is fresh memory for a session that survives.
     fn open(self: Rc<Self>, cx: Context, serve: Serve, segment: OwnedFd, ledger: Option<OwnedFd>) -> Opening;
+
+    /// The client of a session that was to go on is gone before it did.
+    fn forsaken(&self, info: &SessionInfo, heritage: &Heritage, died: bool);
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<HostSession, String>>>>;
@@ -37,7 +40,7 @@ where
             let component = cx.0.survival.records.borrow().clone();
             if serve.resumes {
                 let heritage = cx.0.survival.sessions.borrow_mut().remove(&serve.session);
-                let heritage = heritage.ok_or("the session cannot go on")?;
+                let (_, heritage) = heritage.ok_or("the session cannot go on")?;
                 return HostSession::go_on(segment, heritage, service, info, Some(lender), component)
                     .map_err(|error| error.to_string());
             }
@@ -60,6 +63,16 @@ where
             }
             Ok(host)
         })
+    }
+
+    fn forsaken(&self, info: &SessionInfo, heritage: &Heritage, died: bool) {
+        if died {
+            self.service.client_died(info);
+        }
+        for grant in heritage.grants() {
+            self.service.dropped(info, grant);
+        }
+        self.service.closed(info);
     }
 }
 
@@ -85,7 +98,7 @@ pub(super) async fn serve(cx: Context, serve: Serve, segment: OwnedFd, ledger: O
     let wanted = cx.0.serving.borrow_mut().remove(&id).map(|(_, wanted)| wanted);
     match (opened, wanted) {
         // Its client is gone already, and nobody waits for an answer.
-        (Ok(session), None | Some(Wanted::No)) => session.close(),
+        (Ok(session), None | Some(Wanted::No)) => session.client_died(),
         (Ok(session), Some(Wanted::ByHeirs)) => session.abandon(),
         (Ok(session), Some(Wanted::Yes)) => {
             cx.send(&ToSupervisor::Serving { session: id }, session.fd().as_slice());

@@ -54,7 +54,7 @@ pub(super) struct Pins {
 pub(super) struct Survival {
     pub(super) records: RefCell<Option<ComponentLedger>>,
     /// Sessions that their clients have not resumed yet.
-    pub(super) sessions: RefCell<HashMap<SessionId, Heritage>>,
+    pub(super) sessions: RefCell<HashMap<SessionId, (Serve, Heritage)>>,
 }
 
 /// What a surviving component goes on from.
@@ -112,6 +112,12 @@ impl Context {
         }
         let id = self.new_region_id();
         Ok(Region::kept(self.keep(&format!("{REGION}{id}"), bytes).await?, id)?)
+    }
+
+    /// Memory that an earlier run of this component has had [kept](Self::keep) under a name of its own; once, and before
+    /// [`survive`](Self::survive).
+    pub fn kept_before(&self, name: &str) -> Option<OwnedFd> {
+        self.0.left.borrow_mut().memory.remove(name)
     }
 
     /// What earlier runs of this component gave to be held, with its names; once.
@@ -179,7 +185,7 @@ impl Context {
             match Heritage::check(again(memory)?, serve.session, committed) {
                 Ok(heritage) => {
                     survived.sessions.push((super::endpoint::info(serve), heritage.grants().copied().collect()));
-                    self.0.survival.sessions.borrow_mut().insert(serve.session, heritage);
+                    self.0.survival.sessions.borrow_mut().insert(serve.session, (serve.clone(), heritage));
                 }
                 Err(poisoned) => {
                     let name = &serve.client_name;

@@ -116,14 +116,17 @@ impl Mapper {
         self.find(lender).is_some_and(|known| !known.view.lender_lives())
     }
 
-    /// Tells when some lender has a new table: for a send that met a lender between its epochs.
+    /// Tells when some lender has a new table or region: for a send that met a lender between its epochs, or before it was
+    /// introduced.
     pub fn changes(&self) -> Rc<Changes> {
         self.changed.clone()
     }
 
     /// Adds a region from which a known lender may lend: its upstream has a new epoch. `false`: the lender is unknown.
     pub fn add_region(&mut self, lender: LenderId, region: RegionReader) -> bool {
-        self.find(lender).map(|known| known.view.add_region(region)).is_some()
+        let known = self.find(lender).map(|known| known.view.add_region(region)).is_some();
+        self.changed.happen();
+        known
     }
 
     /// Forgets a region, for every lender. Pins of it keep it mapped until they are dropped.

@@ -279,6 +279,18 @@ impl<M: Kept> SessionLedger<M> {
         true
     }
 
+    /// The entries of one call that are there.
+    pub fn granted_by(&self, slot: u16, seq: u64) -> Vec<Handle> {
+        let used = self.memory.load(header::ENTRIES).min(self.quota.into()) as u32;
+        let granted = (0..used).filter_map(|index| {
+            let word = |offset| self.memory.load(self.entry_at(index) + offset);
+            let (generation, state) = ((word(entry::WORD) >> 32) as u32, word(entry::WORD) as u32);
+            let its = (word(entry::SLOT), word(entry::SEQ)) == (slot.into(), seq);
+            (state == LIVE && its).then_some(Handle { index, generation })
+        });
+        granted.collect()
+    }
+
     /// The entry is gone; `next` is the generation of the next one at its index.
     pub fn leave(&self, index: u32, next: u32) {
         if index >= self.quota {

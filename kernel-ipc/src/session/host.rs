@@ -370,6 +370,10 @@ impl<S: Service> Inner<S> {
             true => self.commit(&submission, call.handle, &call.effect, &names, &payload),
             false => Ok(()),
         });
+        if !kept && outcome.is_ok() && status == Status::Done && !grants.is_empty() {
+            // Its reply is not kept, but what it grants is: from before the client can use it.
+            self.applied(slot, seq);
+        }
         let committed = kept && outcome.is_ok();
         if outcome.is_err() {
             self.unname(&names);

@@ -32,6 +32,37 @@ struct ControlBuffer([u8; CONTROL_BYTES]);
 /// # Errors
 /// The error of `recvmsg`, `WouldBlock` among them.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: bool) -> io::Result<Packet> {
+    receive_with(socket, buffer, if wait { 0 } else { libc::MSG_DONTWAIT })
+}
+
+/// Looks at the packet at the socket's peek offset, which moves on, and leaves it where it is: its descriptors are copies.
+/// Never blocks.
+///
+/// # Errors
+/// As [`receive`].
+pub fn peek(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Packet> {
+    receive_with(socket, buffer, libc::MSG_DONTWAIT | libc::MSG_PEEK)
+}
+
+/// From which byte of the queue on [`peek`] looks at packets.
+///
+/// # Errors
+/// The error of `setsockopt`.
+pub fn set_peek_offset(socket: BorrowedFd<'_>, offset: i32) -> io::Result<()> {
+    // SAFETY: SO_PEEK_OFF reads one int at the address given, which is `offset`, of the length given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEEK_OFF,
+            (&raw const offset).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn receive_with(socket: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> io::Result<Packet> {
     let mut control = ControlBuffer([0; CONTROL_BYTES]);
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: all-zero is a valid `msghdr` (null pointers with zero lengths).
@@ -40,7 +71,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], wait: bool) -> io::Res
     header.msg_iovlen = 1;
     header.msg_control = (&raw mut control).cast();
     header.msg_controllen = CONTROL_BYTES as _;
-    let flags = libc::MSG_CMSG_CLOEXEC | if wait { 0 } else { libc::MSG_DONTWAIT };
+    let flags = flags | libc::MSG_CMSG_CLOEXEC;
     let received = loop {
         // SAFETY: `header` points to `part` and `control`, which live across the call with the lengths given.
         let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, flags) };

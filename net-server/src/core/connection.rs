@@ -144,6 +144,7 @@ pub struct Connection<C> {
     progress: Progress,
     /// When the peer was first seen to have everything.
     lingering_since: Option<Duration>,
+    over: Option<Reason>,
 }
 
 /// An action of the shell that happens at most once.
@@ -180,12 +181,18 @@ impl<C: Chunk> Connection<C> {
             sent_bytes: 0,
             progress: Progress { since: now, delivered: 0 },
             lingering_since: None,
+            over: None,
         }
     }
 
     /// Whether everything has ended and been told.
     pub fn is_over(&self) -> bool {
         self.phase == Phase::Over
+    }
+
+    /// Why it is over, once it is.
+    pub fn over(&self) -> Option<Reason> {
+        self.over
     }
 
     /// Whether it is neither ending nor over.
@@ -485,6 +492,7 @@ impl<C: Chunk> Connection<C> {
             && self.outgoing.is_empty()
         {
             self.phase = Phase::Over;
+            self.over = Some(reason);
             events.push(self.id, Occurrence::Closed(reason));
         }
     }
@@ -518,6 +526,10 @@ impl<C: Chunk> Connection<C> {
         });
     }
 }
+
+mod recovered;
+
+pub use recovered::{Recovered, RecoveredSend};
 
 #[cfg(test)]
 mod tests;

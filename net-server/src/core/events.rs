@@ -101,6 +101,16 @@ impl EventQueue {
         EventQueue { waiting: VecDeque::new(), waiting_bytes: 0, limit_bytes, answered: Vec::new(), consumed: 0 }
     }
 
+    /// The queue of a dead run: what was answered before `consumed` is consumed, `answered` may not be.
+    pub fn recovered(limit_bytes: usize, consumed: u64, answered: Vec<Entry>) -> EventQueue {
+        EventQueue { consumed, answered, ..EventQueue::new(limit_bytes) }
+    }
+
+    /// Whether the next batch is one that was answered before.
+    pub fn repeats(&self) -> bool {
+        !self.answered.is_empty()
+    }
+
     /// Adds an event. Never refuses: what is already happening must be told; see [`Self::is_full`].
     pub fn push(&mut self, connection: u64, occurrence: Occurrence) {
         let entry = Entry { connection, occurrence };

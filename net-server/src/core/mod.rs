@@ -7,4 +7,5 @@
 
 pub mod connection;
 pub mod events;
+pub mod position;
 pub mod zero_copy;

@@ -1,22 +1,25 @@
 //! One connection: the tasks that do what the core says.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::rc::{Rc, Weak};
 
+use kernel_ipc::interface::LeasePart;
 use kernel_ipc::runtime::{self, Signal, io};
 use protocol::net::{Reason, SendError, SendFlags};
 
 use super::chunk::Bytes;
 use super::listener::Listener;
+use super::newcomer::{Newcomer, Taken};
 use super::session::Session;
 use super::socket;
 use crate::core::connection::{self as core, End, Piece, Usage};
 use crate::core::events::Occurrence;
-use crate::sys;
+use crate::ledger::{ConnectionRecord, Flags, KeptSend};
+use crate::sys::{self, Landing};
 
 /// Bytes of one receive. Requests are small; a larger buffer per connection would only wait.
-const RECEIVE_BYTES: usize = 4096;
+pub(crate) const RECEIVE_BYTES: usize = 4096;
 
 pub(crate) struct Connection {
     id: u64,
@@ -31,54 +34,109 @@ pub(crate) struct Connection {
     /// Capabilities to it that the client holds, or may hold when a lost answer is repeated.
     grants: Cell<u32>,
     /// Where it came in.
-    listener: Weak<Listener>,
+    listener: RefCell<Weak<Listener>>,
     /// The client has heard of it: from then on it is this session's for ever, and is received from.
     heard: Cell<bool>,
+    /// It is another session's now.
+    given_away: Cell<bool>,
+    /// The number of the send that was accepted last.
+    last_send: Cell<Option<u64>>,
+    /// Bytes of all sends that were ever accepted.
+    accepted: Cell<u64>,
+    /// What the next run will know of it.
+    record: Option<ConnectionRecord>,
 }
 
 impl Connection {
     /// Takes a connection over and tells its client; its two tasks end by themselves.
-    pub(crate) fn start(session: &Rc<Session>, listener: &Rc<Listener>, fd: OwnedFd) {
-        // A peer that is gone before its connection was looked at is nobody's business.
-        let Ok((peer, local)) = socket::peer(&fd) else { return };
+    pub(crate) fn start(session: &Rc<Session>, listener: &Rc<Listener>, newcomer: Newcomer) {
+        if session.has_ended() {
+            return;
+        }
+        let Taken { socket, peer, local, record } = newcomer.take();
         let id = session.number();
+        if let (Some(record), Some(kept)) = (&record, session.kept()) {
+            record.belongs_to(kept.id(), id);
+            kept.add(record.clone(), 0);
+        }
         let core = core::Connection::new(id, session.options().limits, local, session.now());
+        let connection = Connection::over(session, id, core, Some(socket), record);
+        connection.came_in_at(listener);
+        session.with_events(|events| events.push(id, Occurrence::Accepted { peer }));
+        connection.run();
+    }
+
+    /// A connection that is about to [`run`](Self::run).
+    pub(crate) fn over(
+        session: &Rc<Session>,
+        id: u64,
+        core: core::Connection<Bytes>,
+        socket: Option<io::File>,
+        record: Option<ConnectionRecord>,
+    ) -> Rc<Connection> {
+        let kept_end =
+            |record: &ConnectionRecord| record.sends().iter().map(KeptSend::end).fold(record.freed_end(), u64::max);
         let connection = Rc::new(Connection {
             id,
             session: session.clone(),
             core: RefCell::new(core),
-            socket: RefCell::new(Some(fd.into())),
+            socket: RefCell::new(socket),
             outgoing: Signal::default(),
             incoming: Signal::default(),
             grants: Cell::new(0),
-            listener: Rc::downgrade(listener),
+            listener: RefCell::default(),
             heard: Cell::new(false),
+            given_away: Cell::new(false),
+            last_send: Cell::new(record.as_ref().and_then(ConnectionRecord::last_send)),
+            accepted: Cell::new(record.as_ref().map_or(0, kept_end)),
+            record,
         });
-        if !session.add(id, connection.clone()) {
-            return;
-        }
-        session.with_events(|events| events.push(id, Occurrence::Accepted { peer: peer.to_string() }));
-        drop(runtime::spawn(connection.clone().receive()));
-        drop(runtime::spawn(connection.drive()));
+        session.add(id, connection.clone());
+        connection
+    }
+
+    /// Starts its two tasks.
+    pub(crate) fn run(self: &Rc<Self>) {
+        drop(runtime::spawn(self.clone().receive()));
+        drop(runtime::spawn(self.clone().drive()));
+    }
+
+    /// It came in here.
+    pub(crate) fn came_in_at(&self, listener: &Rc<Listener>) {
+        *self.listener.borrow_mut() = Rc::downgrade(listener);
+    }
+
+    /// The client has known of it since a run before this one, and holds so many capabilities to it.
+    pub(crate) fn is_heard(&self, grants: u32) {
+        self.heard.set(true);
+        self.grants.set(grants);
     }
 
     /// The client has said that it knows of it.
     pub(crate) fn heard(&self) {
         if !self.heard.replace(true) {
+            if let Some(record) = &self.record {
+                record.set(Flags::HEARD);
+            }
+            // A batch that was answered by a dead run has brought its capability.
+            self.grants.set(self.grants.get().max(1));
             self.incoming.raise();
         }
     }
 
-    /// If the client has not heard of it: its socket, from which nothing was taken, and where it came in. For another session;
-    /// in this one it is over.
-    pub(crate) fn take_unheard(&self) -> Option<(Rc<Listener>, OwnedFd)> {
+    /// If the client has not heard of it: the connection, from which nothing was taken, for another session, and where it came
+    /// in. In this one it is over.
+    pub(crate) fn take_unheard(&self) -> Option<(Rc<Listener>, Newcomer)> {
         if self.heard.get() {
             return None;
         }
-        let listener = self.listener.upgrade()?;
+        let listener = self.listener.borrow().upgrade()?;
         let socket = self.socket.borrow_mut().take()?;
-        // Tasks may have clones of the old descriptor.
-        Some((listener, socket.as_fd().try_clone_to_owned().ok()?))
+        if let Some(kept) = self.session.kept() {
+            kept.give_away(self.id);
+        }
+        self.given_away.set(true);
+        Some((listener, Newcomer::again(socket, self.record.clone(), self.session.keeping())))
     }
 
     /// A capability to it was given to the client.
@@ -94,11 +152,37 @@ impl Connection {
         }
     }
 
+    /// Whether a send with this number was accepted before: its answer was lost.
+    pub(crate) fn has_accepted(&self, send: u64) -> bool {
+        self.last_send.get().is_some_and(|last| send <= last)
+    }
+
     pub(crate) fn may_send(&self) -> Result<(), SendError> {
         self.core.borrow().may_send()
     }
 
-    pub(crate) fn send(&self, send: u64, flags: SendFlags, chunks: Vec<Bytes>) -> Result<(), SendError> {
+    /// Accepts a send whose parts are pinned in `chunks`: it is kept first.
+    pub(crate) fn send(
+        &self,
+        send: u64,
+        flags: SendFlags,
+        header: &[u8],
+        parts: &[LeasePart],
+        chunks: Vec<Bytes>,
+    ) -> Result<(), SendError> {
+        self.may_send()?;
+        if let Some(record) = &self.record
+            && !ConnectionRecord::can_keep(header, parts)
+        {
+            record.set(Flags::LOST);
+        } else if let Some(record) = &self.record
+            && !record.keep_send(send, flags, self.accepted.get(), header, parts)
+        {
+            return Err(SendError::Full);
+        }
+        let bytes = parts.iter().map(|part| part.length).fold(header.len() as u64, u64::saturating_add);
+        self.accepted.set(self.accepted.get().saturating_add(bytes));
+        self.last_send.set(Some(send));
         self.core.borrow_mut().send(send, flags, chunks, self.session.now())?;
         self.heard();
         self.outgoing.raise();
@@ -108,6 +192,7 @@ impl Connection {
     /// Closes in order.
     pub(crate) fn close(&self) {
         self.heard();
+        self.note(Flags::CLOSING);
         let now = self.session.now();
         self.session.with_events(|events| self.core.borrow_mut().close(now, events));
         self.outgoing.raise();
@@ -117,6 +202,7 @@ impl Connection {
 
     /// Ends at once.
     pub(crate) fn reset(&self) {
+        self.note(Flags::RESET);
         self.session.with_events(|events| self.core.borrow_mut().reset(Reason::Closed, events));
         self.outgoing.raise();
         self.incoming.raise();
@@ -126,6 +212,12 @@ impl Connection {
     pub(crate) fn consumed(&self, bytes: usize) {
         self.core.borrow_mut().consumed(bytes);
         self.incoming.raise();
+    }
+
+    fn note(&self, flag: Flags) {
+        if let Some(record) = self.record.as_ref().filter(|_| !self.given_away.get()) {
+            record.set(flag);
+        }
     }
 
     /// A lender has a new epoch.
@@ -156,7 +248,6 @@ impl Connection {
 
     /// Receives while the core wants to.
     async fn receive(self: Rc<Self>) {
-        let mut buffer = vec![0; RECEIVE_BYTES];
         loop {
             let Some(socket) = self.socket.borrow().clone() else { return };
             let wait = self.session.is_behind() || !self.heard.get();
@@ -168,13 +259,17 @@ impl Connection {
                 self.incoming.wait().await;
                 continue;
             }
-            let (result, filled) = io::recv(&socket, buffer, 0).await;
+            let landing = self.landing();
+            let (result, landed) = io::recv(&socket, landing, 0).await;
             drop(socket);
-            buffer = filled;
+            let received = match result {
+                Ok(length) => Ok(self.landed(length, landed)),
+                Err(error) => Err(error),
+            };
             let open = self.session.with_events(|events| {
                 let mut core = self.core.borrow_mut();
-                match result {
-                    Ok(length) => core.received(buffer.get(..length).unwrap_or_default(), events),
+                match received {
+                    Ok(bytes) => core.received(&bytes, events),
                     Err(_) => core.receive_failed(events),
                 }
                 core.is_open()
@@ -182,6 +277,29 @@ impl Connection {
             if !open {
                 self.outgoing.raise();
             }
+        }
+    }
+
+    /// Where the next bytes go. What comes when the connection is ending is thrown away, and counts nowhere.
+    fn landing(&self) -> Landing {
+        let kept = self.record.as_ref().filter(|_| self.core.borrow().is_open());
+        // The window is smaller than what has room.
+        kept.and_then(|record| record.landing(RECEIVE_BYTES)).unwrap_or_else(|| Landing::Fresh(vec![0; RECEIVE_BYTES]))
+    }
+
+    /// The bytes that have come.
+    fn landed(&self, length: usize, landed: Landing) -> Vec<u8> {
+        match (landed, &self.record) {
+            (Landing::Fresh(mut bytes), _) => {
+                bytes.truncate(length);
+                bytes
+            }
+            (Landing::Kept(_), Some(record)) => {
+                let before = record.received();
+                record.set_received(before + length as u64);
+                record.bytes(before, before + length as u64)
+            }
+            (Landing::Kept(_), None) => Vec::new(),
         }
     }
 
@@ -204,8 +322,9 @@ impl Connection {
                     }
                 }
             }
-            if self.core.borrow().is_over() {
-                self.session.remove(self.id);
+            let over = self.core.borrow().over();
+            if let Some(reason) = over {
+                self.session.remove(self.id, self.record.as_ref(), reason, self.given_away.get());
                 return;
             }
             let piece = self.session.with_events(|events| self.core.borrow_mut().next_piece(events));

@@ -19,6 +19,8 @@ use kernel_ipc::runtime::{self, JoinHandle, Signal, io};
 use protocol::net::ListenError;
 
 use super::connection::Connection;
+use super::kept::Keeping;
+use super::newcomer::Newcomer;
 use super::session::Session;
 use super::socket;
 
@@ -29,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 const IN_A_ROW: u32 = 16;
 
 /// Whoever holds sockets for this process's next run.
-pub trait Holding {
+pub(crate) trait Holding {
     /// Holds a socket under a name.
     fn hold(&self, name: &str, socket: BorrowedFd<'_>);
     /// Lets go of it.
@@ -42,7 +44,8 @@ pub(crate) struct Listener {
     bound: SocketAddr,
     /// Whose connections these are; none while its client is dead.
     session: RefCell<Weak<Session>>,
-    unheard: RefCell<VecDeque<OwnedFd>>,
+    unheard: RefCell<VecDeque<Newcomer>>,
+    keeping: Option<Rc<Keeping>>,
     task: RefCell<Option<JoinHandle<()>>>,
     /// Raised when there may be room again.
     room: Signal,
@@ -56,26 +59,39 @@ impl Listener {
         client: &str,
         address: SocketAddr,
         holding: Option<Rc<dyn Holding>>,
+        keeping: Option<Rc<Keeping>>,
     ) -> Result<Rc<Listener>, ListenError> {
         let (fd, bound) = socket::listener(address)?;
         if let Some(holding) = &holding {
             holding.hold(&name(client, bound), fd.as_fd());
         }
-        Ok(Listener::over(client.to_owned(), bound, fd, holding))
+        Ok(Listener::over(client.to_owned(), bound, fd, holding, keeping))
     }
 
     /// Takes over a socket that was held under this name. `None`: it is no listener's.
-    pub(crate) fn held(name: &str, fd: OwnedFd, holding: Rc<dyn Holding>) -> Option<Rc<Listener>> {
+    pub(crate) fn held(
+        name: &str,
+        fd: OwnedFd,
+        holding: Rc<dyn Holding>,
+        keeping: Option<Rc<Keeping>>,
+    ) -> Option<Rc<Listener>> {
         let (client, bound) = parse(name)?;
-        Some(Listener::over(client.to_owned(), bound, fd, Some(holding)))
+        Some(Listener::over(client.to_owned(), bound, fd, Some(holding), keeping))
     }
 
-    fn over(client: String, bound: SocketAddr, fd: OwnedFd, holding: Option<Rc<dyn Holding>>) -> Rc<Listener> {
+    fn over(
+        client: String,
+        bound: SocketAddr,
+        fd: OwnedFd,
+        holding: Option<Rc<dyn Holding>>,
+        keeping: Option<Rc<Keeping>>,
+    ) -> Rc<Listener> {
         let listener = Rc::new(Listener {
             client,
             bound,
             session: RefCell::default(),
             unheard: RefCell::default(),
+            keeping,
             task: RefCell::new(None),
             room: Signal::default(),
             held: Cell::new(holding),
@@ -100,11 +116,21 @@ impl Listener {
         self.room.raise();
     }
 
-    /// Its client has died: it waits for the next one. `unheard`: connections of which that one had not heard.
-    pub(crate) fn wait_for_next(&self, unheard: impl Iterator<Item = OwnedFd>) {
+    /// Its client has died: it waits for the next one.
+    pub(crate) fn wait_for_next(&self) {
         *self.session.borrow_mut() = Weak::new();
-        self.unheard.borrow_mut().extend(unheard);
         self.room.raise();
+    }
+
+    /// A connection that came in here and of which no client has heard.
+    pub(crate) fn add_unheard(&self, newcomer: Newcomer) {
+        self.unheard.borrow_mut().push_back(newcomer);
+        self.room.raise();
+    }
+
+    /// Whether a connection to this address came in here.
+    pub(crate) fn is_at(&self, own: SocketAddr) -> bool {
+        self.bound.port() == own.port() && (self.bound.ip() == own.ip() || self.bound.ip().is_unspecified())
     }
 
     /// Stops, here and for later runs; connections in the backlog are reset.
@@ -112,6 +138,7 @@ impl Listener {
         if let Some(task) = self.task.borrow_mut().take() {
             task.cancel();
         }
+        self.unheard.borrow_mut().clear();
         if let Some(holding) = self.held.take() {
             holding.let_go(&name(&self.client, self.bound));
         }
@@ -123,15 +150,16 @@ impl Listener {
     }
 
     fn has_room(&self) -> bool {
-        self.session.borrow().upgrade().is_some_and(|session| session.has_room())
+        let has_client = self.session.borrow().upgrade().is_some_and(|session| session.has_room());
+        has_client && self.keeping.as_ref().is_none_or(|keeping| keeping.ledger.has_room())
     }
 
-    fn give(self: &Rc<Self>, fd: OwnedFd) {
+    fn give(self: &Rc<Self>, newcomer: Newcomer) {
         // Bound first: the session may take it at once.
         let session = self.session.borrow().upgrade();
         match session {
-            Some(session) => Connection::start(&session, self, fd),
-            None => self.unheard.borrow_mut().push_back(fd),
+            Some(session) => Connection::start(&session, self, newcomer),
+            None => self.unheard.borrow_mut().push_back(newcomer),
         }
     }
 }
@@ -157,13 +185,15 @@ async fn accept(socket: io::File, listener: Rc<Listener>) {
             continue;
         }
         let unheard = listener.unheard.borrow_mut().pop_front();
-        if let Some(fd) = unheard {
-            listener.give(fd);
+        if let Some(newcomer) = unheard {
+            listener.give(newcomer);
             continue;
         }
         match socket::accept(&socket) {
             Ok(Some(fd)) => {
-                listener.give(fd);
+                if let Some(newcomer) = Newcomer::accepted(fd, listener.keeping.as_ref()) {
+                    listener.give(newcomer);
+                }
                 row += 1;
                 if row % IN_A_ROW == 0 {
                     runtime::yield_now().await;

@@ -10,9 +10,13 @@
 //!   of leased pages soon and no cut-off answer looks complete.
 
 pub mod address;
+pub(crate) mod berth;
 pub(crate) mod chunk;
 mod connection;
-mod listener;
+pub(crate) mod kept;
+pub(crate) mod listener;
+mod newcomer;
+pub(crate) mod restore;
 mod session;
 mod socket;
 mod stack;
@@ -20,5 +24,4 @@ mod stack;
 mod tests;
 mod vacant;
 
-pub use listener::Holding;
 pub use stack::{ConnectionNumber, ListenerNumber, Options, Root, Stack};

@@ -1,26 +1,31 @@
 //! One client: its events, its connections, its listeners.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use kernel_ipc::Incarnation;
 use kernel_ipc::interface::LeasePart;
 use kernel_ipc::lease::Mapper;
 use kernel_ipc::runtime::Signal;
-use protocol::net::{EventsError, ListenError, SendError, SendFlags};
+use kernel_ipc::session::SessionInfo;
+use kernel_ipc::{Incarnation, SessionId};
+use protocol::net::{EventsError, ListenError, Reason, SendError, SendFlags};
 
 use super::address::Permission;
 use super::chunk::Bytes;
 use super::connection::Connection;
+use super::kept::{Keeping, KeptSession};
 use super::listener::{Holding, Listener};
 use super::stack::Options;
 use super::vacant::Vacant;
 use crate::core::events::{Entry, EventQueue};
+use crate::ledger::{ConnectionRecord, LISTENERS, MAX_ENTRIES, SessionRecord};
 
 /// See the module's contract. Clients cannot see each other's: each has its own numbers.
 pub(crate) struct Session {
+    id: SessionId,
     client: Incarnation,
     client_name: String,
     permission: Permission,
@@ -36,6 +41,8 @@ pub(crate) struct Session {
     next_id: Cell<u64>,
     ticking: Cell<bool>,
     ended: Cell<bool>,
+    /// What the next run will know of it, from its first listener on.
+    kept: OnceCell<KeptSession>,
 }
 
 /// What all sessions share.
@@ -46,10 +53,12 @@ pub(crate) struct Shared {
     pub(crate) vacant: Rc<Vacant>,
     /// Who holds listening sockets for later runs.
     pub(crate) holding: Option<Rc<dyn Holding>>,
+    /// What else outlives this process.
+    pub(crate) keeping: Option<Rc<Keeping>>,
 }
 
 /// Most listeners of one session.
-const MAX_LISTENERS: usize = 16;
+const MAX_LISTENERS: usize = LISTENERS;
 
 /// What `next_events` answers: the batch stays in the queue until it is consumed.
 pub(crate) struct Batch {
@@ -58,15 +67,11 @@ pub(crate) struct Batch {
 }
 
 impl Session {
-    pub(crate) fn new(
-        client: Incarnation,
-        client_name: &str,
-        permission: Permission,
-        shared: Rc<Shared>,
-    ) -> Rc<Session> {
+    pub(crate) fn new(info: &SessionInfo, permission: Permission, shared: Rc<Shared>) -> Rc<Session> {
         Rc::new(Session {
-            client,
-            client_name: client_name.to_owned(),
+            id: info.id,
+            client: info.client,
+            client_name: info.client_name.clone(),
             permission,
             started: Instant::now(),
             events: RefCell::new(EventQueue::new(shared.options.event_bytes)),
@@ -78,7 +83,32 @@ impl Session {
             next_id: Cell::new(1),
             ticking: Cell::new(false),
             ended: Cell::new(false),
+            kept: OnceCell::new(),
         })
+    }
+
+    /// A session of a dead run.
+    pub(crate) fn restored(
+        info: &SessionInfo,
+        shared: Rc<Shared>,
+        events: EventQueue,
+        kept: KeptSession,
+        last_number: u64,
+    ) -> Rc<Session> {
+        let session = Session::new(info, Permission::of(&info.attenuation), shared);
+        session.events.replace(events);
+        session.next_id.set(last_number.saturating_add(1));
+        let _ = session.kept.set(kept);
+        session
+    }
+
+    pub(crate) fn client(&self) -> Incarnation {
+        self.client
+    }
+
+    /// The listener where a connection with this own address came in.
+    pub(crate) fn listener_at(&self, own: SocketAddr) -> Option<Rc<Listener>> {
+        self.listeners.borrow().values().find(|listener| listener.is_at(own)).cloned()
     }
 
     pub(crate) fn options(&self) -> &Options {
@@ -94,6 +124,9 @@ impl Session {
     pub(crate) fn number(&self) -> u64 {
         let number = self.next_id.get();
         self.next_id.set(number + 1);
+        if let Some(kept) = self.kept.get() {
+            kept.gives(number);
+        }
         number
     }
 
@@ -124,25 +157,54 @@ impl Session {
         if self.listeners.borrow().len() >= MAX_LISTENERS {
             return Err(ListenError::System { errno: libc::EMFILE as u32 });
         }
-        let Shared { vacant, holding, .. } = &*self.shared;
+        let Shared { vacant, holding, keeping, .. } = &*self.shared;
+        if let (Some(keeping), None) = (keeping, self.kept.get()) {
+            let no_room = ListenError::System { errno: libc::ENOBUFS as u32 };
+            let record = SessionRecord::create(&keeping.ledger, self.id.get()).ok_or(no_room)?;
+            let _ = self.kept.set(KeptSession::new(record));
+        }
         let listener = match vacant.take(&self.client_name, address) {
             Some(listener) => listener,
-            None => Listener::open(&self.client_name, address, holding.clone())?,
+            None => Listener::open(&self.client_name, address, holding.clone(), keeping.clone())?,
         };
-        listener.serve(self);
         let (id, bound) = (self.number(), listener.bound());
-        self.listeners.borrow_mut().insert(id, listener);
+        self.serve(id, listener);
         Ok((id, bound.to_string()))
+    }
+
+    /// Serves a listener under this number.
+    pub(crate) fn serve(self: &Rc<Self>, id: u64, listener: Rc<Listener>) {
+        if let Some(kept) = self.kept.get() {
+            kept.listens(id, listener.bound());
+        }
+        listener.serve(self);
+        self.listeners.borrow_mut().insert(id, listener);
+    }
+
+    pub(crate) fn kept(&self) -> Option<&KeptSession> {
+        self.kept.get()
+    }
+
+    pub(crate) fn keeping(&self) -> Option<&Rc<Keeping>> {
+        self.shared.keeping.as_ref()
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.get()
     }
 
     /// The client has died: its listeners wait for its next run, with the connections of which this one had not heard.
     pub(crate) fn leave_listeners(&self) {
         let connections: Vec<Rc<Connection>> = self.connections.borrow().values().cloned().collect();
-        let mut unheard: Vec<_> = connections.iter().filter_map(|connection| connection.take_unheard()).collect();
-        for listener in std::mem::take(&mut *self.listeners.borrow_mut()).into_values() {
-            let its = unheard.extract_if(.., |(of, _)| Rc::ptr_eq(of, &listener));
-            listener.wait_for_next(its.map(|(_, socket)| socket));
+        for (id, listener) in std::mem::take(&mut *self.listeners.borrow_mut()) {
+            if let Some(kept) = self.kept.get() {
+                kept.listens_no_more(id);
+            }
+            listener.wait_for_next();
             self.shared.vacant.add(listener);
+        }
+        for (listener, newcomer) in connections.iter().filter_map(|connection| connection.take_unheard()) {
+            listener.add_unheard(newcomer);
         }
     }
 
@@ -150,23 +212,30 @@ impl Session {
         if let Some(listener) = self.listeners.borrow_mut().remove(&id) {
             listener.close();
         }
+        if let Some(kept) = self.kept.get() {
+            kept.listens_no_more(id);
+        }
     }
 
     pub(crate) fn connection(&self, id: u64) -> Option<Rc<Connection>> {
         self.connections.borrow().get(&id).cloned()
     }
 
-    /// Takes a connection in. False: the session has ended.
-    pub(crate) fn add(&self, id: u64, connection: Rc<Connection>) -> bool {
-        if self.ended.get() {
-            return false;
-        }
+    pub(crate) fn add(&self, id: u64, connection: Rc<Connection>) {
         self.connections.borrow_mut().insert(id, connection);
-        true
     }
 
-    pub(crate) fn remove(&self, id: u64) {
+    /// A connection is over, or another session's.
+    pub(crate) fn remove(&self, id: u64, record: Option<&ConnectionRecord>, reason: Reason, given_away: bool) {
         self.connections.borrow_mut().remove(&id);
+        if let (Some(record), Some(keeping), false) = (record, self.keeping(), given_away) {
+            keeping.berths.forget(record.serial());
+        }
+        match self.kept.get() {
+            Some(kept) if self.ended.get() => kept.free(id),
+            Some(kept) => kept.over(id, reason),
+            None => {}
+        }
         self.wake_listeners();
     }
 
@@ -189,8 +258,13 @@ impl Session {
         let was_behind = self.is_behind();
         let batch = {
             let mut events = self.events.borrow_mut();
-            let entries = events.batch(max.max(1), max_bytes, max_accepted).to_vec();
-            Batch { entries, next: events.next_cursor() }
+            let repeats = events.repeats();
+            let entries = events.batch(max.clamp(1, MAX_ENTRIES), max_bytes, max_accepted).to_vec();
+            let next = events.next_cursor();
+            if let Some(kept) = self.kept.get().filter(|_| !repeats) {
+                kept.batch(next, &entries);
+            }
+            Batch { entries, next }
         };
         if was_behind && !self.is_behind() {
             self.wake_listeners();
@@ -209,7 +283,11 @@ impl Session {
                 connection.consumed(entry.received_bytes());
             }
         };
-        self.events.borrow_mut().consume(cursor, consumed).map_err(|_| EventsError::BadCursor)
+        self.events.borrow_mut().consume(cursor, consumed).map_err(|_| EventsError::BadCursor)?;
+        if let Some(kept) = self.kept.get() {
+            kept.consumed(cursor);
+        }
+        Ok(())
     }
 
     /// Accepts a send: pins its leases, queues it, wakes the sender.
@@ -222,6 +300,9 @@ impl Session {
         pages: &[LeasePart],
     ) -> Result<(), SendError> {
         let connection = self.connection(connection).ok_or(SendError::Closed)?;
+        if connection.has_accepted(send) {
+            return Ok(());
+        }
         connection.may_send()?;
         let mut chunks = Vec::with_capacity(2);
         if !header.is_empty() {
@@ -234,7 +315,7 @@ impl Session {
             chunks.push(Bytes::Pages { pinned: Rc::new(pinned), start: 0 });
         }
         drop(mapper);
-        connection.send(send, flags, chunks)?;
+        connection.send(send, flags, header, pages, chunks)?;
         self.watch_time();
         Ok(())
     }
@@ -248,6 +329,9 @@ impl Session {
         let connections: Vec<Rc<Connection>> = self.connections.borrow().values().cloned().collect();
         for connection in connections {
             connection.reset();
+        }
+        if let Some(kept) = self.kept.get() {
+            kept.end();
         }
     }
 

@@ -47,7 +47,8 @@ pub(crate) fn listener(address: SocketAddr) -> Result<(OwnedFd, SocketAddr), Lis
 /// The system's: out of descriptors or memory. A peer that is gone already is none.
 pub(crate) fn accept(listener: &File) -> io::Result<Option<OwnedFd>> {
     loop {
-        match accept4(listener.as_fd().as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+        // A blocking socket: what the ring gives to a thread of the kernel must wait there, and not end with EAGAIN.
+        match accept4(listener.as_fd().as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
             Ok(socket) => return Ok(Some(sys::accepted(socket))),
             Err(Errno::EAGAIN) => return Ok(None),
             Err(Errno::EINTR | Errno::ECONNABORTED) => {}
@@ -60,13 +61,19 @@ pub(crate) fn accept(listener: &File) -> io::Result<Option<OwnedFd>> {
 ///
 /// # Errors
 /// The peer is gone already.
-pub(crate) fn peer(socket: &OwnedFd) -> io::Result<(SocketAddr, bool)> {
-    let peer: SockaddrStorage = getpeername(socket.as_raw_fd())?;
-    let own: SockaddrStorage = getsockname(socket.as_raw_fd())?;
+pub(crate) fn peer(socket: &impl AsFd) -> io::Result<(SocketAddr, bool)> {
+    let socket = socket.as_fd().as_raw_fd();
+    let peer: SockaddrStorage = getpeername(socket)?;
+    let own: SockaddrStorage = getsockname(socket)?;
     let (Some(peer), Some(own)) = (to_address(&peer), to_address(&own)) else {
         return Err(io::ErrorKind::Unsupported.into());
     };
     Ok((peer, peer.ip().is_loopback() || peer.ip() == own.ip()))
+}
+
+/// A socket's own address.
+pub(crate) fn own_address(socket: &impl AsFd) -> Option<SocketAddr> {
+    to_address(&getsockname(socket.as_fd().as_raw_fd()).ok()?)
 }
 
 /// Shuts the sending side. A socket that is gone already is as good as shut.

@@ -8,14 +8,16 @@ use std::time::{Duration, Instant};
 
 use kernel_ipc::component::Counters;
 use kernel_ipc::interface::{Granted, LeasePart, NewCap, Object};
-use kernel_ipc::lease::Mapper;
+use kernel_ipc::lease::{Mapper, StaleLease};
 use kernel_ipc::runtime::{self, Changes};
 use kernel_ipc::session::{Call, SessionInfo};
-use kernel_ipc::{CallError, Rights, SessionId};
+use kernel_ipc::{CallError, Incarnation, Rights, SessionId};
 use protocol::net::{self, CloseError, EventBatch, EventsError, ListenError, SendError, SendFlags};
 
 use super::address::Permission;
+use super::kept::Keeping;
 use super::listener::{Holding, Listener};
+use super::restore::{self, Left};
 use super::session::{Session, Shared};
 use crate::core::connection::Limits;
 use crate::core::events::Occurrence;
@@ -59,51 +61,80 @@ pub struct Stack {
     shared: Rc<Shared>,
     counters: Rc<Counters>,
     sessions: Rc<Sessions>,
+    started: Instant,
 }
 
 impl Stack {
-    /// A stack without sessions. `mapper` must know the lenders whose leases the clients will name.
-    /// `holding` holds listening sockets for the next run of this process, if there is one.
-    pub fn new(
+    /// A stack without sessions, of which nothing outlives this process. `mapper` must know the lenders whose leases the clients
+    /// will name.
+    pub fn new(options: Options, mapper: Rc<RefCell<Mapper>>, counters: Rc<Counters>) -> Stack {
+        Stack::over(Shared { options, mapper, vacant: Rc::default(), holding: None, keeping: None }, counters)
+    }
+
+    /// The same, with what outlives this process: who holds listening sockets, and where connections are kept.
+    pub(crate) fn lasting(
         options: Options,
         mapper: Rc<RefCell<Mapper>>,
         counters: Rc<Counters>,
-        holding: Option<Rc<dyn Holding>>,
+        holding: Rc<dyn Holding>,
+        keeping: Rc<Keeping>,
     ) -> Stack {
+        let (holding, keeping) = (Some(holding), Some(keeping));
+        Stack::over(Shared { options, mapper, vacant: Rc::default(), holding, keeping }, counters)
+    }
+
+    fn over(shared: Shared, counters: Rc<Counters>) -> Stack {
         let sessions = Rc::new(RefCell::default());
-        drop(runtime::spawn(follow(Rc::downgrade(&sessions), mapper.borrow().changes())));
-        let shared = Rc::new(Shared { options, mapper, vacant: Rc::default(), holding });
-        Stack { shared, counters, sessions }
+        drop(runtime::spawn(follow(Rc::downgrade(&sessions), shared.mapper.borrow().changes())));
+        Stack { shared: Rc::new(shared), counters, sessions, started: Instant::now() }
     }
 
     /// Takes a socket over that was held for an earlier run: its client listens there again, or will not.
-    pub fn inherit(&self, name: &str, socket: OwnedFd) {
+    pub(crate) fn inherit(&self, name: &str, socket: OwnedFd) {
         let Some(holding) = &self.shared.holding else { return };
-        match Listener::held(name, socket, holding.clone()) {
+        match Listener::held(name, socket, holding.clone(), self.shared.keeping.clone()) {
             Some(listener) => self.shared.vacant.add(listener),
             None => holding.let_go(name),
         }
     }
 
-    /// Waits while a lender of these pages is between two epochs; whether it comes back is for the pin to find out.
-    async fn wait_for_lenders(&self, pages: &[LeasePart]) {
+    /// Goes on with the sessions of a dead run. After its listeners were inherited, and before any call.
+    pub(crate) fn restore(&self, left: Left) {
+        let restored = restore::restore(&self.shared, left);
+        let sessions = restored.into_iter().map(|(info, session)| (info.id, session));
+        self.sessions.borrow_mut().extend(sessions);
+    }
+
+    /// Waits while a lender of these pages is between two epochs, or may not have been introduced to this run yet; whether it
+    /// comes is for the pin to find out.
+    async fn wait_for_lenders(&self, holder: Incarnation, pages: &[LeasePart]) {
         let until = Instant::now() + LENDER_PATIENCE;
         loop {
             let changes = self.shared.mapper.borrow().changes();
             let next = changes.next();
             let left = until.saturating_duration_since(Instant::now());
-            let waits = pages.iter().any(|part| self.shared.mapper.borrow().is_between_epochs(part.name.lender));
+            let waits = pages.iter().any(|part| self.waits_for_lender(holder, part));
             if !waits || runtime::timeout(left, next).await.is_err() {
                 return;
             }
         }
     }
 
+    fn waits_for_lender(&self, holder: Incarnation, part: &LeasePart) -> bool {
+        let mapper = self.shared.mapper.borrow();
+        if mapper.is_between_epochs(part.name.lender) {
+            return true;
+        }
+        // A client that goes on may name what it was lent before its lender has met this run: the lender was away then.
+        let unknown = || mapper.pin(&part.name, holder, 0..0).err();
+        self.started.elapsed() < LENDER_PATIENCE
+            && matches!(unknown(), Some(StaleLease::UnknownLender | StaleLease::UnknownRegion))
+    }
+
     /// The session of a call; made at its first call.
     fn session(&self, info: &SessionInfo) -> Rc<Session> {
         let mut sessions = self.sessions.borrow_mut();
-        let permission = Permission::of(&info.attenuation);
-        let make = || Session::new(info.client, &info.client_name, permission, self.shared.clone());
+        let make = || Session::new(info, Permission::of(&info.attenuation), self.shared.clone());
         sessions.entry(info.id).or_insert_with(make).clone()
     }
 }
@@ -136,10 +167,21 @@ pub struct ListenerNumber(u64);
 #[kind(net::Connection)]
 pub struct ConnectionNumber(u64);
 
+impl ConnectionNumber {
+    pub(crate) fn of(number: u64) -> ConnectionNumber {
+        ConnectionNumber(number)
+    }
+}
+
+/// The kind of a connection's capability.
+pub(crate) const CONNECTION_KIND: u8 = <net::Connection as kernel_ipc::interface::Kind>::NUMBER;
+
 impl net::Handler for Stack {
     type Stack = Root;
     type Listener = ListenerNumber;
     type Connection = ConnectionNumber;
+
+    const SURVIVES: bool = true;
 
     async fn listen(
         &self,
@@ -188,7 +230,7 @@ impl net::Handler for Stack {
     ) -> Result<(), CallError<SendError>> {
         // Before the wait: one that ends meanwhile must not be made anew.
         let session = self.session(call.session());
-        self.wait_for_lenders(&pages).await;
+        self.wait_for_lenders(call.session().client, &pages).await;
         session.send(connection.object.0, send, flags, header, &pages)?;
         self.counters.add_copied(header.len() as u64);
         self.counters.add_leased(pages.iter().map(|part| part.length).sum());

@@ -12,7 +12,7 @@ use kernel_ipc::interface::LeasePart;
 use kernel_ipc::lease::{Lend, Lender, Mapper, PinSegment, Region, RegionReader};
 use kernel_ipc::runtime::{self, Runtime};
 use kernel_ipc::sys::segment::SegmentReader;
-use kernel_ipc::{Epoch, Incarnation, LeaseName, LenderId, RegionId};
+use kernel_ipc::{Epoch, Incarnation, LeaseName, LenderId, RegionId, SessionId};
 use protocol::net::{ListenError, Reason, Released, SendError, SendFlags};
 
 use super::address::Permission;
@@ -20,12 +20,18 @@ use super::listener::{Holding, Listener};
 use super::session::{Session, Shared};
 use super::stack::Options;
 use crate::core::events::Occurrence;
+use kernel_ipc::session::SessionInfo;
 
 const CLIENT: Incarnation = Incarnation(7);
 const LENDER: LenderId = LenderId(3);
 const REGION: RegionId = RegionId(5);
 const EPOCH: Epoch = Epoch(1);
 const REGION_BYTES: usize = 4 << 20;
+
+fn info(client: Incarnation, name: &str) -> SessionInfo {
+    let attenuation = serde_json::json!({"tcp": "127.0.0.1:0"});
+    SessionInfo { id: SessionId(1), epoch: EPOCH, client, client_name: name.to_owned(), attenuation }
+}
 
 /// A session whose client holds leases of one lender.
 struct Site {
@@ -49,8 +55,8 @@ impl Site {
         mapper.introduce(LENDER, EPOCH, reopen(lender.table_fd()), &[(REGION, reader)], pins, None).unwrap();
         let permission = Permission::of(&serde_json::json!({"tcp": "127.0.0.1:0"}));
         let mapper = Rc::new(RefCell::new(mapper));
-        let shared = Rc::new(Shared { options, mapper, vacant: Rc::default(), holding: None });
-        let session = Session::new(CLIENT, "client", permission, shared.clone());
+        let shared = Rc::new(Shared { options, mapper, vacant: Rc::default(), holding: None, keeping: None });
+        let session = Session::new(&info(CLIENT, "client"), permission, shared.clone());
         Site { session, shared, lender, cursor: 0 }
     }
 
@@ -275,7 +281,7 @@ fn a_port_in_use_and_an_address_not_allowed_are_refused() {
         let site = Site::new(Options::default());
         let taken = site.listen();
         let permission = Permission::of(&serde_json::json!({"tcp": taken.to_string()}));
-        let other = Session::new(CLIENT, "other", permission, site.shared.clone());
+        let other = Session::new(&info(CLIENT, "other"), permission, site.shared.clone());
         assert_eq!(other.listen(&taken.to_string()).err(), Some(ListenError::InUse));
         assert_eq!(other.listen("127.0.0.2:1").err(), Some(ListenError::NotAllowed));
         site.session.end();
@@ -347,7 +353,7 @@ impl Holding for Holdings {
 /// A session of the client's next run.
 fn next_run(shared: &Rc<Shared>) -> Rc<Session> {
     let permission = Permission::of(&serde_json::json!({"tcp": "127.0.0.1:0"}));
-    Session::new(Incarnation(8), "client", permission, shared.clone())
+    Session::new(&info(Incarnation(8), "client"), permission, shared.clone())
 }
 
 /// Answers the next connection of a session.
@@ -408,7 +414,13 @@ fn a_held_listener_is_its_clients_alone_and_goes_when_the_client_drops_it() {
         let mapper: Rc<RefCell<Mapper>> = Rc::default();
         let shared = |holding: &Rc<Holdings>| {
             let (holding, mapper): (Rc<dyn Holding>, _) = (holding.clone(), mapper.clone());
-            Rc::new(Shared { options: Options::default(), mapper, vacant: Rc::default(), holding: Some(holding) })
+            Rc::new(Shared {
+                options: Options::default(),
+                mapper,
+                vacant: Rc::default(),
+                holding: Some(holding),
+                keeping: None,
+            })
         };
         let first = next_run(&shared(&holdings));
         let address = first.listen("127.0.0.1:0").unwrap().1;
@@ -422,9 +434,9 @@ fn a_held_listener_is_its_clients_alone_and_goes_when_the_client_drops_it() {
 
         let (again, holding) = (shared(&holdings), holdings.clone());
         holdings.0.borrow_mut().push((held.0.clone(), held.1.try_clone().unwrap()));
-        again.vacant.add(Listener::held(&held.0, held.1, holding).unwrap());
+        again.vacant.add(Listener::held(&held.0, held.1, holding, None).unwrap());
         let permission = Permission::of(&serde_json::json!({"tcp": address}));
-        let stranger = Session::new(CLIENT, "stranger", permission, again.clone());
+        let stranger = Session::new(&info(CLIENT, "stranger"), permission, again.clone());
         assert_eq!(stranger.listen(&address).err(), Some(ListenError::InUse));
         let second = next_run(&again);
         let (number, bound) = second.listen(&address).unwrap();

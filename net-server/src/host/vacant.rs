@@ -49,6 +49,12 @@ impl Vacant {
         })
     }
 
+    /// Where a connection with this own address came in.
+    pub(crate) fn at(&self, own: SocketAddr) -> Option<Rc<Listener>> {
+        let listeners = self.listeners.borrow();
+        listeners.iter().find(|(_, listener)| listener.is_at(own)).map(|(_, listener)| listener.clone())
+    }
+
     fn take_if(&self, fits: impl Fn(u64, &Listener) -> bool) -> Option<Rc<Listener>> {
         let mut listeners = self.listeners.borrow_mut();
         let at = listeners.iter().position(|(number, listener)| fits(*number, listener))?;

@@ -5,8 +5,8 @@
 //!   process maps no region of anybody.
 //! * Bounded: connections, bytes that a peer sends before they are looked at, leases in flight per connection and in all,
 //!   time for a head, a body, an idle connection.
-//! * When the network server has died its connections are gone; httpd listens again at the same address as soon as
-//!   the next incarnation answers. When the file system has died, the request in progress is repeated once.
+//! * A network server that dies goes on with its connections. One that is given up and started anew has none; httpd listens
+//!   again at the same address. When the file system has died, the request in progress is repeated once.
 
 mod budget;
 mod clock;

@@ -167,15 +167,6 @@ fn the_target_and_other_handles_are_object_kinds() {
 }
 
 #[test]
-fn an_idempotent_operation_gives_no_capability() {
-    let text = operation_error(parse_quote! {
-        #[op(1, retry = idempotent, deadline = none)]
-        fn a(node: Node) -> Result<(Cap<Node>, u32), E>;
-    });
-    assert!(text.contains("at least `cached`"), "{text}");
-}
-
-#[test]
 fn an_operation_is_only_a_signature_with_a_result() {
     let cases: [(syn::TraitItemFn, &str); 5] = [
         (parse_quote! { #[op(1, retry = never, deadline = none)] fn a(x: Node); }, "returns `Result<T, E>`"),

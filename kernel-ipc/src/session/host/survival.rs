@@ -3,6 +3,8 @@
 //! - Only calls of the class `cached` keep their reply. One whose handler said what it [did](super::Call::effect) is
 //!   committed by its record in the component's ring; any other by its cell, before it is answered.
 //! - A refusal and an operation's own error change nothing, so they are not kept: the call runs again.
+//! - A call of another class keeps no reply. What it grants counts from just before it is answered; if the answer was lost all
+//!   the same, that goes back before the call runs again, without a word to the service: nobody has had it.
 //! - The handler's contract: between its effect on the host's state and its return it does not wait, so that nobody sees
 //!   an effect whose record may never come.
 
@@ -233,8 +235,13 @@ impl<S: Service> Inner<S> {
         if seq < cell.begun || seq < cell.done {
             return Err(Violation::Seq);
         }
-        if cell.done == seq {
+        if cell.done == seq && cell.retry == Some(Retry::Cached) {
             return self.repeat(survival, slot, seq);
+        }
+        for handle in survival.session.granted_by(slot, seq) {
+            if self.table.borrow_mut().remove(handle).is_ok() {
+                self.left(handle);
+            }
         }
         // What the lost answer would have brought goes back before the client hears of it (R18).
         self.reclaim(slot, seq);
