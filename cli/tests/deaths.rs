@@ -145,6 +145,48 @@ impl Drop for Stopper<'_> {
     }
 }
 
+/// Writes over memory of this name that a process has open: what a stray store of it might have done.
+fn damage(pid: i32, name: &str, offset: u64, bytes: &[u8]) {
+    let mut found = 0;
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").flatten() {
+        let target = std::fs::read_link(entry.path()).unwrap_or_default();
+        if target.to_string_lossy().starts_with(&format!("/memfd:{name} ")) {
+            let memory = std::fs::File::options().write(true).open(entry.path()).expect("it is ours");
+            std::os::unix::fs::FileExt::write_all_at(&memory, bytes, offset).expect("inside");
+            found += 1;
+        }
+    }
+    assert_eq!(found, 1, "{name} of process {pid}");
+}
+
+/// An impossible state in the ledger of leases, a lease of another region, or one of a range that is lent already.
+#[test]
+fn a_driver_whose_ledger_makes_no_sense_says_so_and_begins_anew() {
+    let entry = |index: u64| 4096 + 128 * index;
+    for (offset, word) in [(entry(0), 9), (entry(0) + 16, 12_345), (entry(0) + 24, 1 << 40)] {
+        let system = start();
+        let listen = system.listen();
+        // Something of it is in fs's cache, and so lent.
+        serves(&listen);
+        let (pid, before) = (system.pid("disk"), epoch(&system, "disk"));
+        damage(pid, "atoll-leases", offset, &u64::to_le_bytes(word));
+        kill_now(pid);
+        wait_for("a run that begins anew", || epoch(&system, "disk") >= before + 2);
+        system.wait_until_ready();
+        serves(&listen);
+        let log = system.ok(&["logs", "disk"]);
+        assert!(log.contains("what was not durable is lost, and sessions end"), "{log}");
+        assert_eq!(epoch(&system, "fs"), 1, "fs-server goes on with the next one");
+        // From then on it survives as before.
+        kill_now(system.pid("disk"));
+        wait_for("the next run", || epoch(&system, "disk") >= before + 3);
+        serves(&listen);
+        system.wait_until_ready();
+        assert_eq!(epoch(&system, "disk"), before + 3);
+        ends_well(&system);
+    }
+}
+
 /// SIGABRT is a death of the component's own making, whoever sent it.
 #[test]
 fn a_component_that_crashes_again_and_again_is_given_up_and_ps_says_why() {

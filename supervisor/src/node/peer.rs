@@ -223,6 +223,11 @@ impl Peer {
         questions.0.borrow_mut().insert(key.clone(), answer);
         if let Err(error) = self.send(message, given) {
             questions.0.borrow_mut().remove(&key);
+            if matches!(error, ChannelError::Closed) {
+                // It is dead, and the news of that is on its way: whoever asks goes by it.
+                self.ended.wait().await;
+                return Err(gone());
+            }
             return Err(format!("{}: {error}", self.name));
         }
         reply.await.ok_or_else(gone)
