@@ -4,5 +4,6 @@
 pub mod block;
 pub mod http;
 pub mod ipc;
+pub mod recovery;
 pub mod report;
 mod sys;

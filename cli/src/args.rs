@@ -249,6 +249,18 @@ pub enum Bench {
     Block(BenchOptions),
     /// Requests a second over HTTP beside a server that only answers from memory
     Http(BenchOptions),
+    /// From a component's death to the first answered call, beside the start of a process
+    Recovery {
+        /// Kills of each component
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+        kills: u64,
+        /// Files that are open when the file server dies
+        #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=15_000))]
+        files: u64,
+        /// Keep the raw figures under bench/runs, with machine and date
+        #[arg(long)]
+        save: bool,
+    },
 }
 
 #[derive(Clone, Debug, Args)]

@@ -18,12 +18,13 @@ use crate::{control, fs, node};
 
 /// Measures what was asked.
 pub fn bench(common: &Common, what: &Bench) -> Result<(), Failed> {
-    let (run, options) = match what {
-        Bench::Ipc(options) => (ipc(options)?, options),
-        Bench::Block(options) => (block(options)?, options),
-        Bench::Http(options) => (http(options)?, options),
+    let (run, keep) = match what {
+        Bench::Ipc(options) => (ipc(options)?, options.save),
+        Bench::Block(options) => (block(options)?, options.save),
+        Bench::Http(options) => (http(options)?, options.save),
+        Bench::Recovery { kills, files, save } => (recovery(*kills, *files)?, *save),
     };
-    if options.save {
+    if keep {
         let path = save(&run)?;
         output::message(&format!("kept in {}", path.display()));
     }
@@ -96,6 +97,27 @@ fn http(options: &BenchOptions) -> Result<Run, Failed> {
         let row = row.rate_beside(&floor_row);
         run.rows.extend([floor_row, row]);
     }
+    own.stop()?;
+    Ok(run)
+}
+
+/// Deaths of the components of a system of its own.
+fn recovery(kills: u64, files: u64) -> Result<Run, Failed> {
+    let own = OwnSystem::start(&["httpd.listen=127.0.0.1:0", "disk.size=1GiB"])?;
+    let http = own.http_address()?;
+    let options = ::bench::recovery::Options { kills, files: usize::try_from(files).unwrap_or(usize::MAX) };
+    let run = node::visit(&own.common(), async |context| {
+        let system = ::bench::recovery::System {
+            disk: node::connect(&context, "disk.disk").await?,
+            fs: node::connect(&context, "fs.root").await?,
+            control: node::connect(&context, "control").await?,
+            http,
+            program: std::env::current_exe()?,
+        };
+        ::bench::recovery::run(&system, &options)
+            .await
+            .map_err(|error| Failed::new(format!("the measurement broke off: {error}")))
+    })?;
     own.stop()?;
     Ok(run)
 }
