@@ -68,18 +68,26 @@ impl Effects {
             let left = self.0.records.borrow().room().saturating_sub(self.0.reserved.get());
             if left >= bytes {
                 self.0.reserved.set(self.0.reserved.get() + bytes);
-                if left < LOW && !self.0.trimming.replace(true) {
-                    let (effects, volume) = (self.clone(), volume.clone());
-                    drop(kernel_ipc::runtime::spawn(async move {
-                        // Whoever finds no room hears why.
-                        let _ = volume.sync().await;
-                        effects.0.trimming.set(false);
-                    }));
+                if left < LOW {
+                    self.trim(volume);
                 }
                 return Ok(Room { effects: self.clone(), bytes });
             }
             volume.sync().await?;
         }
+    }
+
+    /// Begins a checkpoint in the background, which empties the ring.
+    pub(super) fn trim(&self, volume: &Volume<LeasedDevice>) {
+        if self.0.trimming.replace(true) {
+            return;
+        }
+        let (effects, volume) = (self.clone(), volume.clone());
+        drop(kernel_ipc::runtime::spawn(async move {
+            // Whoever finds no room hears why.
+            let _ = volume.sync().await;
+            effects.0.trimming.set(false);
+        }));
     }
 
     /// Takes the next place in the order of effects on a file.

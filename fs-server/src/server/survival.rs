@@ -2,7 +2,7 @@
 //!
 //! 1. What its sessions' handles name is held; then its effects since the last checkpoint are done again, in their order.
 //! 2. What it had lent on is held again at the driver, under the same names; what it had only cached goes back.
-//! 3. A checkpoint makes all of it durable and empties the ring.
+//! 3. A checkpoint makes all of it durable and empties the ring, while calls are answered already.
 
 use super::device::{LeasedDevice, LeasedExtent};
 use super::journal::Effects;
@@ -12,10 +12,11 @@ use kernel_ipc::component::{self, Context, Survived};
 use kernel_ipc::interface::{Lease, Object};
 use kernel_ipc::lease::Inherited;
 use kernel_ipc::ledger::Record;
+use kernel_ipc::runtime;
 use protocol::block;
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 
 /// Brings `volume` to where the last run was, and gives what keeps the effects of this one.
@@ -36,7 +37,7 @@ pub(super) async fn follow(
     volume.reap().await?;
     volume.set_journal(Rc::new(ledger.clone()));
     if !effects.is_empty() {
-        volume.sync().await?;
+        ledger.trim(volume);
     }
     Ok(ledger)
 }
@@ -67,6 +68,7 @@ impl Journal for Repeating {
 /// The disk does not take it now. Nothing is lost: the next run tries again.
 async fn repeat(volume: &Volume<LeasedDevice>, ledger: u64, effects: &[Record]) -> Result<(), component::Error> {
     let held = volume.holds_effects_of(ledger);
+    warm(volume, effects.iter().filter(|record| record.end > held)).await;
     let journal = Rc::new(Repeating { id: ledger, done: Cell::new(held) });
     volume.set_journal(journal.clone());
     let (mut done, mut lost) = (0, 0);
@@ -93,6 +95,61 @@ async fn repeat(volume: &Volume<LeasedDevice>, ledger: u64, effects: &[Record]) 
         tracing::info!("{done} changes of the last run were repeated, {lost} lost");
     }
     Ok(())
+}
+
+/// Changes that are looked at before they are done again, and looks at a time.
+const WARMED: usize = 4096;
+const AT_A_TIME: usize = 64;
+
+/// Reads what changes that are done again one after the other will want to read, many at a time. It is in no cache.
+async fn warm(volume: &Volume<LeasedDevice>, effects: impl Iterator<Item = &Record>) {
+    let mut looks = Vec::new();
+    let mut known = HashSet::new();
+    for record in effects.take(WARMED) {
+        let (node, look) = match Effect::decode(&record.effect) {
+            // The block that is written in part.
+            Ok(Effect::Write { node, offset, .. }) => (node, Look::Read(offset.saturating_sub(1))),
+            Ok(Effect::Truncate { node, size, .. }) => (node, Look::Read(size.saturating_sub(1))),
+            Ok(Effect::Make { directory, name, .. } | Effect::Remove { directory, name, .. }) => {
+                (directory, Look::Find(name.to_vec()))
+            }
+            Ok(Effect::Rename { from, from_name, .. }) => (from, Look::Find(from_name.to_vec())),
+            Err(_) => continue,
+        };
+        if known.insert((node, look.clone())) {
+            looks.push((node, look));
+        }
+    }
+    let mut running = VecDeque::with_capacity(AT_A_TIME);
+    for (node, look) in looks {
+        if running.len() == AT_A_TIME
+            && let Some(first) = running.pop_front()
+        {
+            finish(first).await;
+        }
+        let volume = volume.clone();
+        running.push_back(runtime::spawn(async move {
+            // What cannot be read now will say so when it is wanted.
+            match look {
+                Look::Read(at) => drop(volume.read(node, at, 1).await),
+                Look::Find(name) => drop(volume.lookup(node, &name).await),
+            }
+        }));
+    }
+    for look in running {
+        finish(look).await;
+    }
+}
+
+async fn finish(look: runtime::JoinHandle<()>) {
+    // Nobody cancels it.
+    let _ = look.await;
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Look {
+    Read(u64),
+    Find(Vec<u8>),
 }
 
 /// Keeps at the driver what the last run had lent on, and gives the rest back.
