@@ -58,6 +58,9 @@ pub enum Verb {
         /// Its name
         component: String,
     },
+    /// Look after the supervisor of the running system
+    #[command(subcommand)]
+    Supervisor(Supervisor),
     /// Kill, stop and slow down components of the running system, and say what its users felt
     Chaos(Chaos),
     /// Show something, with a system of its own
@@ -164,6 +167,12 @@ fn mebibytes(text: &str) -> Result<u64, String> {
 pub enum Explain {
     /// When a component that has died is started again
     Backoff,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Supervisor {
+    /// Put another supervisor in its place, upgraded if the program has changed; everything else goes on
+    Restart,
 }
 
 /// Paths are those of the volume: `/www/index.html`, or the same without the first slash.

@@ -2,7 +2,10 @@
 
 use kernel_ipc::component::Context;
 use kernel_ipc::{CallError, Cause};
-use protocol::control::{self, ComponentStatus, DownError, LogsError, PsError, RestartError, SignalError, State};
+use protocol::control::{
+    self, ComponentStatus, DownError, LogsError, PsError, RestartError, SignalError, State, SupervisorError,
+    SupervisorStatus,
+};
 use serde_json::{Value, json};
 use supervisor::ended::Ended;
 
@@ -13,11 +16,63 @@ use crate::why::{Words, why};
 
 /// `atoll ps [--io]`.
 pub fn ps(common: &Common, io: bool) -> Result<(), Failed> {
-    let components = visit(common, async |context| components(&context).await)?;
+    let (components, supervisor) = visit(common, async |context| {
+        let components = components(&context).await?;
+        Ok((components, supervisor(&context).await?))
+    })?;
     if common.json {
-        return output::json(&json!({"components": components.iter().map(|one| facts(one, io)).collect::<Vec<_>>()}));
+        let components = components.iter().map(|one| facts(one, io)).collect::<Vec<_>>();
+        return output::json(&json!({
+            "components": components,
+            "supervisor": {"pid": supervisor.pid, "restarts": supervisor.restarts},
+        }));
     }
-    output::write(table(&components, io).as_bytes())
+    output::write(table(&components, io, Some(supervisor)).as_bytes())
+}
+
+/// How often the supervisor is asked again if it is replaced before it answers.
+const REPLACED: u32 = 100;
+
+/// Asks the supervisor; the next one, if it dies before it answers. What is asked must bear being done twice.
+async fn ask<T, E>(call: impl AsyncFn() -> Result<T, CallError<E>>) -> Result<T, CallError<E>> {
+    for _ in 0..REPLACED {
+        match call().await {
+            Err(CallError::Failed { cause: Cause::PeerDied | Cause::StaleEpoch, .. }) => {}
+            answer => return answer,
+        }
+    }
+    call().await
+}
+
+/// The supervisor that answers now.
+async fn supervisor(context: &Context) -> Result<SupervisorStatus, Failed> {
+    let control: control::Client = connect(context, "control").await?;
+    ask(async || control.supervisor(control.root()).await).await.map_err(|error| why(&"the supervisor", &error))
+}
+
+/// `atoll supervisor restart`: returns when another one has taken over.
+pub fn replace_supervisor(common: &Common) -> Result<(), Failed> {
+    let (before, after) = visit(common, async |context| {
+        let control: control::Client = connect(&context, "control").await?;
+        let before = supervisor(&context).await?;
+        match control.replace_supervisor(control.root()).await {
+            // Whoever was to answer may have gone already.
+            Ok(_) | Err(CallError::Failed { cause: Cause::PeerDied | Cause::StaleEpoch, .. }) => {}
+            Err(error) => return Err(why(&"the supervisor", &error)),
+        }
+        loop {
+            let after = supervisor(&context).await?;
+            if after.restarts != before.restarts {
+                return Ok((before, after));
+            }
+            // The one that was asked gives its answers time to arrive.
+            kernel_ipc::runtime::sleep(std::time::Duration::from_millis(2)).await;
+        }
+    })?;
+    if common.json {
+        return output::json(&json!({"pid": after.pid, "restarts": after.restarts, "before": before.pid}));
+    }
+    output::line(&format!("supervisor {} has taken over from {}", after.pid, before.pid))
 }
 
 /// All components of the node.
@@ -26,7 +81,8 @@ pub async fn components(context: &Context) -> Result<Vec<ComponentStatus>, Faile
     let mut all = Vec::new();
     let mut cursor = Some(0);
     while let Some(at) = cursor {
-        let page = control.ps(control.root(), at).await.map_err(|error| why(&"the list of components", &error))?;
+        let page = ask(async || control.ps(control.root(), at).await).await;
+        let page = page.map_err(|error| why(&"the list of components", &error))?;
         all.extend(page.components);
         cursor = page.next;
     }
@@ -58,7 +114,7 @@ pub fn facts(component: &ComponentStatus, io: bool) -> Value {
 }
 
 /// The components for people.
-pub fn table(components: &[ComponentStatus], io: bool) -> String {
+pub fn table(components: &[ComponentStatus], io: bool, supervisor: Option<SupervisorStatus>) -> String {
     use Align::{Left, Right};
     let mut columns = vec![("name", Left), ("state", Left), ("pid", Right), ("epoch", Right), ("restarts", Right)];
     columns.push(("place", Left));
@@ -76,6 +132,12 @@ pub fn table(components: &[ComponentStatus], io: bool) -> String {
             row.extend([one.leased_bytes, one.verified_bytes, one.copied_bytes].map(size));
         }
         row.push(one.listen.clone());
+        table.row(row);
+    }
+    if let Some(SupervisorStatus { pid, restarts }) = supervisor {
+        let mut row = vec!["supervisor".into(), word(State::Ready).into(), pid.to_string(), "-".into()];
+        row.extend([restarts.to_string(), "process".into()]);
+        row.resize(columns.len(), String::new());
         table.row(row);
     }
     let mut text = table.render(output::stdout_colours());
@@ -139,8 +201,7 @@ fn live_logs(common: &Common, component: Option<&str>) -> Result<(), Failed> {
         let mut lines = Vec::new();
         let mut cursor = 0;
         loop {
-            let page = control
-                .logs(control.root(), name, cursor, LOG_PAGE)
+            let page = ask(async || control.logs(control.root(), name, cursor, LOG_PAGE).await)
                 .await
                 .map_err(|error| why(&if name.is_empty() { "the logs" } else { name }, &error))?;
             if common.json {
@@ -165,7 +226,8 @@ const LOG_PAGE: u32 = 3072;
 pub fn restart(common: &Common, component: &str) -> Result<(), Failed> {
     let begun = visit(common, async |context| {
         let control: control::Client = connect(&context, "control").await?;
-        control.restart(control.root(), component).await.map_err(|error| why(&component, &error))?;
+        let restarted = ask(async || control.restart(control.root(), component).await).await;
+        restarted.map_err(|error| why(&component, &error))?;
         Ok(components(&context).await?.into_iter().find(|one| one.name == component))
     })?;
     let begun = begun.ok_or_else(|| Failed::new(format!("{component}: it is gone")))?;
@@ -179,10 +241,10 @@ pub fn restart(common: &Common, component: &str) -> Result<(), Failed> {
 pub fn down(common: &Common) -> Result<(), Failed> {
     visit(common, async |context| {
         let control: control::Client = connect(&context, "control").await?;
-        match control.down(control.root()).await {
+        match ask(async || control.down(control.root()).await).await {
             Ok(()) | Err(CallError::Operation(DownError::Stopping)) => Ok(()),
-            // It may have ended before its answer was read: the lock below says.
-            Err(CallError::Failed { cause: Cause::PeerDied | Cause::SessionClosed, .. }) => Ok(()),
+            // It may have ended before its answer was read, or before another one was asked: the lock below says.
+            Err(CallError::Failed { cause: Cause::SessionClosed | Cause::NotConnected, .. }) => Ok(()),
             Err(error) => Err(why(&"the system", &error)),
         }
     })?;
@@ -201,7 +263,7 @@ pub fn down(common: &Common) -> Result<(), Failed> {
 pub fn troubles(state: &std::path::Path) -> Vec<String> {
     match Ended::read(state) {
         Some(ended) => ended.troubles,
-        None => vec!["the keeper or the supervisor died before everything had ended".into()],
+        None => vec!["the keeper died before everything had ended".into()],
     }
 }
 
@@ -254,6 +316,14 @@ impl Words for SignalError {
         match self {
             Self::NoSuchComponent => ("no such component".into(), Some("`atoll ps` lists the components")),
             Self::NotRunning => ("it does not run at this moment".into(), None),
+        }
+    }
+}
+
+impl Words for SupervisorError {
+    fn words(&self) -> (String, Option<&'static str>) {
+        match self {
+            Self::Stopping => ("the system is going down".into(), None),
         }
     }
 }

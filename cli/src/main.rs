@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         Verb::Demo(what) => demo::demo(&cli.common, what),
         Verb::Explain(what) => explain::explain(&cli.common, what),
         Verb::Logs { component } => control::logs(&cli.common, component.as_deref()),
+        Verb::Supervisor(args::Supervisor::Restart) => control::replace_supervisor(&cli.common),
         Verb::Fs(verb) => fs::run(&cli.common, verb),
         Verb::Bench(what) => bench::bench(&cli.common, what),
     };

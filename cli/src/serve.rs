@@ -14,7 +14,8 @@ pub fn process(arguments: &[String]) -> Option<ExitCode> {
     let rest = || arguments.iter().skip(1).cloned();
     match arguments.first().map(String::as_str) {
         Some("keeper") => Some(supervisor::up::keeper_main(rest())),
-        Some("supervisor") => {
+        // `atoll supervisor restart` is somebody's who wants another one.
+        Some("supervisor") if matches!(arguments.get(1).map(String::as_str), None | Some("--manifest" | "--set")) => {
             log_to_stderr();
             Some(supervisor::up::supervisor_main(rest()))
         }

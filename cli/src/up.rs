@@ -151,7 +151,7 @@ fn show(common: &Common, up: &Up, components: &[ComponentStatus]) -> Result<(), 
         let facts: Vec<_> = components.iter().map(|one| control::facts(one, false)).collect();
         return output::json(&json!({"components": facts}));
     }
-    output::write(control::table(components, false).as_bytes())?;
+    output::write(control::table(components, false, None).as_bytes())?;
     let colours = output::stdout_colours();
     for one in components.iter().filter(|one| !one.listen.is_empty()) {
         let url = paint(&format!("http://{}/", one.listen), Colour::Cyan, colours);

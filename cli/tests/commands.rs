@@ -93,7 +93,7 @@ fn completions_are_there_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = system.ok(&["completions", shell]);
         assert!(script.contains("atoll") && script.contains("mkdir"), "{shell}");
-        assert!(!script.contains("supervisor"), "{shell}: what `up` starts is nobody's to type");
+        assert!(!script.contains("keeper"), "{shell}: what `up` starts is nobody's to type");
     }
     let Ok(mut bash) = Command::new("bash").arg("-n").stdin(Stdio::piped()).stderr(Stdio::piped()).spawn() else {
         return println!("skipped: no bash");
@@ -200,7 +200,7 @@ fn a_person_at_a_terminal_sees_what_runs_and_ends_it_with_ctrl_c() {
 
     system.up(&[]);
     let plain = on_a_terminal(&system, "ps", "1", None).expect("as before");
-    assert!(!plain.contains('\x1b') && plain.contains("httpd  ready"), "{plain}");
+    assert!(!plain.contains('\x1b') && plain.contains("httpd       ready"), "{plain}");
 }
 
 #[test]

@@ -32,7 +32,10 @@ fn killing(system: &System, victims: &[&str], seed: u64, work: impl FnOnce(&Atom
                 let first = numbers.below(victims.len() as u64) as usize;
                 for (index, victim) in victims.iter().enumerate() {
                     let found = components.iter().find(|one| one["name"] == *victim);
-                    let pid = found.and_then(|one| one["pid"].as_i64()).filter(|pid| *pid > 0);
+                    let pid = match *victim {
+                        "supervisor" => system.supervisor()["pid"].as_i64(),
+                        _ => found.and_then(|one| one["pid"].as_i64()).filter(|pid| *pid > 0),
+                    };
                     // Between two runs there is none to be killed.
                     if let Some(pid) = pid.filter(|_| index == first || numbers.below(2) == 0) {
                         // It may have been killed by us a moment ago, as `ps` did not know yet.
@@ -242,6 +245,16 @@ fn a_download_and_changes_go_on_while_driver_and_file_server_are_killed() {
     goes_on_without(&["disk", "fs"], 4);
 }
 
+#[test]
+fn a_download_and_changes_go_on_while_the_supervisor_is_killed_and_nothing_else_restarts() {
+    goes_on_without(&["supervisor"], 5);
+}
+
+#[test]
+fn a_download_and_changes_go_on_while_everybody_behind_them_is_killed() {
+    goes_on_without(&["supervisor", "fs", "disk"], 6);
+}
+
 /// One connection's slow download of a file that is larger than the cache and all that sockets hold, and changes, while these
 /// are killed.
 fn goes_on_without(victims: &[&str], seed: u64) {
@@ -258,6 +271,10 @@ fn goes_on_without(victims: &[&str], seed: u64) {
         });
     });
     assert!(kills > 10, "{kills} kills");
+    for component in system.ps() {
+        let name = component["name"].as_str().expect("a name");
+        assert!(victims.contains(&name) || component["epoch"] == 1, "{component}");
+    }
     for name in ["net", "httpd"] {
         assert_eq!(system.component(name)["restarts"], 0, "{name} was not touched");
     }

@@ -36,6 +36,32 @@ pub trait Control {
     /// what its death, or its silence, does to others.
     #[op(5, requires = OPERATE, retry = cached, deadline = "5s")]
     fn signal(system: System, component: &str, signal: Signal) -> Result<u64, SignalError>;
+
+    /// Says which supervisor answers.
+    #[op(6, requires = OBSERVE, retry = idempotent, deadline = "5s")]
+    fn supervisor(system: System) -> Result<SupervisorStatus, SupervisorError>;
+
+    /// Lets the supervisor leave its seat to another one, of the program that is found now where this one came from. Answered
+    /// before it leaves, with who leaves; this session ends by it. The next one answers when it has taken over.
+    #[op(7, requires = OPERATE, retry = cached, deadline = "5s")]
+    fn replace_supervisor(system: System) -> Result<SupervisorStatus, SupervisorError>;
+}
+
+/// The supervisor itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
+pub struct SupervisorStatus {
+    /// Its process id.
+    pub pid: u32,
+    /// Supervisors before it since the system came up.
+    pub restarts: u32,
+}
+
+/// Why there is no other supervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
+pub enum SupervisorError {
+    /// The system is going down.
+    Stopping = 4,
 }
 
 /// What a component can be sent.

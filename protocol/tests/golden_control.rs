@@ -77,6 +77,18 @@ impl Handler for Supervisor {
             _ => Ok(3),
         }
     }
+
+    async fn supervisor(&self, _: &Call, _: Granted<Node>) -> Result<SupervisorStatus, CallError<SupervisorError>> {
+        Ok(SupervisorStatus { pid: 77, restarts: 2 })
+    }
+
+    async fn replace_supervisor(
+        &self,
+        _: &Call,
+        _: Granted<Node>,
+    ) -> Result<SupervisorStatus, CallError<SupervisorError>> {
+        Err(SupervisorError::Stopping.into())
+    }
 }
 
 #[test]
@@ -97,5 +109,7 @@ fn the_bytes_of_every_operation_are_those_of_the_golden_file() {
         client.signal(system, "fs", Signal::Stop).await.expect("stopped");
         client.signal(system, "nobody", Signal::Kill).await.expect_err("no such component");
         client.signal(system, "late", Signal::Abort).await.expect_err("none lives");
+        client.supervisor(system).await.expect("it says who it is");
+        client.replace_supervisor(system).await.expect_err("going down");
     });
 }

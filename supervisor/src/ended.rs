@@ -1,8 +1,8 @@
 //! How the last node on a state directory ended: `STATE/ended`, one line of JSON.
 //!
 //! - A start removes it. An end writes it when every component has ended, before the lock of the directory is let go of;
-//!   so whoever waits for the lock and finds no such file knows that the node did not end in order: its keeper or its
-//!   supervisor died.
+//!   so whoever waits for the lock and finds no such file knows that the node did not end in order: its keeper died. A keeper
+//!   that gives its supervisor up writes it before it ends the node.
 //! - `troubles` is empty exactly if every component ran and ended in order: then the volume is clean.
 
 use std::io;

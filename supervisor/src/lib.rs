@@ -3,6 +3,7 @@
 
 pub mod ended;
 pub mod keeper;
+pub mod lifecycle;
 pub mod manifest;
 mod node;
 pub mod policy;
@@ -13,5 +14,3 @@ pub mod up;
 mod check;
 mod parse;
 mod value;
-
-pub use node::lifecycle;

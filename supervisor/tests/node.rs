@@ -208,7 +208,7 @@ impl Service for Files {
 
 async fn files(cx: Context) -> Result<(), component::Error> {
     let disk: block::Client = cx.connect("disk").await?;
-    let survived = cx.survive(1 << 20).await?;
+    let survived = cx.survive(16 << 20).await?;
     let made = survived.effects.iter().map(|record| number(&record.effect)).collect();
     let service = Rc::new(Files { cx: cx.clone(), disk, reads: Cell::new(0), made: RefCell::new(made) });
     cx.provide("root", service, async |_| {
@@ -340,9 +340,13 @@ impl Drop for Node {
 
 async fn ps(cx: &Context) -> Vec<ComponentStatus> {
     let control: control::Client = cx.connect("control").await.unwrap();
-    let page = control.ps(control.root(), 0).await.unwrap();
-    assert_eq!(page.next, None);
-    page.components
+    loop {
+        match control.ps(control.root(), 0).await {
+            // Another supervisor is asked.
+            Err(CallError::Failed { cause: Cause::PeerDied, .. }) => {}
+            page => return page.unwrap().components,
+        }
+    }
 }
 
 fn kill(pid: i32, signal: &str) {
@@ -632,17 +636,349 @@ fn the_operator_can_restart_a_healthy_component() {
     node.down();
 }
 
-fn without_its_supervisor_the_node_ends_in_order() {
+/// The process that is the supervisor now.
+fn supervisor(node: &Node) -> i32 {
+    let is_supervisor = |&pid: &i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "atoll-superv\n") && exists(pid)
+    };
+    let start = Instant::now();
+    loop {
+        if let Some(pid) = children(node.keeper_pid()).iter().copied().find(is_supervisor) {
+            return pid;
+        }
+        assert!(start.elapsed() < Duration::from_secs(30), "there is no supervisor\n{}", node.log("supervisor"));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Who supervises now: its pid, and how many there were before it.
+async fn supervised(cx: &Context) -> (i32, u32) {
+    let control: control::Client = cx.connect("control").await.unwrap();
+    loop {
+        match control.supervisor(control.root()).await {
+            Err(CallError::Failed { cause: Cause::PeerDied, .. }) => {}
+            status => {
+                let status = status.unwrap();
+                return (status.pid as i32, status.restarts);
+            }
+        }
+    }
+}
+
+/// What a seed comes to, again and again.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
+
+/// Callers with calls outstanding on sessions that were open before, and others that open sessions all the time.
+struct Load {
+    stop: Rc<Cell<bool>>,
+    answers: Rc<RefCell<HashMap<u64, u64>>>,
+    session: kernel_ipc::session::ClientSession,
+    opened: Rc<Cell<u64>>,
+    tasks: Vec<kernel_ipc::runtime::JoinHandle<()>>,
+}
+
+impl Load {
+    async fn start(cx: &Context) -> Load {
+        let connection = cx.connection("fs.root", fs::Client::INTERFACE).await.unwrap();
+        let session = connection.session().await.unwrap();
+        let (stop, answers, opened) = (Rc::default(), Rc::default(), Rc::default());
+        let mut load = Load { stop, answers, session, opened, tasks: Vec::new() };
+        let next = Rc::new(Cell::new(1u64));
+        for _ in 0..8 {
+            let (session, stop, answers) = (load.session.clone(), load.stop.clone(), load.answers.clone());
+            let next = next.clone();
+            load.tasks.push(kernel_ipc::runtime::spawn(async move {
+                while !stop.get() {
+                    let n = next.replace(next.get() + 1);
+                    let reply = session.call(request(session.root(), MKDIR, &n.to_le_bytes())).await.unwrap();
+                    answers.borrow_mut().insert(n, number(&reply.payload));
+                    sleep(Duration::from_millis(1)).await;
+                }
+            }));
+        }
+        for _ in 0..2 {
+            let (cx, stop, opened) = (cx.clone(), load.stop.clone(), load.opened.clone());
+            load.tasks.push(kernel_ipc::runtime::spawn(async move {
+                while !stop.get() {
+                    let connection = cx.connection("fs.root", fs::Client::INTERFACE).await.unwrap();
+                    let session = connection.session().await.unwrap();
+                    let handle = session.call(request(session.root(), OPEN, &5u64.to_le_bytes())).await.unwrap();
+                    let object = session.call(request(handle.capabilities[0], STAT, b"")).await.unwrap();
+                    assert_eq!(number(&object.payload), 5);
+                    opened.set(opened.get() + 1);
+                    sleep(Duration::from_millis(1)).await;
+                }
+            }));
+        }
+        load
+    }
+
+    /// Every call was answered, and did what its answer says, once.
+    async fn end(self) {
+        self.stop.set(true);
+        for task in self.tasks {
+            task.await.unwrap();
+        }
+        let mut made = Vec::new();
+        loop {
+            let from = (made.len() as u64).to_le_bytes();
+            let page = self.session.call(request(self.session.root(), READDIR, &from)).await.unwrap();
+            if page.payload.is_empty() {
+                break;
+            }
+            made.extend(page.payload.chunks_exact(8).map(number));
+        }
+        let answers = self.answers.take();
+        assert!(made.len() > 50 && self.opened.get() > 5, "{} calls, {} sessions", made.len(), self.opened.get());
+        assert_eq!(made.len(), answers.len(), "as many effects as answers");
+        for (at, n) in made.iter().enumerate() {
+            assert_eq!(answers.get(n), Some(&(at as u64)), "the effect of {n} is where its answer says");
+        }
+    }
+}
+
+fn the_supervisor_is_killed_a_hundred_times_and_nothing_restarts_but_itself() {
+    let mut node = Node::start("disk.img");
+    node.assert_up();
+    let before = node.ps();
+    node.guest(async |cx| {
+        let disk: block::Client = cx.connect("disk.disk").await.unwrap();
+        let load = Load::start(&cx).await;
+        let mut dice = Dice(7);
+        for round in 0..100 {
+            let victim = supervisor(&node);
+            kill(victim, "KILL");
+            until("its end", async || !exists(victim)).await;
+            // Some are killed before they have taken over.
+            sleep(Duration::from_millis(dice.below(120))).await;
+            assert_eq!(disk.info(disk.root()).await.unwrap().blocks, 1, "round {round}");
+            if round % 10 == 0 {
+                assert_eq!(ps(&cx).await.len(), 2);
+            }
+        }
+        load.end().await;
+        assert_eq!(statfs(&cx).await.0, 1);
+        assert_eq!(supervised(&cx).await.1, 100);
+    });
+    let after = node.ps();
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!((after.pid, after.epoch, after.restarts), (before.pid, before.epoch, before.restarts));
+        assert_eq!((after.state, &after.trouble, &after.listen), (State::Ready, &before.trouble, &before.listen));
+    }
+    node.down();
+    assert_eq!(std::fs::read_to_string(node.state().join("order")).unwrap(), "fs\ndisk\n");
+}
+
+/// Within moments of each other, in both orders; and each component is restarted as if nothing else had happened.
+fn the_supervisor_dies_together_with_a_component() {
+    let mut node = Node::start("disk.img");
+    node.assert_up();
+    node.guest(async |cx| {
+        let load = Load::start(&cx).await;
+        let mut dice = Dice(11);
+        for _ in 0..30 {
+            let fs = ps(&cx).await.into_iter().find(|one| one.name == "fs").unwrap();
+            assert_eq!(u64::from(fs.restarts) + 1, fs.epoch, "{fs:?}");
+            let victims = [fs.pid as i32, supervisor(&node)];
+            let first = dice.below(2) as usize;
+            kill(victims[first], "KILL");
+            sleep(Duration::from_micros(dice.below(8000))).await;
+            kill(victims[1 - first], "KILL");
+            // Or the one after it: what was half started when the supervisor died is started once more.
+            until("the next run", async || {
+                let now = ps(&cx).await.into_iter().find(|one| one.name == "fs").unwrap();
+                now.epoch > fs.epoch && now.state == State::Ready
+            })
+            .await;
+        }
+        load.end().await;
+        // What it lends, and is lent, goes on as well.
+        assert!(statfs(&cx).await.1 > 0);
+        let disk = ps(&cx).await.into_iter().find(|one| one.name == "disk").unwrap();
+        assert_eq!((disk.epoch, disk.restarts), (1, 0), "the other component was not touched");
+    });
+    node.down();
+}
+
+/// At any moment of a restart: before the fence, between fork and greeting, before it is ready.
+fn the_supervisor_dies_while_a_component_starts() {
+    let mut node = Node::start("disk.img");
+    node.assert_up();
+    node.guest(async |cx| {
+        let load = Load::start(&cx).await;
+        let mut dice = Dice(13);
+        for _ in 0..30 {
+            let before = ps(&cx).await;
+            let victim = &before[dice.below(2) as usize];
+            kill(victim.pid as i32, "KILL");
+            for _ in 0..1 + dice.below(3) {
+                sleep(Duration::from_micros(dice.below(15_000))).await;
+                kill(supervisor(&node), "KILL");
+            }
+            until("both to be ready", async || {
+                ps(&cx).await.iter().zip(&before).all(|(now, before)| {
+                    let again = before.name == victim.name;
+                    now.state == State::Ready && (now.epoch > before.epoch) == again
+                })
+            })
+            .await;
+        }
+        load.end().await;
+        assert!(statfs(&cx).await.1 > 0);
+    });
+    node.down();
+}
+
+fn the_supervisor_dies_while_the_node_starts_or_ends() {
+    let mut dice = Dice(17);
+    for round in 0..12 {
+        let directory = tempfile::tempdir().unwrap();
+        let manifest = directory.path().join("test.toml");
+        std::fs::write(&manifest, MANIFEST.replace("PATH", "plain")).unwrap();
+        let state = directory.path().join("state");
+        let options = Options { manifest: Some(&manifest), state: &state, sets: &[], end_with_parent: true };
+        let mut starting = up::start(&options).unwrap();
+        let mut node = Node { directory, keeper: None, progress: Vec::new() };
+        let keeper = starting.pid() as i32;
+        let kill_one = |after: u64| {
+            std::thread::sleep(Duration::from_micros(after));
+            for pid in children(keeper) {
+                let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                if name == "atoll-superv\n" {
+                    kill(pid, "KILL");
+                }
+            }
+        };
+        for _ in 0..3 {
+            kill_one(dice.below(12_000));
+        }
+        loop {
+            node.progress.push(starting.next_step());
+            if matches!(node.progress.last(), Some(Progress::Up | Progress::Failed { .. })) {
+                break;
+            }
+        }
+        node.keeper = Some(starting.into_keeper());
+        node.assert_up();
+        // The manifest may be gone by now.
+        std::fs::remove_file(&manifest).unwrap();
+        assert_eq!(node.guest(async |cx| statfs(&cx).await.1), 1, "round {round}");
+        kill(keeper, "TERM");
+        for _ in 0..2 {
+            kill_one(dice.below(5_000));
+        }
+        assert_eq!(node.wait(), Some(0), "round {round}\n{}", node.log("supervisor"));
+        assert_eq!(std::fs::read_to_string(node.state().join("order")).unwrap(), "fs\ndisk\n");
+        let ended = supervisor::ended::Ended::read(&node.state()).expect("how it ended");
+        assert_eq!(ended.troubles, Vec::<String>::new());
+    }
+}
+
+/// Guests whose supervisor dies while they are let in, and guests that go while there is none, leave nothing behind.
+fn guests_come_and_go_while_supervisors_die() {
     let mut node = Node::start("plain");
     node.assert_up();
-    let pids = children(node.keeper_pid());
-    assert_eq!(pids.len(), 3);
-    let components: Vec<i32> = node.ps().iter().map(|component| component.pid as i32).collect();
-    let supervisor = pids.iter().copied().find(|pid| !components.contains(pid)).unwrap();
-    kill(supervisor, "KILL");
+    let visit = || assert_eq!(node.guest(async |cx| statfs(&cx).await).0, 1);
+    let held = || {
+        let components = children(node.keeper_pid()).into_iter().chain([node.keeper_pid()]);
+        components.map(|pid| descriptors(pid as u32).len()).sum::<usize>()
+    };
+    let quiet = |what: &str, is: &dyn Fn() -> bool| {
+        let runtime = Runtime::new(RuntimeOptions::default()).unwrap();
+        runtime.block_on(until(what, async || is()));
+    };
+    visit();
+    kill(supervisor(&node), "KILL");
+    visit();
+    std::thread::sleep(Duration::from_millis(300));
+    let before = held();
+    let mut dice = Dice(19);
+    for round in 0..40 {
+        let victim = supervisor(&node);
+        let killer = std::thread::spawn({
+            let after = dice.below(6_000);
+            move || {
+                std::thread::sleep(Duration::from_micros(after));
+                kill(victim, "KILL");
+            }
+        });
+        visit();
+        killer.join().unwrap();
+        if round % 8 == 0 {
+            // Somebody who goes while nobody looks.
+            let guest = raw_guest(&node, "short");
+            kill(supervisor(&node), "KILL");
+            drop(guest);
+        }
+    }
+    visit();
+    quiet("the same descriptors as before", &|| held() == before);
+    let listed = node.ps();
+    assert!(listed.iter().all(|one| (one.epoch, one.restarts) == (1, 0)), "{listed:?}");
+    node.down();
+}
+
+fn an_operator_puts_another_supervisor_in_its_place() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    node.guest(async |cx| {
+        let load = Load::start(&cx).await;
+        for round in 0..20 {
+            let (pid, restarts) = supervised(&cx).await;
+            assert_eq!(restarts, round);
+            let control: control::Client = cx.connect("control").await.unwrap();
+            let leaves = control.replace_supervisor(control.root()).await.unwrap();
+            assert_eq!((leaves.pid as i32, leaves.restarts), (pid, restarts));
+            until("another one", async || supervised(&cx).await.1 > round).await;
+            assert!(!exists(pid));
+        }
+        load.end().await;
+    });
+    assert!(node.ps().iter().all(|one| one.epoch == 1));
+    node.down();
+}
+
+/// By its own making, as a bug does it.
+fn a_supervisor_that_dies_again_and_again_ends_the_node_in_order() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    for _ in 0..5 {
+        let victim = supervisor(&node);
+        kill(victim, "ABRT");
+        let runtime = Runtime::new(RuntimeOptions::default()).unwrap();
+        runtime.block_on(until("its end", async || !exists(victim)));
+    }
     assert_eq!(node.wait(), Some(1));
-    assert!(pids.iter().all(|&pid| !exists(pid)));
     assert_eq!(std::fs::read_to_string(node.state().join("order")).unwrap(), "fs\ndisk\n");
+    let ended = supervisor::ended::Ended::read(&node.state()).expect("how it ended");
+    assert!(ended.troubles[0].contains("died too often"), "{ended:?}");
+}
+
+/// It accounts for itself when it goes on; the others are served meanwhile.
+fn a_component_that_is_stopped_is_adopted_when_it_goes_on() {
+    let mut node = Node::start("plain");
+    node.assert_up();
+    let reads = node.guest(async |cx| statfs(&cx).await).1;
+    let fs = node.ps()[1].pid as i32;
+    kill(fs, "STOP");
+    kill(supervisor(&node), "KILL");
+    node.guest(async |cx| {
+        let disk: block::Client = cx.connect("disk.disk").await.unwrap();
+        assert_eq!(disk.info(disk.root()).await.unwrap().blocks, 1, "others are served");
+    });
+    kill(fs, "CONT");
+    assert_eq!(node.guest(async |cx| statfs(&cx).await), (1, reads + 1));
+    assert_eq!(node.ps()[1].pid as i32, fs);
+    node.down();
 }
 
 fn the_keepers_death_ends_every_process() {
@@ -968,7 +1304,14 @@ tests! {
     a_component_that_dies_of_its_own_making_again_and_again_is_given_up_until_the_operator_wants_it,
     clients_of_a_component_that_survives_feel_nothing_when_it_is_killed,
     the_operator_can_restart_a_healthy_component,
-    without_its_supervisor_the_node_ends_in_order,
+    the_supervisor_is_killed_a_hundred_times_and_nothing_restarts_but_itself,
+    the_supervisor_dies_together_with_a_component,
+    the_supervisor_dies_while_a_component_starts,
+    the_supervisor_dies_while_the_node_starts_or_ends,
+    guests_come_and_go_while_supervisors_die,
+    an_operator_puts_another_supervisor_in_its_place,
+    a_supervisor_that_dies_again_and_again_ends_the_node_in_order,
+    a_component_that_is_stopped_is_adopted_when_it_goes_on,
     the_keepers_death_ends_every_process,
     a_signal_to_the_keeper_ends_the_node_in_order,
     a_component_has_exactly_the_descriptors_that_the_manifest_implies,

@@ -130,6 +130,12 @@ impl System {
         wait_for("every component to be ready", || self.ps().iter().all(|one| one["state"] == "ready"));
     }
 
+    /// What `ps` says of the supervisor: `pid`, `restarts`.
+    pub fn supervisor(&self) -> Value {
+        let said = self.ok(&["ps", "--json"]);
+        serde_json::from_str::<Value>(&said).expect("JSON")["supervisor"].clone()
+    }
+
     /// The keeper's process: the parent of every component's.
     pub fn keeper(&self) -> i32 {
         let living = self.ps().into_iter().find_map(|one| one["pid"].as_i64()).expect("a component lives");

@@ -7,7 +7,7 @@
 
 use std::os::fd::AsFd;
 
-use super::Context;
+use super::{Context, Wanted};
 use crate::SessionId;
 use crate::broker::{Account, ToSupervisor};
 
@@ -38,7 +38,10 @@ fn whole(cx: &Context, turn: u64) -> Account {
     let mut account = Account { turn, ..Account::default() };
     let hosted = cx.0.hosted.borrow();
     account.hosts.extend(hosted.iter().map(|(id, session)| (*id, session.info().client)));
-    account.hosts.extend(cx.0.serving.borrow().iter().map(|(id, (client, _))| (*id, *client)));
+    let wanted = |(id, (client, wanted)): (&SessionId, &(crate::Incarnation, Wanted))| {
+        (*wanted == Wanted::Yes).then_some((*id, *client))
+    };
+    account.hosts.extend(cx.0.serving.borrow().iter().filter_map(wanted));
     account.uses.extend(cx.0.used.borrow().iter().map(|(id, used)| (*id, used.host)));
     cx.0.introductions.account(&mut account);
     if let Some(lender) = &*cx.0.lender.borrow() {

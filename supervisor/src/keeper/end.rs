@@ -51,7 +51,7 @@ impl Keeper {
         self.wait_until(DYING, |keeper| !keeper.slots.any());
     }
 
-    fn kill(&self, slot: u32) {
+    pub(super) fn kill(&self, slot: u32) {
         if let Some(pidfd) = self.slots.pidfd(slot) {
             let _ = process::signal(pidfd, libc::SIGKILL);
         }
@@ -62,8 +62,8 @@ impl Keeper {
         let deadline = Instant::now() + patience;
         loop {
             while let Ok(Some(_)) = self.signals.read_signal() {}
-            while let Some((pid, _)) = process::reap() {
-                if let Some((slot, _)) = self.slots.exited(pid) {
+            while let Some((pid, wait_status)) = process::reap() {
+                if let Some((slot, _)) = self.slots.exited(pid, wait_status) {
                     self.died(slot);
                 }
             }

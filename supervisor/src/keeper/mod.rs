@@ -3,14 +3,16 @@
 //! - It starts the supervisor, and whatever the supervisor asks for by fixed-size [`wire`] records: nothing is parsed.
 //! - It notices deaths (before anybody else acts on one, the status page says it), holds the read end of each process's
 //!   fence, and tells the supervisor of both.
-//! - It holds pin segments until their mapper is fenced, and whatever else the supervisor puts into its [`store`].
-//! - If it dies, the kernel kills every process of the node. If the supervisor dies, it ends the node in order: last
-//!   started, first stopped.
+//! - It holds whatever the supervisor puts into its [`store`].
+//! - If it dies, the kernel kills every process of the node. If the supervisor dies, it does all that this one had still asked
+//!   for and starts another one, which finds everything running. One that dies again and again by its own making is given up:
+//!   then the keeper ends the node in order, last started, first stopped.
 //! - It never waits for the supervisor: what that one has not read waits in a queue of fixed size. Asked to end by a signal, it
 //!   passes the wish on; if the supervisor does not take it up in time, it ends the node in order without it.
 //! - Its memory is allocated at the start; its loop allocates nothing but what receiving descriptors takes.
 
 mod end;
+pub mod seat;
 mod slots;
 mod store;
 pub mod wire;
@@ -25,7 +27,7 @@ use std::time::{Duration, Instant};
 use kernel_ipc::Epoch;
 use kernel_ipc::lease::StatusPage;
 use kernel_ipc::sys::descriptors;
-use kernel_ipc::sys::{futex, segment};
+use kernel_ipc::sys::futex;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -34,10 +36,12 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::sys::process::{self, Program};
+use seat::Seat;
 pub(crate) use slots::MAX_DEAD;
 use slots::Slots;
-use store::{MAX_RECORDS, Record, Store};
-use wire::{ARGUMENTS, Ask, Key, Notice, Request, SLOTS, SUPERVISOR_SLOT, Tell};
+pub use store::MAX_RECORDS;
+use store::{Record, Store};
+use wire::{ARGUMENTS, Ask, Key, Notice, Request, SLOTS, SUPERVISOR_SLOT, Slotful, Tell};
 
 /// How the keeper was started.
 #[derive(Debug)]
@@ -49,7 +53,7 @@ pub struct Options {
 }
 
 struct Keeper {
-    supervisor: OwnedFd,
+    seat: Seat,
     signals: SignalFd,
     null: OwnedFd,
     status: StatusPage,
@@ -69,12 +73,12 @@ const HEARD_WITHIN: Duration = Duration::from_secs(10);
 /// for each slot, and the wish to end.
 const MAX_UNTOLD: usize = 64 + 2 * SLOTS as usize + 1;
 
-/// Runs the keeper until the node has ended. Working directory: the state directory. Descriptor 3, if open, goes to the
-/// supervisor (it is where the supervisor reports how the start went).
+/// Runs the keeper until the node has ended. Working directory: the state directory. Descriptor 3, if open, is put into
+/// the store (it is where the supervisor reports how the start went).
 ///
 /// Blocks. Needs a single-threaded process.
 pub fn run(options: Options) -> ExitCode {
-    let report = process::inherited(process::FIRST_INHERITED);
+    let report = process::inherited();
     match Keeper::start(options, report) {
         Ok(keeper) => keeper.serve(),
         Err(error) => {
@@ -104,9 +108,8 @@ impl Keeper {
         let _ = nix::sys::prctl::set_name(c"atoll-keeper");
 
         let null: OwnedFd = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into();
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         let mut keeper = Keeper {
-            supervisor: ours,
+            seat: Seat::new(&options.supervisor_arguments)?,
             signals,
             null,
             status: StatusPage::create(SLOTS)?,
@@ -116,34 +119,31 @@ impl Keeper {
             untold: VecDeque::with_capacity(MAX_UNTOLD),
             heard_by: None,
         };
-        keeper.start_supervisor(&options.supervisor_arguments, theirs, report)?;
+        if report.is_some() {
+            keeper.store.put(Record { key: wire::REPORT, tag: [0; wire::TAG], descriptor: report })?;
+        }
+        keeper.start_supervisor()?;
         Ok(keeper)
     }
 
-    fn start_supervisor(&mut self, arguments: &[String], socket: OwnedFd, report: Option<OwnedFd>) -> io::Result<()> {
-        let executable = nix::fcntl::open(
-            "/proc/self/exe",
-            nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
-            nix::sys::stat::Mode::empty(),
-        )?;
-        let strings: Vec<CString> = ["atoll", "supervisor"]
-            .into_iter()
-            .chain(arguments.iter().map(String::as_str))
-            .map(CString::new)
-            .collect::<Result<_, _>>()?;
-        let arguments: Vec<&CStr> = strings.iter().map(CString::as_c_str).collect();
-        let environment: Vec<&CStr> = self.environment.iter().map(CString::as_c_str).collect();
+    fn start_supervisor(&mut self) -> io::Result<()> {
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let mut environment = [c""; process::MAX_STRINGS];
+        for (to, from) in environment.iter_mut().zip(&self.environment) {
+            *to = from;
+        }
+        let environment = &environment[..self.environment.len()];
         let (stdout, stderr) = (io::stdout(), io::stderr());
-        let mut given = vec![self.null.as_fd(), stdout.as_fd(), stderr.as_fd(), socket.as_fd()];
-        given.extend(report.as_ref().map(AsFd::as_fd));
-        let child = process::spawn(&Program {
-            executable: executable.as_fd(),
-            arguments: &arguments,
-            environment: &environment,
-            descriptors: &given,
-        })?;
-        self.slots.started(SUPERVISOR_SLOT, 1, child, None);
-        self.lives(SUPERVISOR_SLOT, 1);
+        let given = [self.null.as_fd(), stdout.as_fd(), stderr.as_fd(), theirs.as_fd()];
+        let child = self.seat.start(environment, &given)?;
+        self.seat.link = Some(ours);
+        let epoch = self.slots.epoch(SUPERVISOR_SLOT) + 1;
+        self.slots.started(SUPERVISOR_SLOT, epoch, child, None);
+        self.lives(SUPERVISOR_SLOT, epoch);
+        if self.heard_by.is_some() {
+            // The wish to end was told to one that is no more.
+            self.tell(Notice::new(Tell::Terminate, 0, 0, 0), None);
+        }
         Ok(())
     }
 
@@ -156,8 +156,11 @@ impl Keeper {
                     return self.end_in_order(1);
                 }
             };
-            if ready.signals && self.signals_came() {
-                return self.end_in_order(1);
+            if ready.signals
+                && let Some(wait_status) = self.signals_came()
+                && let Some(end) = self.supervisor_died(wait_status)
+            {
+                return self.end(end);
             }
             if ready.fences {
                 self.fences_ended();
@@ -166,25 +169,86 @@ impl Keeper {
                 eprintln!("keeper: the supervisor does not end the node; ending it in order without it");
                 return self.end_in_order(1);
             }
+            if self.seat.patience().is_some_and(|left| left.is_zero())
+                && let Err(error) = self.start_supervisor()
+            {
+                eprintln!("keeper: cannot start a supervisor: {error}");
+                if self.seat.not_started().is_none() {
+                    return self.end(End::GivenUp);
+                }
+            }
             self.tell_untold();
             if self.untold.len() >= MAX_UNTOLD {
-                eprintln!("keeper: the supervisor asks and does not read; ending the node in order");
-                return self.end_in_order(1);
+                self.supervisor_failed("it asks and does not read");
             }
-            if ready.supervisor {
-                match self.receive() {
-                    Ok(Some((Ask::End, request, _))) => return self.end_now(request.a as u8),
-                    Ok(Some((ask @ (Ask::Put | Ask::Take), request, descriptors))) => {
-                        self.keep(ask, &request, descriptors);
-                    }
-                    Ok(Some((ask, request, descriptors))) => self.answer(ask, &request, descriptors),
-                    Ok(None) => {}
-                    Err(error) => {
-                        eprintln!("keeper: the supervisor is gone: {error}");
-                        self.reap();
-                        return self.end_in_order(1);
-                    }
-                }
+            if ready.supervisor
+                && let Some(end) = self.hear()
+            {
+                return self.end(end);
+            }
+        }
+    }
+
+    /// Receives one request and does what it asks.
+    fn hear(&mut self) -> Option<End> {
+        match self.receive() {
+            Ok(Some((Ask::End, request, _))) => return Some(End::Wanted(request.a as u8)),
+            Ok(Some((Ask::Serving, ..))) => self.seat.serves(),
+            Ok(Some((ask @ (Ask::Put | Ask::Take), request, descriptors))) => self.keep(ask, &request, descriptors),
+            Ok(Some((ask, request, descriptors))) => self.answer(ask, &request, descriptors),
+            Ok(None) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                // It is dying, and if not, of no use.
+                self.seat.link = None;
+                self.kill(SUPERVISOR_SLOT);
+            }
+            Err(error) => self.supervisor_failed(&error.to_string()),
+        }
+        None
+    }
+
+    /// The supervisor does what it must not: another one may do better.
+    fn supervisor_failed(&mut self, why: &str) {
+        eprintln!("keeper: the supervisor is ended: {why}");
+        self.seat.at_fault = true;
+        self.seat.link = None;
+        self.untold.clear();
+        self.kill(SUPERVISOR_SLOT);
+    }
+
+    /// It is dead. What it had asked for is done; then the next one comes, or the node ends.
+    fn supervisor_died(&mut self, wait_status: i32) -> Option<End> {
+        while self.seat.link.is_some() && self.readable() {
+            if let Some(end) = self.hear() {
+                return Some(end);
+            }
+        }
+        self.seat.link = None;
+        // Of no interest to the next one, which asks what there is.
+        self.untold.clear();
+        eprintln!("keeper: the supervisor ended (wait status {wait_status:#x})");
+        if self.seat.ended(wait_status).is_none() {
+            return Some(End::GivenUp);
+        }
+        None
+    }
+
+    /// Whether the supervisor's socket has something for us, its end included.
+    fn readable(&self) -> bool {
+        let Some(link) = &self.seat.link else { return false };
+        let mut set = [PollFd::new(link.as_fd(), PollFlags::POLLIN)];
+        poll(&mut set, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    fn end(self, end: End) -> ExitCode {
+        match end {
+            End::Wanted(code) => self.end_now(code),
+            End::GivenUp => {
+                let trouble = "the supervisor died too often of its own making and was given up";
+                eprintln!("keeper: {trouble}; ending the node in order");
+                // The last word of this node, for whoever has started it or asks for its end.
+                let _ = crate::ended::Ended { troubles: vec![trouble.into()] }.write(std::path::Path::new("."));
+                self.end_in_order(1)
             }
         }
     }
@@ -195,7 +259,9 @@ impl Keeper {
         let mut set: [PollFd<'_>; SLOTS as usize + 2] =
             std::array::from_fn(|_| PollFd::new(self.signals.as_fd(), PollFlags::empty()));
         let wants_room = if self.untold.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
-        set[0] = PollFd::new(self.supervisor.as_fd(), PollFlags::POLLIN | wants_room);
+        if let Some(link) = &self.seat.link {
+            set[0] = PollFd::new(link.as_fd(), PollFlags::POLLIN | wants_room);
+        }
         set[1] = PollFd::new(self.signals.as_fd(), PollFlags::POLLIN);
         let mut used = 2;
         for fence in self.slots.fences() {
@@ -217,13 +283,20 @@ impl Keeper {
 
     /// How long nothing may happen.
     fn patience(&self) -> PollTimeout {
+        let heard = self.heard_by.map(|by| by.saturating_duration_since(Instant::now()));
+        let left = [heard, self.seat.patience()].into_iter().flatten().min();
         // A millisecond is added because a poll's time is rounded down.
-        let left = |by: Instant| by.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-        self.heard_by.map_or(PollTimeout::NONE, |by| PollTimeout::try_from(left(by)).unwrap_or(PollTimeout::MAX))
+        let timeout =
+            |left: Duration| PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+        match left {
+            None => PollTimeout::NONE,
+            Some(Duration::ZERO) => PollTimeout::ZERO,
+            Some(left) => timeout(left),
+        }
     }
 
-    /// Reads the signals that came and reaps whoever died. True when the supervisor did.
-    fn signals_came(&mut self) -> bool {
+    /// Reads the signals that came and reaps whoever died. Gives the wait status of the supervisor if it did.
+    fn signals_came(&mut self) -> Option<i32> {
         while let Ok(Some(signal)) = self.signals.read_signal() {
             // One wish at a time, however often it is uttered.
             if signal.ssi_signo != libc::SIGCHLD as u32 && self.heard_by.is_none() {
@@ -235,20 +308,20 @@ impl Keeper {
     }
 
     /// Reaps whoever died: first the status page says it, then the supervisor hears it.
-    fn reap(&mut self) -> bool {
-        let mut supervisor_died = false;
+    fn reap(&mut self) -> Option<i32> {
+        let mut supervisor = None;
         while let Some((pid, wait_status)) = process::reap() {
-            let Some((slot, epoch)) = self.slots.exited(pid) else {
+            let Some((slot, epoch)) = self.slots.exited(pid, wait_status) else {
                 continue; // An orphan that we adopted.
             };
             self.died(slot);
             if slot == SUPERVISOR_SLOT {
-                eprintln!("keeper: the supervisor died (wait status {wait_status:#x}); ending the node");
-                supervisor_died = true;
+                supervisor = Some(wait_status);
+            } else {
+                self.tell(Notice::new(Tell::Exited, slot, epoch, wait_status as u32 as u64), None);
             }
-            self.tell(Notice::new(Tell::Exited, slot, epoch, wait_status as u32 as u64), None);
         }
-        supervisor_died
+        supervisor
     }
 
     /// Looks which fences ended: the kernel has let go of everything which those processes gave it.
@@ -262,16 +335,23 @@ impl Keeper {
     }
 
     fn receive(&self) -> io::Result<Option<(Ask, Request, Vec<OwnedFd>)>> {
+        let Some(link) = &self.seat.link else { return Ok(None) };
         let mut bytes = [0; size_of::<Request>()];
-        let packet = match descriptors::receive(self.supervisor.as_fd(), &mut bytes, false) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+        let packet = match descriptors::receive(link.as_fd(), &mut bytes, false) {
+            // The second: it died with something unread. What it had sent comes behind that.
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionReset) => {
+                return Ok(None);
+            }
             packet => packet?,
         };
+        if packet.length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         let request =
             Request::read_from_bytes(&bytes).ok().filter(|_| packet.length == bytes.len() && !packet.truncated);
         let (ask, request) = request
             .and_then(|request| Some((request.ask()?, request)))
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "end of file or no request"))?;
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no request"))?;
         Ok(Some((ask, request, packet.descriptors)))
     }
 
@@ -307,7 +387,7 @@ impl Keeper {
     }
 
     fn carry_out(&mut self, ask: Ask, request: &Request, descriptors: Vec<OwnedFd>) -> io::Result<Reply> {
-        let Request { slot, a, b, .. } = *request;
+        let Request { slot, a, .. } = *request;
         let done = |a, descriptor| Ok(Reply { notice: Notice::new(Tell::Done, slot, a, 0), descriptor });
         match ask {
             Ask::Spawn => {
@@ -346,15 +426,13 @@ impl Keeper {
                 process::signal(self.slots.pidfd(slot).ok_or(Errno::ESRCH)?, signal)?;
                 done(0, None)
             }
-            Ask::Memory => {
-                let memory = segment::memfd("pins")?;
-                segment::set_len(&memory, usize::try_from(a).map_err(|_| Errno::EINVAL)?)?;
-                self.slots.keep(slot, b, memory.try_clone()?)?;
-                done(0, Some(memory))
-            }
-            Ask::ReaderGone => {
-                self.slots.reader_gone(slot, b);
-                done(0, None)
+            Ask::Attach if a == wire::VERSION => done(self.slots.epoch(SUPERVISOR_SLOT), None),
+            Ask::Attach => Err(Errno::EPROTO.into()),
+            Ask::Slot => {
+                let said = self.slots.describe(slot).ok_or(Errno::EINVAL)?;
+                let mut notice = Notice::new(Tell::Done, slot, 0, 0);
+                notice.tag[..size_of::<Slotful>()].copy_from_slice(said.as_bytes());
+                Ok(Reply { notice, descriptor: None })
             }
             Ask::List => {
                 let (record, next) = self.store.next(a).ok_or(Errno::ENOENT)?;
@@ -369,7 +447,7 @@ impl Keeper {
             }
             Ask::Status => done(0, Some(self.status.fd().try_clone_to_owned()?)),
             // Handled in the loop.
-            Ask::Put | Ask::Take | Ask::End => Err(Errno::EINVAL.into()),
+            Ask::Put | Ask::Take | Ask::Serving | Ask::End => Err(Errno::EINVAL.into()),
         }
     }
 
@@ -401,12 +479,13 @@ impl Keeper {
     }
 
     fn tell_untold(&mut self) {
+        let Some(link) = &self.seat.link else { return self.untold.clear() };
         while let Some((notice, descriptor)) = self.untold.front() {
             let given = descriptor.as_ref().map(AsFd::as_fd);
-            match descriptors::send(self.supervisor.as_fd(), notice.as_bytes(), given.as_slice(), false) {
+            match descriptors::send(link.as_fd(), notice.as_bytes(), given.as_slice(), false) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) => eprintln!("keeper: cannot tell the supervisor: {error}"),
-                Ok(()) => {}
+                // It is dead: SIGCHLD says so as well.
+                Err(_) | Ok(()) => {}
             }
             self.untold.pop_front();
         }
@@ -423,6 +502,14 @@ impl Keeper {
             futex::wake(word, i32::MAX);
         }
     }
+}
+
+/// Why the node ends.
+enum End {
+    /// The supervisor says so, with this code.
+    Wanted(u8),
+    /// There is no supervisor.
+    GivenUp,
 }
 
 /// What a request is answered with.

@@ -3,20 +3,15 @@
 //! - A slot is free when nothing lives in it and at most [`MAX_DEAD`] of its epochs are not fenced: a component need not
 //!   wait until the kernel has let go of what its last run gave it. A guest's slot is free when all are.
 //! - Fences of a slot are told in the order of its epochs, so that "fenced up to this one" is true.
-//! - Kept memory goes when its epoch is fenced, or when its only reader is gone.
+//! - How a process ended is remembered until the slot is used again: the supervisor may have missed it.
 
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::wire::{SLOTS, SUPERVISOR_SLOT};
+use super::wire::{SLOTS, SUPERVISOR_SLOT, Slotful, UNFENCED};
 use crate::sys::process::Child;
-
-/// Most segments kept for one slot: one for each reader that may live, and for each that has just gone.
-const MAX_KEPT: usize = 2 * SLOTS as usize;
 
 /// Most epochs of one slot that are dead and not fenced when it is used again.
 pub(crate) const MAX_DEAD: usize = 4;
@@ -31,6 +26,10 @@ struct Slot {
     dead: VecDeque<Run>,
     /// Rises with each start: the order in which the keeper ends them, backwards.
     order: u64,
+    /// Its last epoch, the process of that, and how it ended.
+    epoch: u64,
+    pid: i32,
+    wait_status: i32,
 }
 
 /// One epoch of a slot.
@@ -39,8 +38,6 @@ struct Run {
     epoch: u64,
     /// Read end of the fence; none: nobody waits for it.
     fence: Option<OwnedFd>,
-    /// Memory that its process writes, with the reader of each.
-    kept: Vec<(u64, OwnedFd)>,
 }
 
 impl Slot {
@@ -85,13 +82,14 @@ impl Slots {
         self.starts += 1;
         let order = self.starts;
         if let Some(slot) = self.slot_mut(slot) {
-            (slot.child, slot.order, slot.run) = (Some(child), order, Run { epoch, fence, kept: Vec::new() });
+            (slot.epoch, slot.pid, slot.wait_status) = (epoch, child.pid, 0);
+            (slot.child, slot.order, slot.run) = (Some(child), order, Run { epoch, fence });
         }
     }
 
     pub(super) fn guest(&mut self, slot: u32, epoch: u64, fence: OwnedFd) {
         if let Some(slot) = self.slot_mut(slot) {
-            (slot.guest, slot.run) = (true, Run { epoch, fence: Some(fence), kept: Vec::new() });
+            (slot.epoch, slot.guest, slot.run) = (epoch, true, Run { epoch, fence: Some(fence) });
         }
     }
 
@@ -111,37 +109,37 @@ impl Slots {
     }
 
     /// Forgets a reaped process: its slot and epoch, if it was one of ours.
-    pub(super) fn exited(&mut self, pid: i32) -> Option<(u32, u64)> {
+    pub(super) fn exited(&mut self, pid: i32, wait_status: i32) -> Option<(u32, u64)> {
         let (number, slot) = self
             .slots
             .iter_mut()
             .enumerate()
             .find(|(_, slot)| slot.child.as_ref().is_some_and(|child| child.pid == pid))?;
         let epoch = slot.run.epoch;
+        slot.wait_status = wait_status;
         slot.died();
         Some((number as u32, epoch))
     }
 
-    /// Keeps memory that the slot's process writes, until it is fenced or the reader is gone.
-    ///
-    /// # Errors
-    /// `EMFILE` when it has too much of it already.
-    pub(super) fn keep(&mut self, slot: u32, reader: u64, memory: OwnedFd) -> io::Result<()> {
-        let kept = &mut self.slot_mut(slot).ok_or(Errno::EINVAL)?.run.kept;
-        if kept.len() >= MAX_KEPT {
-            return Err(Errno::EMFILE.into());
-        }
-        kept.push((reader, memory));
-        Ok(())
+    /// Its last epoch.
+    pub(super) fn epoch(&self, slot: u32) -> u64 {
+        self.slot(slot).map_or(0, |slot| slot.epoch)
     }
 
-    /// Nobody will read what the slot's process wrote for this reader.
-    pub(super) fn reader_gone(&mut self, slot: u32, reader: u64) {
-        if let Some(slot) = self.slot_mut(slot) {
-            for run in slot.dead.iter_mut().chain([&mut slot.run]) {
-                run.kept.retain(|(of, _)| *of != reader);
-            }
-        }
+    /// What the supervisor wants to know of a slot.
+    pub(super) fn describe(&self, slot: u32) -> Option<Slotful> {
+        let slot = self.slot(slot)?;
+        let mut unfenced = [0; UNFENCED];
+        let runs = slot.dead.iter().chain([&slot.run]).filter(|run| run.fence.is_some());
+        unfenced.iter_mut().zip(runs).for_each(|(to, run)| *to = run.epoch);
+        Some(Slotful {
+            epoch: slot.epoch,
+            pid: slot.pid as u32,
+            wait_status: slot.wait_status,
+            process: slot.child.is_some().into(),
+            guest: slot.guest.into(),
+            unfenced,
+        })
     }
 
     /// The fences that are waited for, at most one a slot: of the oldest of its dead. (One that lives may have closed its
@@ -150,7 +148,7 @@ impl Slots {
         self.slots.iter().filter_map(|slot| Some(slot.dead.front()?.fence.as_ref()?.as_fd()))
     }
 
-    /// The slot's oldest dead epoch, if its fence has ended, once. Its kept memory goes.
+    /// The slot's oldest dead epoch, if its fence has ended, once.
     pub(super) fn take_ended_fence(&mut self, slot: u32) -> Option<u64> {
         let dead = &mut self.slot_mut(slot)?.dead;
         dead.front()?.fence.as_ref().filter(|fence| at_end(fence.as_fd()))?;

@@ -2,7 +2,8 @@
 //!
 //! - A record is found by its key: kind, slot and number mean what the supervisor wants them to mean. Its tag is bytes of a
 //!   fixed size that nobody here looks into.
-//! - Putting a record replaces the one with the same key, descriptor and all; taking it away closes the descriptor.
+//! - Putting a record replaces the tag of one with the same key, and its descriptor if it comes with another one; taking it
+//!   away closes the descriptor.
 //! - A supervisor that starts lists all of them. Every record lives until it is taken away or the node ends.
 //! - All memory is allocated at the start.
 
@@ -14,7 +15,7 @@ use nix::errno::Errno;
 use super::wire::{Key, TAG};
 
 /// Most records. With a descriptor each they are half of what a process may have open.
-pub(super) const MAX_RECORDS: usize = 32 << 10;
+pub const MAX_RECORDS: usize = 32 << 10;
 
 /// A record.
 #[derive(Debug)]
@@ -51,7 +52,9 @@ impl Store {
     /// `ENOSPC` when there are too many; nothing has changed.
     pub(super) fn put(&mut self, record: Record) -> Result<(), Errno> {
         if let Some(&place) = self.places.get(&record.key) {
-            self.records[place as usize] = Some(record);
+            let known = &mut self.records[place as usize];
+            let before = known.take().and_then(|known| known.descriptor);
+            *known = Some(Record { descriptor: record.descriptor.or(before), ..record });
             return Ok(());
         }
         let key = record.key;
@@ -164,6 +167,9 @@ mod tests {
         }
         // End of file: nobody has the write end any more.
         assert_eq!(nix::unistd::read(&ends[0], &mut [0]).unwrap(), 0);
+        store.put(record(1, 7, None)).unwrap();
+        let kept = store.next(0).unwrap().0;
+        assert!(kept.tag[0] == 7 && kept.descriptor.is_some(), "a new tag leaves it open");
         drop(store.take(&key(1)));
         assert_eq!(nix::unistd::read(&ends[1], &mut [0]).unwrap(), 0);
     }

@@ -1,7 +1,7 @@
 //! What the supervisor and the keeper say to each other: fixed-size records over a `SOCK_SEQPACKET` pair.
 //!
-//! - A request is [`Request`], 320 bytes, with at most four descriptors; every request but `Put`, `Take` and `End` gets
-//!   exactly one reply, in order.
+//! - A request is [`Request`], 320 bytes, with at most four descriptors; every request but `Put`, `Take`,
+//!   `Serving` and `End` gets exactly one reply, in order.
 //! - What was sent is carried out, also when the supervisor dies meanwhile: a record that was put is kept from then on.
 //! - Replies and events are [`Notice`], 320 bytes. Events come when they come, between replies.
 //! - Native byte order: both ends are the same binary on the same machine. Nothing in it is parsed: every field is a
@@ -29,6 +29,32 @@ pub const ARGUMENT: usize = 72;
 /// Most arguments of a program, its own name included.
 pub const ARGUMENTS: usize = 4;
 
+/// Version of this protocol: a supervisor of another program than the keeper's has to speak the same.
+pub const VERSION: u64 = 2;
+
+/// Most epochs of a slot that are not fenced: those of the dead, one that has just died, one that lives.
+pub const UNFENCED: usize = super::slots::MAX_DEAD + 2;
+
+/// What is said of a slot, in a tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Slotful {
+    /// Its last epoch.
+    pub epoch: u64,
+    /// The last process in it.
+    pub pid: u32,
+    /// How that ended, if it has.
+    pub wait_status: i32,
+    /// 1: it lives.
+    pub process: u32,
+    /// 1: a guest lives in it.
+    pub guest: u32,
+    /// Epochs, the oldest first, of which the kernel has not let go of all that they gave it; then zeros.
+    pub unfenced: [u64; UNFENCED],
+}
+
+const _: () = assert!(size_of::<Slotful>() <= TAG);
+
 /// Bytes of a record's tag.
 pub const TAG: usize = ARGUMENT * ARGUMENTS;
 
@@ -42,6 +68,9 @@ pub struct Key {
     /// Which one.
     pub number: u64,
 }
+
+/// The one record that the keeper puts by itself: the descriptor that it was started with, where the start is reported.
+pub const REPORT: Key = Key { kind: 0, slot: 0, number: 0 };
 
 /// What the supervisor wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,18 +87,13 @@ pub enum Ask {
     Lives = 4,
     /// Send signal `a` to the process in `slot`.
     Signal = 5,
-    /// Make memory of `a` bytes for a segment that the process in `slot` writes and `b` reads, and keep it until that
-    /// process is fenced, or `b` is gone. Reply: descriptor: the memory.
-    Memory = 6,
     /// Keep the record with kind `b`, `slot`, number `a` and the tag, instead of what was kept under that key. Descriptor:
-    /// the record's, if it has one. No reply.
+    /// the record's, if it has one that is not kept already. No reply.
     Put = 7,
     /// Reply: descriptor: the status page.
     Status = 8,
     /// End the node: whatever still runs is killed; the keeper exits with code `a`. No reply.
     End = 9,
-    /// `b` is gone: nobody will read what the process in `slot` wrote for it.
-    ReaderGone = 10,
     /// The supervisor has heard `Terminate` and ends the node.
     Ending = 11,
     /// Forget the record with kind `b`, `slot` and number `a`, if there is one. No reply.
@@ -77,6 +101,13 @@ pub enum Ask {
     /// Reply: the first record at cursor `a` or behind, or `ENOENT`. `a` = number, `b` = kind, `c` = the next cursor, with
     /// its slot, tag and descriptor.
     List = 13,
+    /// First of all: a supervisor that speaks version `a` of this wants to begin. Reply: `a` = how many there have been with
+    /// it, or `EPROTO`.
+    Attach = 14,
+    /// What is in `slot`. Reply: a [`Slotful`] in the tag.
+    Slot = 15,
+    /// The supervisor has taken over all that there is. No reply.
+    Serving = 16,
 }
 
 /// What the keeper tells.
@@ -196,14 +227,15 @@ impl Request {
             Ask::GuestGone,
             Ask::Lives,
             Ask::Signal,
-            Ask::Memory,
             Ask::Put,
             Ask::Status,
             Ask::End,
-            Ask::ReaderGone,
             Ask::Ending,
             Ask::Take,
             Ask::List,
+            Ask::Attach,
+            Ask::Slot,
+            Ask::Serving,
         ]
         .into_iter()
         .find(|&ask| ask as u32 == self.kind)
@@ -236,14 +268,15 @@ mod tests {
             Ask::GuestGone,
             Ask::Lives,
             Ask::Signal,
-            Ask::Memory,
             Ask::Put,
             Ask::Status,
             Ask::End,
-            Ask::ReaderGone,
             Ask::Ending,
             Ask::Take,
             Ask::List,
+            Ask::Attach,
+            Ask::Slot,
+            Ask::Serving,
         ] {
             let request = Request::new(ask, 3, 9).with_b(8);
             let back = Request::read_from_bytes(request.as_bytes()).unwrap();

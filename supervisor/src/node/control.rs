@@ -12,7 +12,7 @@ use kernel_ipc::session::{Call, HostSession, SessionInfo};
 use kernel_ipc::{CallError, Epoch, Rights, SessionId};
 use protocol::control::{
     self, ComponentPage, ComponentStatus, Dispatcher, DownError, LogPage, LogsError, PsError, RestartError, Signal,
-    SignalError, State, System,
+    SignalError, State, SupervisorError, SupervisorStatus, System,
 };
 use serde_json::Value;
 
@@ -29,6 +29,9 @@ const PAGE: usize = 4;
 
 /// How long a component may take to tell its counters. A page of those that hang must fit into the deadline of `ps`.
 const COUNTED_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long a supervisor that leaves gives its answer.
+const ANSWERED_WITHIN: Duration = Duration::from_millis(10);
 
 /// Most bytes of a log in one answer.
 const LOG_PAGE: u32 = 3 << 10;
@@ -105,7 +108,7 @@ impl control::Handler for Operator {
         if node.stopping.has_happened() {
             return Err(CallError::Operation(DownError::Stopping));
         }
-        node.stopping.happen();
+        node.ends("");
         Ok(())
     }
 
@@ -151,11 +154,42 @@ impl control::Handler for Operator {
         let sent = node.keeper.tell(Ask::Signal, run.slot, number as u64).await;
         sent.map(|_| run.epoch.get()).map_err(|_| CallError::Operation(SignalError::NotRunning))
     }
+
+    async fn supervisor(
+        &self,
+        _: &Call,
+        _: Granted<TheSystem>,
+    ) -> Result<SupervisorStatus, CallError<SupervisorError>> {
+        let node = self.0.upgrade().ok_or(CallError::Operation(SupervisorError::Stopping))?;
+        Ok(this(&node))
+    }
+
+    async fn replace_supervisor(
+        &self,
+        _: &Call,
+        _: Granted<TheSystem>,
+    ) -> Result<SupervisorStatus, CallError<SupervisorError>> {
+        let stopping = CallError::Operation(SupervisorError::Stopping);
+        let node = self.0.upgrade().filter(|node| !node.stopping.has_happened()).ok_or(stopping)?;
+        let leaves = this(&node);
+        kernel_ipc::runtime::spawn(async move {
+            // The answer goes out first; whoever misses it asks the next one.
+            kernel_ipc::runtime::sleep(ANSWERED_WITHIN).await;
+            node.leave();
+        });
+        Ok(leaves)
+    }
+}
+
+/// This supervisor.
+fn this(node: &Node) -> SupervisorStatus {
+    let restarts = u32::try_from(node.turn.saturating_sub(1)).unwrap_or(u32::MAX);
+    SupervisorStatus { pid: std::process::id(), restarts }
 }
 
 /// Stops one run: in order, or else by force.
 async fn stop(node: &Rc<Node>, run: &Rc<Peer>) {
-    let asked = run.is_introducible() && run.send(&ToComponent::Stop, &[]).is_ok();
+    let asked = run.is_greeted() && run.send(&ToComponent::Stop, &[]).is_ok();
     if !asked || kernel_ipc::runtime::timeout(super::peer::PATIENCE, run.ended.wait()).await.is_err() {
         let _ = node.keeper.tell(Ask::Signal, run.slot, libc::SIGKILL as u64).await;
     }
@@ -174,7 +208,7 @@ async fn status(node: &Node, component: &Component) -> ComponentStatus {
         Some(run) if !stopped => counters(node, run).await,
         _ => CounterValues::default(),
     };
-    let listen = component.facts.borrow().get("listen").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let listen = component.fact("listen").as_ref().and_then(Value::as_str).unwrap_or_default().to_owned();
     ComponentStatus {
         name: component.entry.name.clone(),
         pid: run.as_ref().map_or(0, |run| run.pid),

@@ -1,15 +1,13 @@
 //! Guests: programs that the supervisor did not start. They come through `STATE/atoll.sock`; in this version only the
 //! operator does, who is whoever has this process's user id.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::rc::Rc;
 
-use kernel_ipc::broker::{Channel, GUEST_SOCKET, Outbox, ToComponent, ToSupervisor, Welcome};
-use kernel_ipc::component::waits::Event;
+use kernel_ipc::broker::{Channel, GUEST_SOCKET, ToComponent, ToSupervisor, Welcome};
 use kernel_ipc::runtime::io::{File, poll_readable};
 use kernel_ipc::runtime::{spawn, timeout};
 use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId};
@@ -19,13 +17,13 @@ use nix::sys::socket::{
 };
 use serde_json::Value;
 
-use super::peer::{Asked, PATIENCE, Peer, Who};
-use super::watchdog::Watch;
+use super::peer::{Identity, PATIENCE, Peer, Who};
+use super::records::{Kind, NumbersTag};
 use super::{Fence, Node, messages};
 use crate::keeper::wire::{Ask, FIRST_GUEST_SLOT, Request, SLOTS};
 use crate::sys::process;
 
-/// Makes the socket; the future accepts guests for ever.
+/// Makes the socket, which outlives this supervisor; the future accepts guests for ever.
 ///
 /// # Errors
 /// Of the socket's system calls.
@@ -39,8 +37,18 @@ pub fn listen(node: &Rc<Node>) -> io::Result<impl Future<Output = ()> + 'static>
     let listener =
         socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
     bind(listener.as_raw_fd(), &UnixAddr::new(GUEST_SOCKET)?)?;
-    listen_on(&listener, Backlog::new(64)?)?;
+    listen_on(&listener, Backlog::new(BACKLOG)?)?;
+    let kept = node.records.put(Kind::Listener, 0, 0, &NumbersTag::default(), Some(listener.as_fd()))?;
+    node.forever.borrow_mut().push(kept);
     Ok(accept(node.clone(), listener.into()))
+}
+
+/// Guests that may wait to be let in, while there is no supervisor too.
+const BACKLOG: i32 = 128;
+
+/// Goes on with the socket of the last supervisor.
+pub fn listen_again(node: &Rc<Node>, listener: OwnedFd) -> impl Future<Output = ()> + 'static {
+    accept(node.clone(), listener.into())
 }
 
 async fn accept(node: Rc<Node>, listener: File) {
@@ -89,7 +97,7 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
     };
     let incarnation = Incarnation(node.state.deal(1));
     // Before the keeper is asked, so that nobody else is given the slot meanwhile.
-    node.fences.borrow_mut().insert((slot, epoch), Fence { incarnation, ended: Rc::default() });
+    node.fences.borrow_mut().insert((slot, epoch), Fence { incarnation, ended: Rc::default(), record: None });
     let fence = match node.keeper.obtain(Request::new(Ask::Guest, slot, epoch)).await {
         Ok(fence) => fence,
         Err(error) => {
@@ -117,7 +125,7 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
         heirs: Vec::new(),
         heritage: 0,
     };
-    let peer = Rc::new(Peer {
+    let identity = Identity {
         who: Who::Guest,
         name: format!("guest {name}"),
         slot,
@@ -125,26 +133,20 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
         incarnation,
         lender,
         first_region,
-        pid: 0,
-        outbox: Rc::new(Outbox::new(channel.clone())),
-        channel,
-        greeting: RefCell::new(Some((welcome, fence))),
-        table: RefCell::default(),
-        regions: RefCell::default(),
-        ready: Event::default(),
-        said_ready: Cell::new(false),
-        opening: Cell::new(0),
-        ended: Event::default(),
-        silent: Event::default(),
-        wait_status: Cell::new(None),
-        ready_at: Cell::new(None),
-        trouble: RefCell::default(),
-        at_fault: Cell::new(false),
-        output: RefCell::default(),
-        slow: Cell::new(false),
-        asked: Asked::default(),
-        watch: Watch::default(),
-    });
+    };
+    let number = incarnation.get();
+    let record = node.records.put(Kind::Peer, slot, number, &identity.tag(0, false), Some(channel.as_fd()));
+    let record = match record {
+        Ok(record) => Rc::new(record),
+        Err(error) => {
+            let _ = node.keeper.tell(Ask::GuestGone, slot, 0).await;
+            return reject(&format!("the keeper: {error}"));
+        }
+    };
+    if let Some(fence) = node.fences.borrow_mut().get_mut(&(slot, epoch)) {
+        fence.record = Some(record.clone());
+    }
+    let peer = Peer::new(identity, 0, channel, record, Some((welcome, fence)), None);
     node.peers.borrow_mut().insert(incarnation, peer.clone());
     spawn(peer.outbox.clone().write());
     if let Err(fault) = messages::greet(node, &peer, protocol).await {

@@ -2,47 +2,67 @@
 //!
 //! - A component gives them under names, and its next run gets them behind its greeting, whether or not it survives.
 //! - What a run said before it died counts, also if it is read afterwards: its clients may have been told already.
+//! - The keeper has all of it, so it outlives the supervisor as well.
 //! - Nothing is held for a component that is given up, or when the node ends: the last copies are closed then.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use kernel_ipc::broker::{MAX_HELD, MAX_HELD_NAME, ToComponent};
 
+use super::records::{Kept, Kind, NamedTag, Records, hash, text};
+
 /// What is held for one component.
-#[derive(Default)]
-pub struct Holdings(RefCell<BTreeMap<String, OwnedFd>>);
+pub struct Holdings {
+    slot: u32,
+    records: Rc<Records>,
+    held: RefCell<BTreeMap<String, Kept>>,
+}
 
 impl Holdings {
+    /// Nothing, for the component in this slot.
+    pub fn new(slot: u32, records: Rc<Records>) -> Holdings {
+        Holdings { slot, records, held: RefCell::default() }
+    }
+
+    /// What was held when the last supervisor died.
+    pub fn recall(&self, name: String, descriptor: Kept) {
+        self.held.borrow_mut().insert(name, descriptor);
+    }
+
     /// Holds a descriptor.
     ///
     /// # Errors
     /// Why it is not held, for people.
     pub fn hold(&self, name: String, descriptor: OwnedFd) -> Result<(), String> {
-        let mut held = self.0.borrow_mut();
+        let mut held = self.held.borrow_mut();
         if name.len() > MAX_HELD_NAME || (held.len() >= MAX_HELD && !held.contains_key(&name)) {
             return Err("it wants too much to be held".into());
         }
-        held.insert(name, descriptor);
+        let wrong = |error: std::io::Error| error.to_string();
+        let tag = NamedTag { number: 0, name: text(&name).ok_or("a name that is none")? };
+        let kept = self.records.hold(Kind::Held, self.slot, hash(&name), &tag, descriptor).map_err(wrong)?;
+        held.insert(name, kept);
         Ok(())
     }
 
     /// Lets go of one. That there is none is nobody's fault: the component may have been given up meanwhile.
     pub fn let_go(&self, name: &str) {
-        self.0.borrow_mut().remove(name);
+        self.held.borrow_mut().remove(name);
     }
 
     /// Lets go of all.
     pub fn clear(&self) {
-        self.0.borrow_mut().clear();
+        self.held.borrow_mut().clear();
     }
 
     /// What the next run is told of them.
     pub fn all(&self) -> Vec<(ToComponent, OwnedFd)> {
-        let held = self.0.borrow();
-        let copy = |(name, descriptor): (&String, &OwnedFd)| {
-            Some((ToComponent::Held { name: name.clone() }, descriptor.try_clone().ok()?))
+        let held = self.held.borrow();
+        let copy = |(name, descriptor): (&String, &Kept)| {
+            Some((ToComponent::Held { name: name.clone() }, descriptor.again().ok()?))
         };
         held.iter().filter_map(copy).collect()
     }
@@ -58,7 +78,8 @@ mod tests {
 
     #[test]
     fn a_name_holds_one_descriptor_and_there_is_a_bound() {
-        let holdings = Holdings::default();
+        let records = Rc::new(Records::to_nobody());
+        let holdings = Holdings::new(1, records.clone());
         for n in 0..MAX_HELD {
             holdings.hold(format!("n{n}"), descriptor()).unwrap();
         }

@@ -5,7 +5,7 @@
 //!   somebody who may map O's regions. Nobody else.
 //! - Lender L lends from its own regions, and from those that it may map with the right `map`.
 //! - A mapper M meets L, and for it the regions that both M may map and L may lend from.
-//! - The order is that of `notes/leases.md` section 4: the keeper makes M's pin segment, M seals it, L attaches it, then M
+//! - The order is that of `notes/leases.md` section 4: M's pin segment is made and kept by the keeper, M seals it, L attaches it, then M
 //!   gets L's table, then the regions. Each pair has a task of its own, so that nobody is held up by the slowness of somebody
 //!   else. A question is asked once and its answer awaited as long as the peer lives: one that was stopped is introduced
 //!   when it goes on. Meanwhile, from [`PATIENCE`](super::peer::PATIENCE) on, nobody waits for it.
@@ -22,13 +22,13 @@ use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId, Rights};
 
 use super::peer::{Peer, Who};
 use super::{Host, Node, Session};
-use crate::keeper::wire::{Ask, Request};
 
 /// What a mapper knows of a lender.
 pub struct Met {
     /// The lender's run whose table it has.
-    epoch: Epoch,
-    regions: BTreeSet<RegionId>,
+    pub epoch: Epoch,
+    /// The regions that it has mapped for it.
+    pub regions: BTreeSet<RegionId>,
 }
 
 /// A mapper and a lender.
@@ -168,7 +168,7 @@ impl Node {
             }
             let Some(known) = known else { return Some(Missing::Lender) };
             if let Some((region, memory)) = regions.iter().find(|(region, _)| !known.regions.contains(region))
-                && let Ok(memory) = memory.try_clone()
+                && let Ok(memory) = memory.again()
             {
                 return Some(Missing::Region(*region, memory, owner.clone()));
             }
@@ -195,24 +195,13 @@ impl Node {
         if matches!(mapper.who, Who::Component(_)) {
             let bytes = PinSegment::bytes(capacity) as u64;
             self.attached.borrow_mut().entry(mapper.incarnation).or_default().push(lender.incarnation);
-            let request = Request::new(Ask::Memory, mapper.slot, bytes).with_b(lender.lender.get());
-            // One whose lender died before it gave its table has adopted its pins already, and keeps them.
-            let memory = match self.pins_of(mapper, lender.lender) {
-                Some(adopted) => adopted,
-                None => self.keeper.obtain(request).await.map_err(|error| error.to_string())?,
-            };
-            if lender.ended.has_happened() && !self.survives(lender) {
-                self.forget_pins_for(lender.lender);
-                return Err(format!("{} is gone", lender.name));
-            }
+            let memory = self.pin_memory(mapper, lender.lender, bytes)?;
             let overdue = || self.introduced.happen();
             let message = ToComponent::AdoptPins { lender: lender.lender, capacity };
             let given = [memory.as_fd()];
             mapper.ask_until_gone(&mapper.asked.adopt, lender.lender, &message, &given, overdue).await??;
             // Sealed and with its header, and before the mapper can pin anything.
-            if let Ok(kept) = memory.try_clone() {
-                self.keep_pins(mapper, lender.lender, kept);
-            }
+            self.pins_adopted(mapper, lender.lender);
             let message =
                 ToComponent::AttachPins { mapper: mapper.incarnation, epoch: mapper.epoch, status_entry: mapper.slot };
             lender.ask_until_gone(&lender.asked.attach, mapper.incarnation, &message, &given, overdue).await??;
@@ -222,7 +211,7 @@ impl Node {
 
     /// Gives a mapper a lender's table.
     async fn give_table(self: &Rc<Self>, mapper: &Rc<Peer>, lender: &Rc<Peer>) -> Result<(), String> {
-        let table = lender.table.borrow().as_ref().and_then(|(table, _)| table.try_clone().ok());
+        let table = lender.table.borrow().as_ref().and_then(|(table, _)| table.again().ok());
         let table = table.ok_or("out of descriptors")?;
         let message = ToComponent::MeetLender { lender: lender.lender, epoch: lender.epoch, status_entry: lender.slot };
         let (key, overdue) = ((lender.lender, None), || self.introduced.happen());

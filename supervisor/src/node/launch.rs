@@ -1,24 +1,23 @@
 //! Starting components, and starting them again.
 
-use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use kernel_ipc::broker::{Channel, Outbox, ProvideInfo, REGIONS_PER_INCARNATION, UseInfo, Welcome};
+use kernel_ipc::broker::{Channel, ProvideInfo, REGIONS_PER_INCARNATION, UseInfo, Welcome};
 use kernel_ipc::component::waits::Event;
 use kernel_ipc::runtime::{JoinHandle, sleep, spawn, timeout};
 use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId};
 use nix::fcntl::OFlag;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-use super::lifecycle::{self, Cause, Decision};
-use super::peer::{Asked, Peer, Who};
+use super::peer::{Identity, Peer, Who};
+use super::records::{Kept, Kind, NumbersTag};
 use super::waits::{Either, either};
-use super::watchdog::Watch;
-use super::{Fence, Node, Phase, messages};
+use super::{Component, Fence, Node, Phase, messages};
 use crate::keeper::MAX_DEAD;
 use crate::keeper::wire::{Ask, Request};
+use crate::lifecycle::{self, Cause, Decision};
 use crate::up::Progress;
 
 /// How long a component may take from its start until it is ready.
@@ -27,19 +26,33 @@ const READY_WITHIN: Duration = Duration::from_secs(120);
 /// How long the rest of a dead component's output is waited for.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Starts every component after those that it uses.
+/// Starts every component after those that it uses, from where the last supervisor had come to; if that `is_up`, all have
+/// been started before, and are only tended.
 ///
 /// # Errors
 /// What is wrong with the first one that does not start, with its last lines.
-pub async fn start_all(node: &Rc<Node>) -> Result<(), String> {
+pub async fn start_all(node: &Rc<Node>, is_up: bool) -> Result<(), String> {
     for index in 0..node.components.len() {
+        let component = &node.components[index];
+        let phase = component.phase.get();
+        if is_up || matches!(phase, Phase::Ready | Phase::Restarting | Phase::Failed) {
+            let run = component.peer.borrow().clone();
+            let stage = match (phase, run) {
+                (Phase::Ready, Some(run)) => Stage::Serves(run),
+                (Phase::Starting, Some(run)) if run.ended.has_happened() => Stage::Died(run, None),
+                (Phase::Failed, _) => Stage::GivenUp,
+                _ => Stage::Starts(Duration::ZERO),
+            };
+            spawn(tend(node.clone(), index, stage));
+            continue;
+        }
         let name = node.components[index].entry.name.clone();
         node.report(&Progress::Starting { component: name.clone() });
         let started = either(launch(node, index), node.stopping.wait()).await;
         match started {
             Either::First(Ok(peer)) => {
                 node.report(&Progress::Ready { component: name });
-                spawn(tend(node.clone(), index, peer));
+                spawn(tend(node.clone(), index, Stage::Serves(peer)));
             }
             Either::First(Err(trouble)) => return Err(with_last_lines(node, index, &trouble)),
             Either::Second(()) => return Err("ended while it was starting".into()),
@@ -60,62 +73,92 @@ fn with_last_lines(node: &Node, index: usize, trouble: &str) -> String {
     reason
 }
 
-/// Watches a component that is ready, and starts it again when it dies.
-async fn tend(node: Rc<Node>, index: usize, mut peer: Rc<Peer>) {
+/// Where a component stands that was ready once.
+pub enum Stage {
+    /// This run serves, or did when it was last looked at.
+    Serves(Rc<Peer>),
+    /// This run is dead, and served for so long.
+    Died(Rc<Peer>, Option<Duration>),
+    /// It is to be started after a pause.
+    Starts(Duration),
+    /// It stays down until an operator wants it.
+    GivenUp,
+}
+
+/// Watches a component, and starts it again when it dies.
+pub async fn tend(node: Rc<Node>, index: usize, mut stage: Stage) {
     let component = &node.components[index];
     loop {
-        peer.ended.wait().await;
-        last_words(&peer).await;
-        let mut served = peer.ready_at.get().map(|at| at.elapsed());
-        let mut died = peer;
-        // Until it serves again.
-        peer = loop {
-            if node.stopping.has_happened() {
-                return component.set_phase(Phase::Stopped);
+        if node.stopping.has_happened() && !matches!(stage, Stage::Serves(_)) {
+            return; // Whoever stops the node says how this ended.
+        }
+        stage = match stage {
+            Stage::Serves(run) => {
+                run.ended.wait().await;
+                last_words(&run).await;
+                let served = run.ready_at.get().map(|at| at.elapsed());
+                Stage::Died(run, served)
             }
-            let (cause, end) = explain(&died);
-            let wanted = component.wanted.replace(false);
-            let decision = match wanted {
-                true => Decision::Restart(Duration::ZERO),
-                false => component.restarts.borrow_mut().died(Instant::now(), cause, served.take()),
-            };
-            *component.trouble.borrow_mut() = match decision {
-                _ if wanted => String::new(),
-                Decision::Restart(_) => end.clone(),
-                Decision::GiveUp => format!("{end}; given up, because it died too often"),
-            };
-            component.log.note(&end);
-            eprintln!("supervisor: {} {end}: {decision:?}", component.entry.name);
-            match decision {
-                Decision::Restart(pause) => {
-                    component.set_phase(Phase::Restarting);
-                    sleep_unless_wanted(&node, index, pause).await;
-                }
-                Decision::GiveUp => {
+            Stage::Died(run, served) => judge(component, &run, served),
+            Stage::GivenUp => {
+                if component.phase.get() != Phase::Failed {
                     component.log.note("given up: it died too often");
-                    node.give_up(index);
-                    component.set_phase(Phase::Failed);
-                    until_wanted(&node, index).await;
-                    component.restarts.borrow_mut().forget();
                 }
+                node.give_up(index);
+                component.set_phase(Phase::Failed);
+                until_wanted(&node, index).await;
+                component.restarts.borrow_mut().forget();
+                Stage::Starts(Duration::ZERO)
             }
-            if node.stopping.has_happened() {
-                return component.set_phase(Phase::Stopped);
-            }
-            component.wanted.set(false);
-            component.starts.set(component.starts.get() + 1);
-            match run(&node, index).await {
-                Ok(next) => match until_ready(&node, index, &next).await {
-                    Ok(()) => break next,
-                    Err(_) => died = next,
-                },
-                Err(error) => {
-                    *component.trouble.borrow_mut() = error;
-                    component.restarts.borrow_mut().died(Instant::now(), Cause::Own, None);
-                    sleep(lifecycle::LONGEST_PAUSE).await;
+            Stage::Starts(pause) => {
+                component.set_phase(Phase::Restarting);
+                sleep_unless_wanted(&node, index, pause).await;
+                if node.stopping.has_happened() {
+                    return;
                 }
+                component.wanted.set(false);
+                component.starts.set(component.starts.get() + 1);
+                start_again(&node, index).await
             }
         };
+    }
+}
+
+/// What to do about a death.
+fn judge(component: &Component, run: &Rc<Peer>, served: Option<Duration>) -> Stage {
+    let (cause, end) = explain(run);
+    let wanted = component.wanted.replace(false);
+    let decision = match wanted {
+        true => Decision::Restart(Duration::ZERO),
+        false => component.restarts.borrow_mut().died(Instant::now(), cause, served),
+    };
+    *component.trouble.borrow_mut() = match decision {
+        _ if wanted => String::new(),
+        Decision::Restart(_) => end.clone(),
+        Decision::GiveUp => format!("{end}; given up, because it died too often"),
+    };
+    component.log.note(&end);
+    eprintln!("supervisor: {} {end}: {decision:?}", component.entry.name);
+    match decision {
+        Decision::Restart(pause) => Stage::Starts(pause),
+        Decision::GiveUp => Stage::GivenUp,
+    }
+}
+
+async fn start_again(node: &Rc<Node>, index: usize) -> Stage {
+    match run(node, index).await {
+        Ok(next) => match until_ready(node, index, &next).await {
+            Ok(()) => Stage::Serves(next),
+            Err(_) => Stage::Died(next, None),
+        },
+        Err(error) => {
+            let component = &node.components[index];
+            *component.trouble.borrow_mut() = error;
+            match component.restarts.borrow_mut().died(Instant::now(), Cause::Own, None) {
+                Decision::Restart(_) => Stage::Starts(lifecycle::LONGEST_PAUSE),
+                Decision::GiveUp => Stage::GivenUp,
+            }
+        }
     }
 }
 
@@ -165,6 +208,7 @@ async fn until_ready(node: &Rc<Node>, index: usize, peer: &Rc<Peer>) -> Result<(
     match timeout(READY_WITHIN, either(peer.ready.wait(), peer.ended.wait())).await {
         Ok(Either::First(())) => {
             peer.ready_at.set(Some(Instant::now()));
+            component.ready_at.set(peer.ready_at.get());
             component.set_phase(Phase::Ready);
             node.bury_ancestors(component);
             return Ok(());
@@ -197,6 +241,10 @@ pub async fn last_words(peer: &Peer) {
 async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
     let component = &node.components[index];
     let slot = component.slot;
+    // One that the last supervisor had half started is being killed.
+    while let Some(before) = node.living().into_iter().find(|peer| peer.slot == slot) {
+        before.ended.wait().await;
+    }
     // Whoever has to waits for its last run's fence itself (`Context::last_run_fenced`); the keeper takes so many.
     while let Some(oldest) = unfenced(node, slot, MAX_DEAD) {
         oldest.wait().await;
@@ -204,16 +252,13 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
     if node.stopping.has_happened() {
         return Err("the node is ending".into());
     }
-    component.set_phase(Phase::Starting);
     component.log.forget_last_lines();
     component.epoch.set(component.epoch.get() + 1);
     let epoch = component.epoch.get();
-
-    let started = spawn_process(node, index, epoch).await;
-    let (pid, fence, control, output) =
-        started.map_err(|error| format!("cannot start the process of {}: {error}", component.entry.name))?;
     let incarnation = Incarnation(node.state.deal(1));
     let lender = component.estate.lender(|| LenderId(node.state.deal(1)));
+    // With the lender in it, before there is anything of the run.
+    component.set_phase(Phase::Starting);
     let first_region = RegionId(node.state.deal(REGIONS_PER_INCARNATION));
     let welcome = Welcome {
         name: component.entry.name.clone(),
@@ -225,15 +270,14 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         status_entry: slot,
         state_dir: node.state.path().display().to_string(),
         config: component.entry.config.clone(),
-        reported: component.facts.borrow().clone(),
+        reported: component.facts.borrow().iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect(),
         uses: uses(node, index),
         provides: provides(node, index),
         ancestors: Vec::new(),
         heirs: Vec::new(),
         heritage: 0,
     };
-    let channel = Rc::new(Channel::new(control));
-    let peer = Rc::new(Peer {
+    let identity = Identity {
         who: Who::Component(index),
         name: component.entry.name.clone(),
         slot,
@@ -241,27 +285,14 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         incarnation,
         lender,
         first_region,
-        pid,
-        outbox: Rc::new(Outbox::new(channel.clone())),
-        channel,
-        greeting: RefCell::new(Some((welcome, fence))),
-        table: RefCell::default(),
-        regions: RefCell::default(),
-        ready: Event::default(),
-        said_ready: Cell::new(false),
-        opening: Cell::new(0),
-        ended: Event::default(),
-        silent: Event::default(),
-        wait_status: Cell::new(None),
-        ready_at: Cell::new(None),
-        trouble: RefCell::default(),
-        at_fault: Cell::new(false),
-        output: RefCell::new(Some(output)),
-        slow: Cell::new(false),
-        asked: Asked::default(),
-        watch: Watch::of(pid, slot),
-    });
-    node.fences.borrow_mut().insert((slot, epoch), Fence { incarnation, ended: Rc::default() });
+    };
+    let started = spawn_process(node, index, &identity).await;
+    let Started { pid, fence, channel, record, output } =
+        started.map_err(|error| format!("cannot start the process of {}: {error}", component.entry.name))?;
+    let fence_record = Some(record.clone());
+    let peer = Peer::new(identity, pid, channel, record, Some((welcome, fence)), Some(output));
+    let fence = Fence { incarnation, ended: Rc::default(), record: fence_record };
+    node.fences.borrow_mut().insert((slot, epoch), fence);
     node.peers.borrow_mut().insert(incarnation, peer.clone());
     *component.peer.borrow_mut() = Some(peer.clone());
     spawn(messages::listen(node.clone(), peer.clone()));
@@ -281,22 +312,46 @@ fn unfenced(node: &Node, slot: u32, dead: usize) -> Option<Rc<Event>> {
     (of_slot().count() > dead).then(|| oldest.1.ended.clone())
 }
 
-type Started = (u32, OwnedFd, OwnedFd, JoinHandle<()>);
+struct Started {
+    pid: u32,
+    fence: OwnedFd,
+    channel: Rc<Channel>,
+    record: Rc<Kept>,
+    output: JoinHandle<()>,
+}
 
-async fn spawn_process(node: &Rc<Node>, index: usize, epoch: u64) -> std::io::Result<Started> {
+async fn spawn_process(node: &Rc<Node>, index: usize, identity: &Identity) -> std::io::Result<Started> {
     let component = &node.components[index];
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     let (output, written) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     let program = nix::fcntl::open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
-    let request = Request::new(Ask::Spawn, component.slot, epoch)
+    let (slot, epoch) = (identity.slot, identity.epoch.get());
+    let request = Request::new(Ask::Spawn, slot, epoch)
         .with_arguments(&["atoll", "serve", &component.entry.builtin])
         .ok_or(nix::errno::Errno::E2BIG)?;
+    // Before there is a process: it must not lose its other end of anything.
+    let number = identity.incarnation.get();
+    let record = node.records.put(Kind::Peer, slot, number, &identity.tag(0, false), Some(ours.as_fd()))?;
+    let printed = node.records.put(Kind::Output, slot, epoch, &NumbersTag::default(), Some(output.as_fd()))?;
     let given = [program.as_fd(), theirs.as_fd(), written.as_fd(), written.as_fd()];
     let (spawned, fence) = node.keeper.ask(request, &given).await?;
     let fence = fence.ok_or_else(|| std::io::Error::other("no fence"))?;
+    Ok(Started {
+        pid: spawned.a as u32,
+        fence,
+        channel: Rc::new(Channel::new(ours)),
+        record: Rc::new(record),
+        output: capture(component, output, printed),
+    })
+}
+
+/// Copies what a run prints into its component's log.
+pub fn capture(component: &Component, output: OwnedFd, record: Kept) -> JoinHandle<()> {
     let log = component.log.clone();
-    let output = spawn(async move { log.capture(output).await });
-    Ok((spawned.a as u32, fence, ours, output))
+    spawn(async move {
+        log.capture(output).await;
+        drop(record);
+    })
 }
 
 fn uses(node: &Node, index: usize) -> Vec<UseInfo> {

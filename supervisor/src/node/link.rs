@@ -36,7 +36,6 @@ type Reply = io::Result<(Notice, Option<OwnedFd>)>;
 
 /// What the keeper holds for this supervisor and the next.
 #[derive(Debug)]
-#[expect(dead_code, reason = "for what is taken over from a dead supervisor")]
 pub struct Record {
     /// What it is found by.
     pub key: Key,
@@ -141,7 +140,6 @@ impl Link {
     ///
     /// # Errors
     /// Of the socket.
-    #[expect(dead_code, reason = "for what is taken over from a dead supervisor")]
     pub fn take(&self, key: Key) -> io::Result<()> {
         let request = Request::record(Ask::Take, key);
         descriptors::send(self.socket.as_fd(), request.as_bytes(), &[], true)
@@ -151,7 +149,6 @@ impl Link {
     ///
     /// # Errors
     /// As [`ask`](Link::ask).
-    #[expect(dead_code, reason = "for what is taken over from a dead supervisor")]
     pub fn records(&self) -> io::Result<Vec<Record>> {
         let mut records = Vec::new();
         let mut cursor = 0;
@@ -166,6 +163,14 @@ impl Link {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Says that this supervisor has taken over.
+    ///
+    /// # Errors
+    /// Of the socket.
+    pub fn serves(&self) -> io::Result<()> {
+        descriptors::send(self.socket.as_fd(), Request::new(Ask::Serving, 0, 0).as_bytes(), &[], true)
     }
 
     /// Ends the node; the keeper kills this process too.

@@ -9,6 +9,7 @@ use kernel_ipc::runtime::{spawn, yield_now};
 
 use super::Node;
 use super::peer::{Peer, Who};
+use super::records::{Kind, NumbersTag};
 use crate::keeper::wire::Ask;
 
 /// Most regions of one run. The first ids would allow more; a page of them is plenty.
@@ -37,10 +38,17 @@ async fn read(node: &Rc<Node>, peer: &Rc<Peer>) {
             // A guest that was shown out may go on talking.
             Ok(_) if peer.ended.has_happened() && peer.who == Who::Guest => return,
             Ok((message @ (ToSupervisor::Hold { .. } | ToSupervisor::LetGo { .. }), given))
-                if peer.ended.has_happened() =>
+                if peer.ended.has_happened() || !peer.accounted.get() =>
             {
                 // Its next run may wait for it; whoever has broken a rule by it is dead already.
                 let _ = hold(node, peer, message, given);
+            }
+            // One that the last supervisor has left: its account comes first.
+            Ok((message, _)) if !peer.accounted.get() => {
+                if let Err(fault) = node.hear_account(peer, message) {
+                    return node.end_for_fault(peer, &fault);
+                }
+                yield_now().await;
             }
             Ok(_) if peer.ended.has_happened() => {}
             Ok((message, given)) => {
@@ -81,10 +89,14 @@ async fn handle(
         ToSupervisor::Hello { protocol, .. } => return greet(node, peer, protocol).await,
         _ if !greeted => return Err("its first message was no greeting".into()),
         ToSupervisor::Lends { capacity } => {
+            let table = descriptor()?;
             if peer.table.borrow().is_some() {
-                return Err("it lends twice".into());
+                // It says so again to another supervisor, which knows it.
+                return if node.turn > 1 { Ok(()) } else { Err("it lends twice".into()) };
             }
-            *peer.table.borrow_mut() = Some((descriptor()?, capacity));
+            let tag = NumbersTag([capacity.into(), 0, 0, 0]);
+            let table = node.records.hold(Kind::Table, peer.slot, peer.incarnation.get(), &tag, table);
+            *peer.table.borrow_mut() = Some((table.map_err(|error| error.to_string())?, capacity));
             node.introduce();
         }
         ToSupervisor::Region { region } => {
@@ -92,13 +104,20 @@ async fn handle(
             if peer.table.borrow().is_none() || peer.regions.borrow().len() >= MAX_REGIONS {
                 return Err("a region without a lease table, or too many".into());
             }
-            if !node.owns(peer, region) {
-                return Err(format!("region {region} is not its own to publish"));
+            let is_known = peer.regions.borrow().iter().any(|(known, _)| *known == region);
+            // Or it says so again to another supervisor.
+            if !(is_known && node.turn > 1) {
+                if !node.owns(peer, region) {
+                    return Err(format!("region {region} is not its own to publish"));
+                }
+                let tag = NumbersTag([peer.incarnation.get(), 0, 0, 0]);
+                let memory = node.records.hold(Kind::Region, peer.slot, region.get(), &tag, memory);
+                let memory = Rc::new(memory.map_err(|error| error.to_string())?);
+                if let Some(component) = node.component_of(peer) {
+                    component.estate.published(region, &memory, peer);
+                }
+                peer.regions.borrow_mut().push((region, memory));
             }
-            if let Some(component) = node.component_of(peer) {
-                component.estate.published(region, &memory, peer);
-            }
-            peer.regions.borrow_mut().push((region, memory));
             let (node, peer) = (node.clone(), peer.clone());
             spawn(async move {
                 node.introduced().await;
@@ -113,6 +132,7 @@ async fn handle(
             }
             if survives {
                 node.components[index].estate.keeps_sessions_of(&endpoint);
+                node.components[index].keep();
             }
             provided.insert(endpoint);
         }
@@ -156,11 +176,18 @@ async fn handle(
                 peer.opening.set(peer.opening.get() - 1);
             });
         }
-        ToSupervisor::Serving { session } => peer.asked.serve.answer(&session, Ok(descriptor()?)),
-        ToSupervisor::Refused { session, reason } => peer.asked.serve.answer(&session, Err(reason)),
+        ToSupervisor::Serving { session } => {
+            let was_asked = peer.asked.serve.answer(&session, Ok(descriptor()?));
+            if !was_asked && !node.is_known(session) {
+                // Asked for by a supervisor that is dead, or that did not wait any longer.
+                let client = peer.incarnation;
+                node.send(peer, &ToComponent::ClientGone { session, client, died: false, survives: false }, &[]);
+            }
+        }
+        ToSupervisor::Refused { session, reason } => drop(peer.asked.serve.answer(&session, Err(reason))),
         ToSupervisor::Close { session, violation } => node.close(peer, session, violation.as_deref()),
-        ToSupervisor::PinsAdopted { lender } => peer.asked.adopt.answer(&lender, Ok(())),
-        ToSupervisor::PinsAttached { mapper } => peer.asked.attach.answer(&mapper, Ok(())),
+        ToSupervisor::PinsAdopted { lender } => drop(peer.asked.adopt.answer(&lender, Ok(()))),
+        ToSupervisor::PinsAttached { mapper } => drop(peer.asked.attach.answer(&mapper, Ok(()))),
         ToSupervisor::LenderMet { lender, region, error } => {
             let result = error.map_or(Ok(()), Err);
             if region.is_none() {
@@ -170,14 +197,11 @@ async fn handle(
             peer.asked.meet.answer(&(lender, region), result);
         }
         ToSupervisor::Report { key, value } => {
-            if let Who::Component(index) = peer.who {
-                let mut facts = node.components[index].facts.borrow_mut();
-                if facts.len() < 64 || facts.contains_key(&key) {
-                    facts.insert(key, value);
-                }
+            if let Some(component) = node.component_of(peer) {
+                component.report(&node.records, key, value);
             }
         }
-        ToSupervisor::Counters { request, counters } => peer.asked.counters.answer(&request, counters),
+        ToSupervisor::Counters { request, counters } => drop(peer.asked.counters.answer(&request, counters)),
         ToSupervisor::Account(_) => return Err("it accounts for itself and was not asked to".into()),
         ToSupervisor::Failed { reason } => {
             *peer.trouble.borrow_mut() = Some(reason);
@@ -222,5 +246,6 @@ pub async fn greet(node: &Rc<Node>, peer: &Rc<Peer>, protocol: u32) -> Result<()
     for (message, memory) in heritage {
         node.send(peer, &message, &[memory.as_fd()]);
     }
+    peer.greeted();
     Ok(())
 }

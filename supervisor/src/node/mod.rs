@@ -4,17 +4,21 @@
 //! - It is not on the data path. It wakes when a process dies, a session is opened, a component prints, or somebody asks
 //!   `atoll.control/1`; at rest it sleeps.
 //! - Every process is started by the keeper, which also tells who died; this module decides what to do about it.
+//! - It can be killed at any moment: what the next supervisor has to know is a [record](records) at the keeper before anybody
+//!   acts on it, or is known to those who live, and they are asked ([adoption]).
 
+mod adoption;
+mod component;
 mod control;
 mod guests;
 mod holdings;
 mod introductions;
 mod launch;
-pub mod lifecycle;
 mod link;
 mod logs;
 mod messages;
 mod peer;
+mod records;
 mod sessions;
 mod shutdown;
 mod state;
@@ -30,6 +34,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::time::Instant;
 
 use kernel_ipc::broker::{ChannelError, ToComponent};
 use kernel_ipc::component::waits::Event;
@@ -38,25 +43,29 @@ use kernel_ipc::{Incarnation, LenderId, SessionId};
 use serde_json::Value;
 
 use crate::ended::Ended;
-use crate::keeper::wire::{Ask, Key, Request, SUPERVISOR_SLOT, TAG};
+use crate::keeper::seat;
+use crate::keeper::wire::{self, Ask, Request, SUPERVISOR_SLOT};
+use crate::lifecycle::Restarts;
 use crate::manifest::{self, Checked, Manifest, Origin};
 use crate::sys::process;
 use crate::up::Progress;
+use adoption::Adoption;
 use holdings::Holdings;
 use introductions::{Met, Pair};
-use lifecycle::Restarts;
-use link::Link;
+use link::{Link, Record};
 use logs::Log;
 use peer::{Peer, Who};
+use records::{Kept, Kind, NumbersTag, Records};
 use state::State;
 use survival::{Estate, Pins, Surviving};
 use waits::Changes;
 
 /// What a component is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 enum Phase {
     /// Not started yet.
-    Waiting,
+    Waiting = 1,
     /// Started, not ready.
     Starting,
     /// Serves.
@@ -76,11 +85,17 @@ struct Component {
     entry: manifest::Component,
     slot: u32,
     phase: Cell<Phase>,
+    /// What the next supervisor will know of it.
+    record: Kept,
     /// Its living run.
     peer: RefCell<Option<Rc<Peer>>>,
     epoch: Cell<u64>,
     starts: Cell<u32>,
     restarts: RefCell<Restarts>,
+    /// When its last run that was ready was so.
+    ready_at: Cell<Option<Instant>>,
+    /// It did not end in order.
+    disorder: Cell<bool>,
     /// What its runs leave for the ones after them.
     estate: Estate,
     holdings: Holdings,
@@ -91,14 +106,7 @@ struct Component {
     log: Rc<Log>,
     trouble: RefCell<String>,
     /// What its runs reported, the latest of each.
-    facts: RefCell<BTreeMap<String, Value>>,
-}
-
-impl Component {
-    fn set_phase(&self, phase: Phase) {
-        self.phase.set(phase);
-        self.changes.happen();
-    }
+    facts: RefCell<BTreeMap<String, (Value, Option<Kept>)>>,
 }
 
 /// An open session.
@@ -123,6 +131,8 @@ enum Host {
 struct Fence {
     incarnation: Incarnation,
     ended: Rc<Event>,
+    /// So long the next supervisor has to know whose it is.
+    record: Option<Rc<Kept>>,
 }
 
 /// Everything that the supervisor knows.
@@ -131,7 +141,16 @@ struct Node {
     system_log: Rc<Log>,
     components: Vec<Component>,
     state: State,
-    keeper: Link,
+    keeper: Rc<Link>,
+    records: Rc<Records>,
+    /// Records that last as long as the node.
+    forever: RefCell<Vec<Kept>>,
+    /// How many supervisors there have been, with this one.
+    turn: u64,
+    /// What is not known yet of those whom the last supervisor has left.
+    adoption: RefCell<Adoption>,
+    /// Somebody has accounted for itself, or is gone.
+    accounted: Changes,
     status: OwnedFd,
     peers: RefCell<BTreeMap<Incarnation, Rc<Peer>>>,
     sessions: RefCell<HashMap<SessionId, Session>>,
@@ -151,34 +170,40 @@ struct Node {
     progress: RefCell<Option<File>>,
 }
 
-/// The record of the state directory's lock, which lasts as long as the node.
-const LOCK: u32 = 1;
-
 /// Most messages that may wait for a guest: some for each session that it may have.
 const MAX_UNREAD: usize = 4 * messages::MAX_SESSIONS;
 
 /// Runs the supervisor until the node has ended. Working directory: the state directory. Descriptor 3: the keeper's
-/// socket; 4, if open: where the start is reported.
+/// socket.
 pub fn run(manifest: Option<&Path>, sets: &[String]) -> ExitCode {
-    let Some(socket) = process::inherited(process::FIRST_INHERITED) else {
+    let Some(socket) = process::inherited() else {
         eprintln!("supervisor: was not started by a keeper");
         return ExitCode::from(2);
     };
-    let progress = process::inherited(process::FIRST_INHERITED + 1).map(File::from);
     let _ = nix::sys::prctl::set_name(c"atoll-superv");
-    let runtime = match Runtime::new(Options::default()) {
-        Ok(runtime) => runtime,
+    let keeper = Rc::new(Link::new(socket));
+    let found = match Found::at(&keeper) {
+        Ok(found) => found,
         Err(error) => {
-            report(&mut progress.as_ref(), &Progress::Failed { reason: format!("io_uring: {error}") });
+            eprintln!("supervisor: the keeper: {error}");
             return ExitCode::FAILURE;
         }
     };
-    let keeper = Link::new(socket);
-    match prepare(manifest, sets) {
-        Ok((checked, state)) => runtime.block_on(supervise(checked, state, keeper, progress)),
+    let goes_on = found.has(Kind::Lock);
+    let prepared = match Runtime::new(Options::default()) {
+        Ok(runtime) => prepare(manifest, sets, &found).map(|prepared| (runtime, prepared)),
+        Err(error) => Err(format!("io_uring: {error}")),
+    };
+    match prepared {
+        Ok((runtime, (checked, state))) => runtime.block_on(supervise(checked, state, keeper, found)),
+        // The next one may do better; nothing ends by it.
+        Err(reason) if goes_on => {
+            eprintln!("supervisor: {reason}");
+            return ExitCode::FAILURE;
+        }
         Err(reason) => {
             eprintln!("supervisor: {reason}");
-            report(&mut progress.as_ref(), &Progress::Failed { reason });
+            report(&mut found.progress.as_ref(), &Progress::Failed { reason });
             keeper.end(1);
         }
     }
@@ -188,12 +213,56 @@ pub fn run(manifest: Option<&Path>, sets: &[String]) -> ExitCode {
     }
 }
 
-/// Everything that can go wrong before the first process is started.
-fn prepare(manifest: Option<&Path>, sets: &[String]) -> Result<(Checked, State), String> {
+/// What the keeper has for a supervisor that begins.
+struct Found {
+    turn: u64,
+    records: Vec<Record>,
+    /// Where the start is reported, if that is not done.
+    progress: Option<File>,
+}
+
+impl Found {
+    fn at(keeper: &Link) -> std::io::Result<Found> {
+        let (attached, _) = keeper.ask_blocking(Request::new(Ask::Attach, 0, wire::VERSION), &[])?;
+        let mut records = keeper.records()?;
+        let mut progress = None;
+        for record in records.extract_if(.., |record| record.key == wire::REPORT) {
+            progress = record.descriptor.map(File::from);
+        }
+        Ok(Found { turn: attached.a, records, progress })
+    }
+
+    fn has(&self, kind: Kind) -> bool {
+        self.records.iter().any(|record| record.key.kind == kind as u32)
+    }
+
+    fn take(&mut self, kind: Kind) -> Option<Record> {
+        let at = self.records.iter().position(|record| record.key.kind == kind as u32)?;
+        Some(self.records.swap_remove(at))
+    }
+}
+
+/// Everything that can go wrong before the first process is started, or before anything is taken over.
+fn prepare(manifest: Option<&Path>, sets: &[String], found: &Found) -> Result<(Checked, State), String> {
+    let here = Path::new(".");
+    let directory = |error: std::io::Error| format!("state directory: {error}");
+    let kept = State::manifest(here);
+    let lock = found.records.iter().find(|record| record.key.kind == Kind::Lock as u32);
+    if let Some(lock) = lock.and_then(|lock| lock.descriptor.as_ref()) {
+        let checked = Manifest::load(Origin::Path(&kept), sets).map_err(|report| report.to_string())?;
+        let lock = lock.try_clone().map_err(directory)?;
+        let state = State::take_over(here, lock.into()).map_err(|error| error.to_string())?;
+        return Ok((checked, state));
+    }
     let origin = manifest.map_or(Origin::Embedded, Origin::Path);
     let checked = Manifest::load(origin, sets).map_err(|report| report.to_string())?;
-    let state = State::open(Path::new(".")).map_err(|error| error.to_string())?;
-    Ended::forget(state.path()).map_err(|error| format!("state directory: {error}"))?;
+    let state = State::open(here).map_err(|error| error.to_string())?;
+    match manifest {
+        Some(manifest) => std::fs::copy(manifest, &kept).map(drop),
+        None => std::fs::write(&kept, manifest::EMBEDDED),
+    }
+    .map_err(directory)?;
+    Ended::forget(state.path()).map_err(directory)?;
     Ok((checked, state))
 }
 
@@ -205,28 +274,52 @@ fn report(to: &mut Option<&File>, progress: &Progress) {
     }
 }
 
-async fn supervise(checked: Checked, state: State, keeper: Link, progress: Option<File>) {
-    let node = match Node::new(checked, state, keeper, progress) {
-        Ok(node) => Rc::new(node),
+async fn supervise(checked: Checked, state: State, keeper: Rc<Link>, mut found: Found) {
+    let goes_on = found.has(Kind::Lock);
+    let (listener, is_up) = (found.take(Kind::Listener), found.has(Kind::Up));
+    let ending = found.take(Kind::Ending);
+    let begun = Node::new(checked, state, keeper, &mut found).map(Rc::new);
+    let begun = begun.and_then(|node| {
+        // Before there is anybody to watch.
+        spawn(watchdog::watch(&node)?);
+        Ok((adoption::take_over(&node, found.records)?, node))
+    });
+    let (left, node) = match begun {
+        Ok(begun) => begun,
         Err(error) => {
             eprintln!("supervisor: {error}");
-            return;
+            std::process::exit(1);
         }
     };
     spawn(events(node.clone()));
-    match watchdog::watch(&node) {
-        Ok(watching) => spawn(watching),
-        Err(error) => return node.fail(format!("the watchdog: {error}")).await,
-    };
-    match guests::listen(&node) {
-        Ok(listening) => spawn(listening),
-        Err(error) => return node.fail(format!("{}: {error}", kernel_ipc::broker::GUEST_SOCKET)).await,
-    };
-    match launch::start_all(&node).await {
-        Ok(()) => node.report(&Progress::Up),
-        Err(reason) => return node.fail(reason).await,
+    if let Some(ending) = &ending {
+        node.ends(records::read(&ending.tag).unwrap_or_default().as_str());
     }
-    node.progress.borrow_mut().take();
+    if goes_on {
+        left.reconcile(&node).await;
+        eprintln!("supervisor: number {} has taken over", node.turn);
+    }
+    if let Err(error) = node.keeper.serves() {
+        eprintln!("supervisor: the keeper: {error}");
+    }
+    let why = ending.and_then(|ending| records::read(&ending.tag)).filter(|why| !why.is_empty());
+    if let Some(why) = why {
+        return node.fail(why).await;
+    }
+    match listener.and_then(|listener| listener.descriptor) {
+        Some(listener) => drop(spawn(guests::listen_again(&node, listener))),
+        None => match guests::listen(&node) {
+            Ok(listening) => drop(spawn(listening)),
+            Err(error) => return node.fail(format!("{}: {error}", kernel_ipc::broker::GUEST_SOCKET)).await,
+        },
+    }
+    if !node.stopping.has_happened() {
+        match launch::start_all(&node, is_up).await {
+            Ok(()) if !is_up || node.progress.borrow().is_some() => node.is_up(),
+            Ok(()) => {}
+            Err(reason) => return node.fail(reason).await,
+        }
+    }
     node.stopping.wait().await;
     let ended = Ended { troubles: shutdown::stop_all(&node).await };
     for trouble in &ended.troubles {
@@ -241,27 +334,20 @@ async fn supervise(checked: Checked, state: State, keeper: Link, progress: Optio
 }
 
 impl Node {
-    fn new(checked: Checked, state: State, keeper: Link, progress: Option<File>) -> std::io::Result<Node> {
+    fn new(checked: Checked, state: State, keeper: Rc<Link>, found: &mut Found) -> std::io::Result<Node> {
         let first_slot = SUPERVISOR_SLOT + 1;
         let system_log = Rc::new(Log::of_system(state.path()));
-        let components = checked.components.into_iter().zip(first_slot..).map(|(entry, slot)| Component {
-            slot,
-            phase: Cell::new(Phase::Waiting),
-            peer: RefCell::default(),
-            epoch: Cell::new(0),
-            starts: Cell::new(0),
-            restarts: RefCell::default(),
-            estate: Estate::default(),
-            holdings: Holdings::default(),
-            wanted: Cell::new(false),
-            changes: Changes::default(),
-            log: Rc::new(Log::new(state.path(), &entry.name, &system_log)),
-            trouble: RefCell::default(),
-            facts: RefCell::default(),
-            entry,
+        let records = Rc::new(Records::new(keeper.clone()));
+        let components = checked.components.into_iter().zip(first_slot..).map(|(entry, slot)| {
+            let log = Rc::new(Log::new(state.path(), &entry.name, &system_log));
+            Component::new(entry, slot, log, &records)
         });
-        let components: Vec<Component> = components.collect();
-        keeper.put(Key { kind: LOCK, slot: 0, number: 0 }, &[0; TAG], Some(state.lock().as_fd()))?;
+        let components = components.collect::<std::io::Result<Vec<Component>>>()?;
+        let lock = match found.take(Kind::Lock) {
+            Some(lock) => records.know(lock.key, None)?,
+            None => records.put(Kind::Lock, 0, 0, &NumbersTag::default(), Some(state.lock().as_fd()))?,
+        };
+        let progress = found.progress.take();
         let (_, status) = keeper.ask_blocking(Request::new(Ask::Status, 0, 0), &[])?;
         let status = status.ok_or_else(|| std::io::Error::other("no status page"))?;
         Ok(Node {
@@ -270,6 +356,11 @@ impl Node {
             components,
             state,
             keeper,
+            records,
+            forever: RefCell::new(vec![lock]),
+            turn: found.turn,
+            adoption: RefCell::default(),
+            accounted: Changes::default(),
             status,
             peers: RefCell::default(),
             sessions: RefCell::default(),
@@ -289,14 +380,52 @@ impl Node {
         report(&mut self.progress.borrow().as_ref(), progress);
     }
 
+    /// Everything serves.
+    fn is_up(&self) {
+        self.lasts(Kind::Up, &NumbersTag::default());
+        self.report(&Progress::Up);
+        self.reported();
+    }
+
+    /// Nobody listens to the report of the start any more.
+    fn reported(&self) {
+        self.progress.borrow_mut().take();
+        if let Err(error) = self.keeper.take(wire::REPORT) {
+            eprintln!("supervisor: the keeper: {error}");
+        }
+    }
+
+    /// Puts a record that lasts as long as the node.
+    fn lasts(&self, kind: Kind, tag: &(impl zerocopy::IntoBytes + zerocopy::Immutable)) {
+        match self.records.put(kind, 0, 0, tag, None) {
+            Ok(kept) => self.forever.borrow_mut().push(kept),
+            Err(error) => eprintln!("supervisor: the keeper: {error}"),
+        }
+    }
+
+    /// The node ends, whoever is its supervisor; `why` if its start has failed.
+    fn ends(&self, why: &str) {
+        if !self.stopping.has_happened() || !why.is_empty() {
+            self.lasts(Kind::Ending, &records::cut::<{ records::NAME }>(why));
+        }
+        self.stopping.happen();
+    }
+
     /// The start has failed: says why, and ends the node.
     async fn fail(self: &Rc<Self>, reason: String) {
         eprintln!("supervisor: {reason}");
+        self.ends(&reason);
         // Everything that was started ends first, so that whoever hears of the failure can start again at once.
         shutdown::stop_all(self).await;
         self.report(&Progress::Failed { reason });
         self.keeper.end(1);
         std::future::pending().await
+    }
+
+    /// Leaves the seat to another supervisor, which finds everything running.
+    fn leave(&self) -> ! {
+        eprintln!("supervisor: number {} leaves", self.turn);
+        std::process::exit(seat::LEAVES)
     }
 
     /// The living run with this number.
@@ -344,6 +473,7 @@ impl Node {
             return;
         }
         peer.ended.happen();
+        self.no_account_of(peer);
         // With it goes the fence of one that died before it was greeted: nobody else would ever end it.
         peer.greeting.borrow_mut().take();
         peer.asked.clear();
@@ -383,7 +513,7 @@ async fn events(node: Rc<Node>) {
                 }
             }
             Ok(link::Event::Terminate) => {
-                node.stopping.happen();
+                node.ends("");
                 let node = node.clone();
                 spawn(async move { node.keeper.tell(Ask::Ending, 0, 0).await });
             }

@@ -13,6 +13,7 @@ use kernel_ipc::component::waits::{Answer, Event, question};
 use kernel_ipc::runtime::{JoinHandle, timeout};
 use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId, SessionId};
 
+use super::records::{Kept, PeerTag, cut};
 use super::watchdog::Watch;
 
 /// How long a peer may take to answer the supervisor.
@@ -51,10 +52,14 @@ pub struct Peer {
     pub outbox: Rc<Outbox<ToComponent>>,
     /// What it will be greeted with; gone when it has been.
     pub greeting: RefCell<Option<(Welcome, OwnedFd)>>,
+    /// What the next supervisor will know of it.
+    pub record: Rc<Kept>,
+    /// It has said what it knows to this supervisor, or has always had this one.
+    pub accounted: Cell<bool>,
     /// Its lease table and how many entries it has, once it lends.
-    pub table: RefCell<Option<(OwnedFd, u32)>>,
+    pub table: RefCell<Option<(Kept, u32)>>,
     /// The regions that it has published.
-    pub regions: RefCell<Vec<(RegionId, OwnedFd)>>,
+    pub regions: RefCell<Vec<(RegionId, Rc<Kept>)>>,
     /// It says that it serves.
     pub ready: Event,
     /// It has said so; its introductions may still go on.
@@ -119,15 +124,103 @@ impl<K, V> Default for Questions<K, V> {
 }
 
 impl<K: Eq + Hash, V> Questions<K, V> {
-    /// The peer's answer. One to a question that was not asked is ignored.
-    pub fn answer(&self, key: &K, value: V) {
-        if let Some(answer) = self.0.borrow_mut().remove(key) {
+    /// The peer's answer. One to a question that was not asked is ignored, and that is said.
+    pub fn answer(&self, key: &K, value: V) -> bool {
+        let answer = self.0.borrow_mut().remove(key);
+        answer.is_some_and(|answer| {
             let _ = answer.give(value);
+            true
+        })
+    }
+}
+
+/// What a peer is from its first moment on.
+pub struct Identity {
+    /// As [`Peer::who`].
+    pub who: Who,
+    /// As [`Peer::name`].
+    pub name: String,
+    /// As [`Peer::slot`].
+    pub slot: u32,
+    /// As [`Peer::epoch`].
+    pub epoch: Epoch,
+    /// As [`Peer::incarnation`].
+    pub incarnation: Incarnation,
+    /// As [`Peer::lender`].
+    pub lender: LenderId,
+    /// As [`Peer::first_region`].
+    pub first_region: RegionId,
+}
+
+impl Identity {
+    /// What the next supervisor has to know of it.
+    pub fn tag(&self, pid: u32, greeted: bool) -> PeerTag {
+        let guest = if self.who == Who::Guest { self.name.as_str() } else { "" };
+        PeerTag {
+            epoch: self.epoch.get(),
+            lender: self.lender.get(),
+            first_region: self.first_region.get(),
+            pid,
+            greeted: greeted.into(),
+            name: cut(guest),
         }
     }
 }
 
 impl Peer {
+    /// A peer that has yet to be greeted, or that the last supervisor has greeted.
+    pub fn new(
+        identity: Identity,
+        pid: u32,
+        channel: Rc<Channel>,
+        record: Rc<Kept>,
+        greeting: Option<(Welcome, OwnedFd)>,
+        output: Option<JoinHandle<()>>,
+    ) -> Rc<Peer> {
+        let Identity { who, name, slot, epoch, incarnation, lender, first_region } = identity;
+        let watch = if pid == 0 { Watch::default() } else { Watch::of(pid, slot) };
+        Rc::new(Peer {
+            who,
+            name,
+            slot,
+            epoch,
+            incarnation,
+            lender,
+            first_region,
+            pid,
+            outbox: Rc::new(Outbox::new(channel.clone())),
+            channel,
+            accounted: Cell::new(greeting.is_some()),
+            greeting: RefCell::new(greeting),
+            record,
+            table: RefCell::default(),
+            regions: RefCell::default(),
+            ready: Event::default(),
+            said_ready: Cell::new(false),
+            opening: Cell::new(0),
+            ended: Event::default(),
+            silent: Event::default(),
+            wait_status: Cell::new(None),
+            ready_at: Cell::new(None),
+            trouble: RefCell::default(),
+            at_fault: Cell::new(false),
+            output: RefCell::new(output),
+            slow: Cell::new(false),
+            asked: Asked::default(),
+            watch,
+        })
+    }
+
+    /// It has been greeted.
+    pub fn greeted(&self) {
+        let Peer { who, ref name, slot, epoch, incarnation, lender, first_region, .. } = *self;
+        let name = name.clone();
+        let identity = Identity { who, name, slot, epoch, incarnation, lender, first_region };
+        if let Err(error) = self.record.tell(&identity.tag(self.pid, true)) {
+            eprintln!("supervisor: the keeper: {error}");
+        }
+    }
+
     /// Sends a message, now or when it makes room. Never blocks.
     ///
     /// # Errors
@@ -233,8 +326,13 @@ impl Peer {
         reply.await.ok_or_else(gone)
     }
 
-    /// Whether it was greeted and lives: everything else may be said to it.
-    pub fn is_introducible(&self) -> bool {
+    /// Whether it was greeted and lives: it can be asked to end.
+    pub fn is_greeted(&self) -> bool {
         self.greeting.borrow().is_none() && !self.ended.has_happened()
+    }
+
+    /// Whether everything may be said to it: this supervisor also knows what it knows.
+    pub fn is_introducible(&self) -> bool {
+        self.is_greeted() && self.accounted.get()
     }
 }

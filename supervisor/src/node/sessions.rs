@@ -9,6 +9,7 @@ use kernel_ipc::{Epoch, Rights, SessionId};
 use serde_json::Value;
 
 use super::peer::{Peer, Who};
+use super::records::{Kept, Kind, NumbersTag};
 use super::survival::{Surviving, session_memory};
 use super::waits::{Either, either};
 use super::{Host, Node, Phase, Session, control};
@@ -25,6 +26,8 @@ struct Permission {
     interface: String,
     rights: Rights,
     attenuation: Value,
+    /// Which of the component's endpoints it is, and which of the client's uses; of a guest none.
+    numbers: [u64; 2],
 }
 
 /// What a host has agreed to.
@@ -145,8 +148,6 @@ impl Node {
         let mut given = vec![segment.as_fd()];
         given.extend(ledger.as_ref().map(AsFd::as_fd));
         // Known before the host is asked, so that whoever dies from now on, the other hears of it.
-        let again = ledger.as_ref().and_then(|ledger| ledger.try_clone().ok());
-        let surviving = again.map(|ledger| Surviving { component: permission.component, serve, ledger });
         let entry = Session { client: client.incarnation, host: Host::Peer(host.incarnation), surviving: None };
         self.sessions.borrow_mut().insert(session, entry);
         let answer = host.ask(&host.asked.serve, session, &message, &given).await;
@@ -164,8 +165,20 @@ impl Node {
             }
         };
         // Only what the host has begun goes on in its next run.
-        if let Some(entry) = self.sessions.borrow_mut().get_mut(&session) {
-            entry.surviving = surviving;
+        if let Some(ledger) = ledger {
+            let [endpoint, used] = permission.numbers;
+            let tag = NumbersTag([client.incarnation.get(), endpoint, used, 0]);
+            match self.records.hold(Kind::Session, host.slot, session.get(), &tag, ledger) {
+                Ok(ledger) => {
+                    if let Some(entry) = self.sessions.borrow_mut().get_mut(&session) {
+                        entry.surviving = Some(Surviving { component: permission.component, serve, ledger });
+                    }
+                }
+                Err(error) => {
+                    self.close(client, session, None);
+                    return Err(OpenError::Unavailable { reason: format!("its ledger is not kept: {error}") });
+                }
+            }
         }
         // The first lease on this session may be named to a mapper at once: all of them must know the lender by then.
         self.introduced_for(client, host).await;
@@ -177,6 +190,11 @@ impl Node {
         let sessions = self.sessions.borrow();
         let known = sessions.get(&session).filter(|known| known.client == client.incarnation);
         known.is_some_and(|known| matches!(known.host, Host::Awaited))
+    }
+
+    /// Whether there is such a session.
+    pub(super) fn is_known(&self, session: SessionId) -> bool {
+        self.sessions.borrow().contains_key(&session)
     }
 
     fn is_served_by(&self, session: SessionId, host: &Peer) -> bool {
@@ -236,7 +254,8 @@ impl Node {
             let name = &component.entry.name;
             match component.phase.get() {
                 Phase::Ready => {
-                    let run = component.peer.borrow().clone().filter(|run| !run.ended.has_happened());
+                    let serves = |run: &Rc<Peer>| !run.ended.has_happened() && run.accounted.get();
+                    let run = component.peer.borrow().clone().filter(serves);
                     if let Some(run) = run {
                         return Ok(run);
                     }
@@ -256,31 +275,66 @@ impl Node {
     /// rights.
     fn permission(&self, client: &Peer, endpoint: &str) -> Option<Permission> {
         let find = |name: &str| self.components.iter().position(|component| component.entry.name == name);
+        let endpoint_of = |component: usize, name: &str| {
+            self.components.get(component)?.entry.provides.iter().position(|provided| provided.name == name)
+        };
         match client.who {
             Who::Component(index) => {
-                let used = self.components.get(index)?.entry.uses.iter().find(|used| used.name == endpoint)?;
-                Some(Permission {
-                    component: find(&used.component)?,
-                    endpoint: used.endpoint.clone(),
-                    interface: used.interface.clone(),
-                    rights: used.rights,
-                    attenuation: used.attenuation.clone(),
-                })
+                let uses = &self.components.get(index)?.entry.uses;
+                let at = uses.iter().position(|used| used.name == endpoint)?;
+                let component = find(&uses[at].component)?;
+                self.permission_by(client, component, [endpoint_of(component, &uses[at].endpoint)? as u64, at as u64])
             }
             Who::Guest => {
                 let (component, endpoint) = endpoint.split_once('.')?;
                 let component = find(component)?;
-                let provided = self.components.get(component)?.entry.provides.iter();
-                let provided = provided.into_iter().find(|provided| provided.name == endpoint)?;
-                Some(Permission {
-                    component,
-                    endpoint: provided.name.clone(),
-                    interface: provided.interface.clone(),
-                    rights: Rights::from_bits_retain(u32::MAX),
-                    attenuation: Value::Null,
-                })
+                self.permission_by(client, component, [endpoint_of(component, endpoint)? as u64, u64::MAX])
             }
         }
+    }
+
+    /// The same by numbers: of the component that serves, of its endpoint, of the client's use.
+    fn permission_by(&self, client: &Peer, component: usize, numbers: [u64; 2]) -> Option<Permission> {
+        let entry = &self.components.get(component)?.entry;
+        let provided = entry.provides.get(usize::try_from(numbers[0]).ok()?)?;
+        let (rights, attenuation) = match client.who {
+            Who::Component(index) => {
+                let used = self.components.get(index)?.entry.uses.get(usize::try_from(numbers[1]).ok()?)?;
+                if used.component != entry.name || used.endpoint != provided.name {
+                    return None;
+                }
+                (used.rights, used.attenuation.clone())
+            }
+            Who::Guest => (Rights::from_bits_retain(u32::MAX), Value::Null),
+        };
+        let (endpoint, interface) = (provided.name.clone(), provided.interface.clone());
+        Some(Permission { component, endpoint, interface, rights, attenuation, numbers })
+    }
+
+    /// What the last supervisor knew of a session that survives; `numbers` are those of its record's tag.
+    pub(super) fn recall_session(
+        &self,
+        session: SessionId,
+        client: &Peer,
+        component: usize,
+        numbers: [u64; 2],
+        ledger: Kept,
+    ) -> Option<Surviving> {
+        let Permission { endpoint, rights, attenuation, .. } = self.permission_by(client, component, numbers)?;
+        let serve = Serve {
+            session,
+            endpoint,
+            // Of the run that goes on with it.
+            epoch: Epoch(0),
+            client: client.incarnation,
+            client_name: client.name.clone(),
+            status_entry: client.slot,
+            rights,
+            attenuation,
+            resumes: false,
+            inherits: Vec::new(),
+        };
+        Some(Surviving { component, serve, ledger })
     }
 
     fn open_control(self: &Rc<Self>, client: &Rc<Peer>, request: u64, interface: &str, segment: OwnedFd) {
@@ -388,7 +442,7 @@ impl Node {
     }
 
     /// The client of an awaited session is gone: the host's next run, if there is one, need not wait for it.
-    fn tell_next_run(self: &Rc<Self>, surviving: Option<Surviving>, message: ToComponent) {
+    pub(super) fn tell_next_run(self: &Rc<Self>, surviving: Option<Surviving>, message: ToComponent) {
         let component = surviving.and_then(|surviving| self.components.get(surviving.component));
         let run = component.and_then(|component| component.peer.borrow().clone());
         if let Some(run) = run.filter(|run| run.is_introducible()) {

@@ -17,23 +17,29 @@ const STOP_WITHIN: Duration = Duration::from_secs(30);
 /// Stops every component. Says what did not go in order: who had to be killed, who failed at its end, who was down
 /// already. Nothing of the kind means that each of them did all that it does at its end.
 pub async fn stop_all(node: &Rc<Node>) -> Vec<String> {
-    node.stopping.happen();
+    node.ends("");
     let mut troubles = Vec::new();
     for component in node.components.iter().rev() {
         let name = &component.entry.name;
         let run = component.peer.borrow_mut().take();
-        match run {
-            Some(run) if run.ended.has_happened() => {
+        let trouble = match (component.phase.get(), run) {
+            // By the last supervisor.
+            (Phase::Stopped, _) => component.disorder.get().then(|| component.trouble.borrow().clone()),
+            (Phase::Stopping, Some(run)) if run.wait_status.get() == Some(0) => None,
+            (_, Some(run)) if run.ended.has_happened() => {
                 last_words(&run).await;
-                troubles.push(format!("{name} was down: {}", explain(&run).1));
+                Some(format!("{name} was down: {}", explain(&run).1))
             }
-            Some(run) => {
+            (_, Some(run)) => {
                 component.set_phase(Phase::Stopping);
-                if let Err(trouble) = stop(node, component, &run).await {
-                    troubles.push(format!("{name}: {trouble}"));
-                }
+                stop(node, component, &run).await.err().map(|trouble| format!("{name}: {trouble}"))
             }
-            None => {} // Never started.
+            (_, None) => None, // Never started.
+        };
+        if let Some(trouble) = trouble {
+            component.disorder.set(true);
+            component.trouble.replace(trouble.clone());
+            troubles.push(trouble);
         }
         component.set_phase(Phase::Stopped);
     }
@@ -47,7 +53,7 @@ pub async fn stop_all(node: &Rc<Node>) -> Vec<String> {
 /// For people: it did not end in order.
 async fn stop(node: &Rc<Node>, component: &Component, run: &Rc<Peer>) -> Result<(), String> {
     // One that never said a word to us cannot be asked; it has promised nothing either.
-    let asked = run.is_introducible() && run.send(&ToComponent::Stop, &[]).is_ok();
+    let asked = run.is_greeted() && run.send(&ToComponent::Stop, &[]).is_ok();
     if !asked || timeout(STOP_WITHIN, run.ended.wait()).await.is_err() {
         eprintln!("supervisor: {} does not end in order; killing it", run.name);
         component.log.note("did not end in order; killed");

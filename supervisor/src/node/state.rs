@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! STATE/lock         locked (flock) as long as the node lives
-//! STATE/boot         how often a node was started here, decimal
+//! STATE/boot         how often a supervisor was started here, decimal
+//! STATE/manifest     the manifest of the node that runs, as it was when that was started
 //! STATE/atoll.sock   where guests connect
 //! STATE/ended        how the last node here ended (`crate::ended`)
 //! STATE/logs/NAME.log   what a component prints
@@ -34,10 +35,18 @@ pub enum StateError {
     Io(io::Error),
 }
 
-/// Numbers that one start of a node may deal out.
+/// Numbers that one supervisor may deal out.
 const PER_BOOT: u64 = 1 << 32;
 
 impl State {
+    /// Takes the directory over from a dead supervisor, whose lock this is, and counts this start.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub fn take_over(path: &Path, lock: File) -> Result<State, StateError> {
+        State::counted(path.canonicalize()?, lock)
+    }
+
     /// Locks the directory and counts this start.
     ///
     /// # Errors
@@ -51,8 +60,17 @@ impl State {
             Err(TryLockError::WouldBlock) => return Err(StateError::Busy(path)),
             Err(TryLockError::Error(error)) => return Err(error.into()),
         }
+        State::counted(path, lock)
+    }
+
+    fn counted(path: PathBuf, lock: File) -> Result<State, StateError> {
         let boot = count(&path.join("boot"))?;
         Ok(State { path, lock, next: Cell::new(boot.saturating_mul(PER_BOOT)) })
+    }
+
+    /// The manifest that this node was started with, for the supervisors after this one.
+    pub fn manifest(path: &Path) -> PathBuf {
+        path.join("manifest")
     }
 
     /// The directory, absolute.
@@ -120,7 +138,13 @@ mod tests {
         assert!(a > 0 && b == a + 10);
         drop(first);
         let second = State::open(directory.path()).unwrap();
-        assert!(second.deal(1) > b);
+        let last = second.deal(1);
+        assert!(last > b);
+        let lock = second.lock().try_clone().unwrap();
+        drop(second);
+        let third = State::take_over(directory.path(), lock).unwrap();
+        assert!(third.deal(1) > last);
+        assert!(matches!(State::open(directory.path()), Err(StateError::Busy(_))), "it is the same lock");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! - While it is away its sessions are *awaited*: their clients have suspended them and ask to resume them.
 //! - What dead runs were lent elsewhere waits under their names, the *ancestors* (more than one if a run died before it
 //!   came to inherit); the next run's sessions inherit it, and what is left when that run is ready goes back.
+//! - All of it is kept by the keeper, so it outlives the supervisor as well.
 //! - Nothing survives an end of the node, nor a component that is given up.
 
 use std::cell::{Cell, RefCell};
@@ -16,31 +17,35 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use kernel_ipc::broker::{Serve, ToComponent};
-use kernel_ipc::runtime::spawn;
 use kernel_ipc::session::Ledgers;
 use kernel_ipc::sys::segment;
-use kernel_ipc::{Incarnation, LenderId, RegionId, SessionId};
+use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId, SessionId};
 
 use super::peer::{Peer, Who};
+use super::records::{ComponentTag, Kept, Kind, NamedTag, NumbersTag, Records, hash, text};
 use super::{Component, Host, Node};
-use crate::keeper::wire::{Ask, Request};
+use crate::manifest;
 
 /// Most memory that one component may have kept, and under how many names. It is taken page by page, as it is used.
 const MAX_BYTES: u64 = 16 << 30;
 const MAX_NAMES: usize = 16;
 
+/// A region, and who published it.
+type Published = (Rc<Kept>, Rc<Peer>);
+
 /// What a component leaves, over all its runs.
-#[derive(Default)]
 pub struct Estate {
-    memory: RefCell<BTreeMap<String, (OwnedFd, u64)>>,
+    slot: u32,
+    records: Rc<Records>,
+    memory: RefCell<BTreeMap<String, (Kept, u64)>>,
     /// Endpoints whose sessions go on.
     endpoints: RefCell<BTreeSet<String>>,
     /// Of every run.
     lender: Cell<Option<LenderId>>,
     /// Dead runs, until the next one is ready.
-    ancestors: RefCell<Vec<Incarnation>>,
+    ancestors: RefCell<BTreeMap<Incarnation, Option<Kept>>>,
     /// What was published of the memory, for reading, and by which run last.
-    regions: RefCell<BTreeMap<RegionId, (OwnedFd, Rc<Peer>)>>,
+    regions: RefCell<BTreeMap<RegionId, Published>>,
 }
 
 /// What is known of a session that goes on when its host dies.
@@ -50,16 +55,33 @@ pub struct Surviving {
     /// What the host is told of it.
     pub serve: Serve,
     /// Its ledger.
-    pub ledger: OwnedFd,
+    pub ledger: Kept,
 }
 
 /// Somebody's pins of a lender's leases.
 pub struct Pins {
-    memory: OwnedFd,
-    mapper: Rc<Peer>,
+    pub memory: Kept,
+    /// The mapper's.
+    pub epoch: Epoch,
+    pub slot: u32,
+    /// The mapper has sealed the segment, and may have been told of the lender.
+    pub adopted: bool,
 }
 
 impl Estate {
+    /// Of a component that has never run.
+    pub fn new(slot: u32, records: Rc<Records>) -> Estate {
+        Estate {
+            slot,
+            records,
+            memory: RefCell::default(),
+            endpoints: RefCell::default(),
+            lender: Cell::default(),
+            ancestors: RefCell::default(),
+            regions: RefCell::default(),
+        }
+    }
+
     /// Whether the next run goes on where this one ends.
     pub fn survives(&self) -> bool {
         !self.memory.borrow().is_empty()
@@ -82,9 +104,43 @@ impl Estate {
         lender
     }
 
+    /// The lender id of the component's last run.
+    pub fn known_lender(&self) -> Option<LenderId> {
+        self.lender.get()
+    }
+
+    /// Which of its endpoints' sessions go on, as bits.
+    pub fn endpoints_of(&self, entry: &manifest::Component) -> u64 {
+        let bit = |(at, endpoint): (u32, &manifest::Provide)| match self.has_sessions_of(&endpoint.name) {
+            true => 1u64.checked_shl(at).unwrap_or(0),
+            false => 0,
+        };
+        (0..).zip(&entry.provides).map(bit).sum()
+    }
+
+    /// What the last supervisor knew.
+    pub fn recall(&self, entry: &manifest::Component, tag: &ComponentTag) {
+        self.lender.set((tag.lender != 0).then_some(LenderId(tag.lender)));
+        for (at, endpoint) in (0..64).zip(&entry.provides) {
+            if tag.endpoints >> at & 1 == 1 {
+                self.keeps_sessions_of(&endpoint.name);
+            }
+        }
+    }
+
+    /// Memory that the last supervisor had kept.
+    pub fn recall_memory(&self, name: String, bytes: u64, memory: Kept) {
+        self.memory.borrow_mut().insert(name, (memory, bytes));
+    }
+
+    /// A dead run whose leases wait.
+    pub fn add_ancestor(&self, run: Incarnation, record: Option<Kept>) {
+        self.ancestors.borrow_mut().entry(run).or_insert(record);
+    }
+
     /// The runs whose leases a new session of this component inherits.
     pub fn ancestors(&self) -> Vec<Incarnation> {
-        self.ancestors.borrow().clone()
+        self.ancestors.borrow().keys().copied().collect()
     }
 
     /// Fresh memory, for this run and all after it. `shown` is what the kernel calls it.
@@ -101,7 +157,9 @@ impl Estate {
         }
         let fresh = memfd(shown, bytes).map_err(|error| error.to_string())?;
         let given = fresh.try_clone().map_err(|error| error.to_string())?;
-        memory.insert(name.to_owned(), (fresh, bytes));
+        let tag = NamedTag { number: bytes, name: text(name).ok_or("a name that is none")? };
+        let kept = self.records.hold(Kind::Memory, self.slot, hash(name), &tag, fresh);
+        memory.insert(name.to_owned(), (kept.map_err(|error| error.to_string())?, bytes));
         Ok(given)
     }
 
@@ -111,20 +169,32 @@ impl Estate {
     }
 
     /// A run has published a region; if that is kept, it can be mapped when the run has ended.
-    pub fn published(&self, region: RegionId, memory: &OwnedFd, run: &Rc<Peer>) {
-        if self.keeps_region(region)
-            && let Ok(memory) = memory.try_clone()
-        {
-            self.regions.borrow_mut().insert(region, (memory, run.clone()));
+    pub fn published(&self, region: RegionId, memory: &Rc<Kept>, run: &Rc<Peer>) {
+        if self.keeps_region(region) {
+            self.regions.borrow_mut().insert(region, (memory.clone(), run.clone()));
         }
+    }
+
+    /// Whether a region has been published by this run or one before it, and is there.
+    pub fn has_region(&self, region: RegionId) -> bool {
+        self.regions.borrow().contains_key(&region)
     }
 
     /// The kept regions that no living run publishes, and whose they were.
     pub fn orphaned_regions(&self) -> Vec<(RegionId, OwnedFd, Rc<Peer>)> {
         let regions = self.regions.borrow();
         let orphaned = regions.iter().filter(|(_, (_, run))| run.ended.has_happened());
-        let again = |memory: &OwnedFd| memory.try_clone().ok();
-        orphaned.filter_map(|(region, (memory, run))| Some((*region, again(memory)?, run.clone()))).collect()
+        orphaned.filter_map(|(region, (memory, run))| Some((*region, memory.again().ok()?, run.clone()))).collect()
+    }
+
+    /// A run has ended, and the next one goes on.
+    fn bequeath(&self, run: &Peer) {
+        let known = self.ancestors.borrow().contains_key(&run.incarnation);
+        if !known {
+            let number = run.incarnation.get();
+            let record = self.records.put(Kind::Ancestor, self.slot, number, &NumbersTag::default(), None);
+            self.add_ancestor(run.incarnation, record.ok());
+        }
     }
 
     /// The component is given up: whoever follows begins anew.
@@ -204,7 +274,7 @@ impl Node {
         if !estate.survives() {
             return heritage;
         }
-        let mut add = |message, memory: &OwnedFd| heritage.extend(memory.try_clone().ok().map(|fd| (message, fd)));
+        let mut add = |message, memory: &Kept| heritage.extend(memory.again().ok().map(|fd| (message, fd)));
         for (name, (memory, _)) in &*estate.memory.borrow() {
             add(ToComponent::Heritage { name: name.clone() }, memory);
         }
@@ -217,8 +287,8 @@ impl Node {
             }
         }
         for ((mapper, lender), pins) in &*self.pins.borrow() {
-            if *lender == peer.lender {
-                let Peer { epoch, slot, .. } = *pins.mapper;
+            if *lender == peer.lender && pins.adopted {
+                let Pins { epoch, slot, .. } = *pins;
                 add(ToComponent::AttachPins { mapper: *mapper, epoch, status_entry: slot }, &pins.memory);
                 self.attached.borrow_mut().entry(*mapper).or_default().push(peer.incarnation);
             }
@@ -226,35 +296,47 @@ impl Node {
         heritage
     }
 
-    /// A lender is gone for ever: nobody reads its mappers' pins, so neither we nor the keeper keep them.
-    pub(super) fn forget_pins_for(self: &Rc<Self>, lender: LenderId) {
-        let mut slots = Vec::new();
-        self.pins.borrow_mut().retain(|(_, known), pins| {
-            slots.extend((*known == lender).then_some(pins.mapper.slot));
-            *known != lender
-        });
-        for slot in slots {
-            let request = Request::new(Ask::ReaderGone, slot, 0).with_b(lender.get());
-            let node = self.clone();
-            spawn(async move { node.keeper.ask(request, &[]).await.map(drop) });
+    /// A lender is gone for ever: nobody reads its mappers' pins.
+    pub(super) fn forget_pins_for(&self, lender: LenderId) {
+        self.pins.borrow_mut().retain(|(_, known), _| *known != lender);
+    }
+
+    /// Memory for a mapper's pins of a lender's leases, which outlives both: that which was given to the mapper already, if
+    /// a supervisor died meanwhile.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    pub(super) fn pin_memory(&self, mapper: &Peer, lender: LenderId, bytes: u64) -> Result<OwnedFd, String> {
+        let key = (mapper.incarnation, lender);
+        let mut pins = self.pins.borrow_mut();
+        let words = |error: std::io::Error| error.to_string();
+        if let Some(known) = pins.get(&key) {
+            return known.memory.again().map_err(words);
         }
+        let memory = memfd("pins", bytes).map_err(words)?;
+        let given = memory.try_clone().map_err(words)?;
+        let (epoch, slot) = (mapper.epoch, mapper.slot);
+        let tag = NumbersTag([mapper.incarnation.get(), epoch.get(), lender.get(), 0]);
+        let memory = self.records.hold(Kind::Pins, slot, self.state.deal(1), &tag, memory).map_err(words)?;
+        pins.insert(key, Pins { memory, epoch, slot, adopted: false });
+        Ok(given)
     }
 
-    /// The memory in which a mapper pins a lender's leases, if there is any yet.
-    pub(super) fn pins_of(&self, mapper: &Peer, lender: LenderId) -> Option<OwnedFd> {
-        self.pins.borrow().get(&(mapper.incarnation, lender))?.memory.try_clone().ok()
-    }
-
-    /// A mapper's pins of a lender's leases outlive both.
-    pub(super) fn keep_pins(&self, mapper: &Rc<Peer>, lender: LenderId, memory: OwnedFd) {
-        let pins = Pins { memory, mapper: mapper.clone() };
-        self.pins.borrow_mut().insert((mapper.incarnation, lender), pins);
+    /// A mapper has sealed its pin segment, and can pin as soon as it knows the lender.
+    pub(super) fn pins_adopted(&self, mapper: &Peer, lender: LenderId) {
+        if let Some(pins) = self.pins.borrow_mut().get_mut(&(mapper.incarnation, lender)) {
+            pins.adopted = true;
+            let tag = NumbersTag([mapper.incarnation.get(), pins.epoch.get(), lender.get(), 1]);
+            if let Err(error) = pins.memory.tell(&tag) {
+                eprintln!("supervisor: the keeper: {error}");
+            }
+        }
     }
 
     /// A run of a component that survives has ended.
     pub(super) fn bequeath(&self, peer: &Peer) {
         if let Some(component) = self.component_of(peer) {
-            component.estate.ancestors.borrow_mut().push(peer.incarnation);
+            component.estate.bequeath(peer);
         }
     }
 
@@ -262,7 +344,7 @@ impl Node {
     pub(super) fn bury_ancestors(self: &Rc<Self>, component: &Component) {
         let ancestors = component.estate.ancestors.take();
         for host in self.living().into_iter().filter(|host| host.is_introducible() && host.who != Who::Guest) {
-            for &client in &ancestors {
+            for &client in ancestors.keys() {
                 let session = SessionId(0);
                 self.send(&host, &ToComponent::ClientGone { session, client, died: true, survives: false }, &[]);
             }

@@ -210,20 +210,18 @@ pub fn adopt_orphans() -> io::Result<()> {
     }
 }
 
-/// Takes over a descriptor that a keeper or supervisor is started with: number [`FIRST_INHERITED`] or the next one.
-/// `None` if it is not open, or was taken before.
-pub fn inherited(number: RawFd) -> Option<OwnedFd> {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static TAKEN: AtomicU32 = AtomicU32::new(0);
-    let bit = 1u32.checked_shl(number.try_into().ok()?)?;
-    if !(FIRST_INHERITED..FIRST_INHERITED + 2).contains(&number) || TAKEN.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
+/// Takes over the descriptor that a keeper or supervisor is started with. `None` if it is not open, or was taken before.
+pub fn inherited() -> Option<OwnedFd> {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
         return None;
     }
-    // SAFETY: these numbers are by contract ours, and `TAKEN` says that this is the first taking.
-    unsafe { descriptors::inherited(number) }
+    // SAFETY: this number is by contract ours, and `TAKEN` says that this is the first taking.
+    unsafe { descriptors::inherited(FIRST_INHERITED) }
 }
 
-/// The first of the two descriptors that a keeper or supervisor may be started with.
+/// The number of the descriptor that a keeper or supervisor may be started with.
 pub const FIRST_INHERITED: RawFd = 3;
 
 /// Lets a child keep `descriptors` as its 3, 4, …; for `Command`.

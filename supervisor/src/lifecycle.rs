@@ -1,4 +1,4 @@
-//! When a dead component is started again. No clocks, no processes: time comes as an argument.
+//! When a dead component or supervisor is started again. No clocks, no processes: time comes as an argument.
 //!
 //! - A death of its own making (it exited, crashed, broke the protocol, or died before it was ready) is followed by a
 //!   pause, which doubles from 50 ms with each such death and is forgotten after [`HEALTHY`] of service.
@@ -52,6 +52,21 @@ pub struct Restarts {
 }
 
 impl Restarts {
+    /// As the last supervisor knew it: its own deaths, oldest first, and how many of them are a row.
+    pub fn known(own: impl IntoIterator<Item = Instant>, row: u32) -> Restarts {
+        Restarts { own: own.into_iter().collect(), row }
+    }
+
+    /// The last of its own deaths, oldest first.
+    pub fn own(&self) -> impl Iterator<Item = Instant> {
+        self.own.iter().copied()
+    }
+
+    /// How many of them are a row.
+    pub fn row(&self) -> u32 {
+        self.row
+    }
+
     /// A death at `now`; `served` is how long it had been ready before, if it was.
     pub fn died(&mut self, now: Instant, cause: Cause, served: Option<Duration>) -> Decision {
         if served.is_some_and(|served| served >= HEALTHY) {
@@ -77,14 +92,8 @@ impl Restarts {
     }
 }
 
-/// Whose doing the end with this wait status was, and how to say it.
-pub fn explain(wait_status: i32) -> (Cause, String) {
-    if libc::WIFEXITED(wait_status) {
-        return (Cause::Own, format!("exited with code {}", libc::WEXITSTATUS(wait_status)));
-    }
-    let number = libc::WTERMSIG(wait_status);
-    let name =
-        nix::sys::signal::Signal::try_from(number).map_or_else(|_| format!("signal {number}"), |s| s.to_string());
+/// Whose doing the end with this wait status was.
+pub fn cause(wait_status: i32) -> Cause {
     let own = [
         libc::SIGSEGV,
         libc::SIGBUS,
@@ -96,8 +105,18 @@ pub fn explain(wait_status: i32) -> (Cause, String) {
         libc::SIGXCPU,
         libc::SIGPIPE,
     ];
-    let cause = if own.contains(&number) { Cause::Own } else { Cause::Outside };
-    (cause, format!("killed by {name}"))
+    if libc::WIFEXITED(wait_status) || own.contains(&libc::WTERMSIG(wait_status)) { Cause::Own } else { Cause::Outside }
+}
+
+/// The same, and how to say it.
+pub fn explain(wait_status: i32) -> (Cause, String) {
+    let number = libc::WTERMSIG(wait_status);
+    let words = match nix::sys::signal::Signal::try_from(number) {
+        _ if libc::WIFEXITED(wait_status) => format!("exited with code {}", libc::WEXITSTATUS(wait_status)),
+        Ok(signal) => format!("killed by {signal}"),
+        Err(_) => format!("killed by signal {number}"),
+    };
+    (cause(wait_status), words)
 }
 
 #[cfg(test)]

@@ -1,0 +1,346 @@
+//! What the supervisor keeps with the keeper, for the supervisor after it.
+//!
+//! - A [`Kept`] is a record at the keeper as long as it lives; dropping it takes the record away. A supervisor that dies or is
+//!   replaced drops nothing: the next one finds all of it.
+//! - A record counts from the call that puts it, whatever happens to this process then. So what others are told is put first.
+//! - A tag has a fixed form for each kind and is drawn here. It is checked on its way back as if it came from a disk.
+//!
+//! ```text
+//! kind        slot        number        tag                                   descriptor
+//! Lock        0           0                                                   the locked file
+//! Listener    0           0                                                   STATE/atoll.sock
+//! Up          0           0                                                   (none; the start is done)
+//! Ending      0           0             text: why the start has failed         (none; the node ends)
+//! Component   component's 0             ComponentTag                          (none)
+//! Peer        its own     incarnation   PeerTag                               the supervisor's end of its control socket
+//! Output      component's epoch                                               read end of what it prints
+//! Table       lender's    incarnation   NumbersTag: capacity                  its lease table
+//! Region      owner's     region        NumbersTag: owner's incarnation       the region
+//! Pins        mapper's    of its own    NumbersTag: mapper's incarnation, its epoch, lender, 1 once adopted    the pin segment
+//! Session     host's      session       NumbersTag: client's incarnation, endpoint, use                its ledger
+//! Memory      component's hash of name  NamedTag: bytes, name                 the memory
+//! Ancestor    component's incarnation                                         (none)
+//! Fact        component's hash of key   FactTag: key, value as JSON           (none)
+//! Held        component's hash of name  NamedTag: 0, name                     what is held
+//! ```
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::link::Link;
+use crate::keeper::wire::{Key, TAG};
+
+/// What a record is about. Stable: the next supervisor may be another program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// See the module's table.
+    Lock = 1,
+    /// See the module's table.
+    Listener = 2,
+    /// See the module's table.
+    Up = 4,
+    /// See the module's table.
+    Ending = 5,
+    /// See the module's table.
+    Component = 6,
+    /// See the module's table.
+    Peer = 7,
+    /// See the module's table.
+    Output = 8,
+    /// See the module's table.
+    Table = 9,
+    /// See the module's table.
+    Region = 10,
+    /// See the module's table.
+    Pins = 11,
+    /// See the module's table.
+    Session = 12,
+    /// See the module's table.
+    Memory = 13,
+    /// See the module's table.
+    Ancestor = 14,
+    /// See the module's table.
+    Fact = 15,
+    /// See the module's table.
+    Held = 16,
+}
+
+/// Most records: as many as the keeper has room for.
+const MAX_RECORDS: usize = crate::keeper::MAX_RECORDS;
+
+/// Bytes of the texts in tags.
+pub const NAME: usize = 200;
+
+/// A component, over all its runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ComponentTag {
+    /// Of the last run that was begun.
+    pub epoch: u64,
+    /// 0: none.
+    pub lender: u64,
+    /// When its last run was ready, by the monotonic clock, in ns.
+    pub ready_at: u64,
+    /// Bit n: sessions of endpoint n survive.
+    pub endpoints: u64,
+    /// When it died of its own making, likewise; 0: never.
+    pub deaths: [u64; 5],
+    /// Times that it was started again.
+    pub starts: u32,
+    /// See `Phase`.
+    pub phase: u32,
+    /// Deaths in a row.
+    pub row: u32,
+    /// It did not end in order.
+    pub disorder: u32,
+    /// The last thing that went wrong, cut.
+    pub trouble: [u8; NAME],
+}
+
+/// A run of a component, or a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PeerTag {
+    /// Of its slot.
+    pub epoch: u64,
+    /// Dealt to it.
+    pub lender: u64,
+    /// Dealt to it.
+    pub first_region: u64,
+    /// Its process; 0 for a guest.
+    pub pid: u32,
+    /// It was greeted.
+    pub greeted: u32,
+    /// A guest's name.
+    pub name: [u8; NAME],
+}
+
+/// Some numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NumbersTag(pub [u64; 4]);
+
+/// A name and a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct NamedTag {
+    /// How much of it.
+    pub number: u64,
+    /// The name.
+    pub name: [u8; NAME],
+}
+
+/// A fact about a component.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FactTag {
+    /// Its key.
+    pub key: [u8; 64],
+    /// Its value, as JSON.
+    pub value: [u8; NAME],
+}
+
+const _: () = assert!(size_of::<ComponentTag>() <= TAG && size_of::<PeerTag>() <= TAG && size_of::<FactTag>() <= TAG);
+
+/// A text in a tag, which must fit.
+pub fn text<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+    (!text.contains('\0')).then_some(bytes)
+}
+
+/// A text in a tag, cut if it is too long.
+pub fn cut<const N: usize>(long: &str) -> [u8; N] {
+    let mut end = N.min(long.len());
+    while !long.is_char_boundary(end) {
+        end -= 1;
+    }
+    text(&long[..end].replace('\0', " ")).unwrap_or([0; N])
+}
+
+/// The text in a tag.
+pub fn read(bytes: &[u8]) -> Option<String> {
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    String::from_utf8(bytes[..end].to_vec()).ok()
+}
+
+/// What stands at the beginning of a tag.
+pub fn tag<T: FromBytes + KnownLayout + Immutable>(bytes: &[u8; TAG]) -> T {
+    T::read_from_prefix(bytes).expect("every tag is smaller than the room for it").0
+}
+
+/// A number for a name, the same in every supervisor (FNV-1a).
+pub fn hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// All records of this supervisor.
+pub struct Records {
+    link: Rc<Link>,
+    /// Who put the record last: only its [`Kept`] takes it away.
+    known: RefCell<HashMap<Key, u64>>,
+    puts: Cell<u64>,
+}
+
+/// A record at the keeper.
+pub struct Kept {
+    records: Rc<Records>,
+    key: Key,
+    put: u64,
+    descriptor: Option<OwnedFd>,
+}
+
+impl Records {
+    /// With nothing known of what is there.
+    pub fn new(link: Rc<Link>) -> Records {
+        Records { link, known: RefCell::default(), puts: Cell::new(0) }
+    }
+
+    /// For tests of what is kept: whoever reads it forgets it.
+    #[cfg(test)]
+    pub fn to_nobody() -> Records {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+        let kind = SockType::SeqPacket;
+        let (nobody, ours) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).expect("a socket");
+        std::thread::spawn(move || {
+            let mut bytes = [0; size_of::<crate::keeper::wire::Request>()];
+            let receive = kernel_ipc::sys::descriptors::receive;
+            while receive(nobody.as_fd(), &mut bytes, true).is_ok_and(|packet| packet.length > 0) {}
+        });
+        Records::new(Rc::new(Link::new(ours)))
+    }
+
+    /// Puts a record, instead of another one under this key. Its descriptor is only at the keeper then.
+    ///
+    /// # Errors
+    /// There are too many, or of the keeper's socket.
+    pub fn put(
+        self: &Rc<Self>,
+        kind: Kind,
+        slot: u32,
+        number: u64,
+        tag: &(impl IntoBytes + Immutable),
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Kept> {
+        let key = Key { kind: kind as u32, slot, number };
+        let kept = self.know(key, None)?;
+        kept.say(tag, descriptor)?;
+        Ok(kept)
+    }
+
+    /// The same with a descriptor that is of use here too.
+    ///
+    /// # Errors
+    /// As [`put`](Records::put).
+    pub fn hold(
+        self: &Rc<Self>,
+        kind: Kind,
+        slot: u32,
+        number: u64,
+        tag: &(impl IntoBytes + Immutable),
+        descriptor: OwnedFd,
+    ) -> io::Result<Kept> {
+        let mut kept = self.put(kind, slot, number, tag, Some(descriptor.as_fd()))?;
+        kept.descriptor = Some(descriptor);
+        Ok(kept)
+    }
+
+    /// A record that is there already.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub fn know(self: &Rc<Self>, key: Key, descriptor: Option<OwnedFd>) -> io::Result<Kept> {
+        let mut known = self.known.borrow_mut();
+        if known.len() >= MAX_RECORDS && !known.contains_key(&key) {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        let put = self.puts.get() + 1;
+        self.puts.set(put);
+        known.insert(key, put);
+        Ok(Kept { records: self.clone(), key, put, descriptor })
+    }
+}
+
+impl Kept {
+    /// What is kept.
+    ///
+    /// # Errors
+    /// The record is one without a descriptor, or it cannot be duplicated.
+    pub fn again(&self) -> io::Result<OwnedFd> {
+        self.descriptor.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?.try_clone()
+    }
+
+    /// Says something else of what is kept.
+    ///
+    /// # Errors
+    /// Of the keeper's socket.
+    pub fn tell(&self, tag: &(impl IntoBytes + Immutable)) -> io::Result<()> {
+        self.say(tag, None)
+    }
+
+    fn say(&self, tag: &(impl IntoBytes + Immutable), descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let mut bytes = [0; TAG];
+        let tag = tag.as_bytes();
+        bytes[..tag.len()].copy_from_slice(tag);
+        self.records.link.put(self.key, &bytes, descriptor)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let mut known = self.records.known.borrow_mut();
+        if known.get(&self.key) == Some(&self.put) {
+            known.remove(&self.key);
+            if let Err(error) = self.records.link.take(self.key) {
+                eprintln!("supervisor: the keeper: {error}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kernel_ipc::sys::descriptors;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    use crate::keeper::wire::{Ask, Request};
+
+    fn said(keeper: &OwnedFd) -> Option<(Option<Ask>, u64)> {
+        let mut bytes = [0; size_of::<Request>()];
+        descriptors::receive(keeper.as_fd(), &mut bytes, false).ok()?;
+        let request = Request::read_from_bytes(&bytes).unwrap();
+        Some((request.ask(), request.a))
+    }
+
+    #[test]
+    fn a_record_is_taken_away_by_the_last_who_put_it_and_nobody_else() {
+        let kind = SockType::SeqPacket;
+        let (keeper, ours) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let records = Rc::new(Records::new(Rc::new(Link::new(ours))));
+        let first = records.put(Kind::Region, 1, 7, &NumbersTag::default(), None).unwrap();
+        let second = records.put(Kind::Region, 1, 7, &NumbersTag::default(), None).unwrap();
+        assert_eq!([said(&keeper), said(&keeper)], [Some((Some(Ask::Put), 7)); 2]);
+        drop(first);
+        assert_eq!(said(&keeper), None);
+        second.tell(&NumbersTag([1, 2, 3, 4])).unwrap();
+        assert_eq!(said(&keeper), Some((Some(Ask::Put), 7)));
+        drop(second);
+        assert_eq!(said(&keeper), Some((Some(Ask::Take), 7)));
+    }
+
+    #[test]
+    fn texts_fit_or_are_refused_or_are_cut_between_characters() {
+        assert_eq!(text::<4>("abcd").and_then(|bytes| read(&bytes)).as_deref(), Some("abcd"));
+        assert_eq!(text::<4>("abcde"), None);
+        assert_eq!(text::<4>("a\0"), None);
+        assert_eq!(read(&cut::<4>("aüüü")).as_deref(), Some("aü"));
+        assert_eq!(read(&[0xff, 0]), None);
+    }
+}
