@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::mpsc;
 
 use common::{Host, run};
-use drivers::block::{Device, FileDriver, Image, ImageConfig, Parts};
+use drivers::block::{Device, FileDriver, Image, ImageConfig, Parts, UnderWay};
 use kernel_ipc::interface::{Connect, Connection, Description, NewCap};
 use kernel_ipc::rights::Rights;
 use kernel_ipc::runtime::{self, Signal, SystemCalls, system_calls};
@@ -52,6 +52,7 @@ fn serve(path: &Path, offer: std::os::fd::OwnedFd, segment: &mpsc::Sender<std::o
             in_flight: 4 * MIB,
             mapper: Rc::clone(&host.mapper),
             counters: Rc::default(),
+            under_way: UnderWay::default(),
         });
         let driver = block::Dispatcher(driver.expect("a driver"));
         let service = Rc::new(Counted { driver, served: Cell::new(0), closed: Signal::default() });

@@ -33,6 +33,7 @@ use super::image::{Image, ImageConfig};
 use super::request::{Bounds, MAX_TRANSFER_BLOCKS, Refused};
 use super::space::{CHUNK_BLOCKS, Space};
 use super::taken::{self, Nonsense, Taken};
+use super::under_way::{self, UnderWay};
 use crate::sys;
 
 /// Bytes of a chunk: the unit of registration with the kernel.
@@ -70,6 +71,9 @@ fn default_in_flight() -> u64 {
     32 << 20
 }
 
+/// The name of the memory that says whether anything is under way.
+const UNDER_WAY: &str = "under-way";
+
 /// Bytes of effects that are kept: none. What a call does to the device is there or is done again.
 const RING_BYTES: usize = 4096;
 
@@ -79,10 +83,19 @@ const RING_BYTES: usize = 4096;
 /// The image, the region or the configuration is not to be had; says which.
 pub async fn serve(cx: Context) -> Result<(), Error> {
     let config: Config = cx.config()?;
+    let left = cx.kept_before(UNDER_WAY);
     let Survived { leases, .. } = cx.survive(RING_BYTES).await?;
     sys::outlive_file_size_limit();
-    // Nothing of the last run may land in its region, or on the device, any more.
-    cx.last_run_fenced().await;
+    let memory = match left {
+        Some(memory) => memory,
+        None => cx.keep(UNDER_WAY, under_way::BYTES).await?,
+    };
+    let (under_way, left) = UnderWay::kept(memory)?;
+    if left {
+        // It must not land in the region, or on the device, after this run has begun.
+        cx.last_run_fenced().await;
+    }
+    under_way.landed();
     let region_bytes = usize::try_from(config.region)?.next_multiple_of(CHUNK_BYTES);
     let region = cx.keep_region(region_bytes).await?;
     let image = Image::open(&ImageConfig {
@@ -102,6 +115,7 @@ pub async fn serve(cx: Context) -> Result<(), Error> {
         in_flight: config.in_flight,
         mapper: cx.mapper(),
         counters: cx.counters(),
+        under_way,
     })?;
     if let Err(nonsense) = driver.hold(&leases, &cx.lender()) {
         return Err(cx.forget(&nonsense.to_string()).into());
@@ -137,6 +151,8 @@ pub struct Parts {
     pub mapper: Rc<RefCell<Mapper>>,
     /// Where payload is counted.
     pub counters: Rc<Counters>,
+    /// Where operations under way are counted.
+    pub under_way: UnderWay,
 }
 
 /// What a driver did.
@@ -163,6 +179,7 @@ pub struct FileDriver {
     buffers: Option<RefCell<Buffers<RegionSlice>>>,
     budget: Budget,
     drain: Drain,
+    under_way: UnderWay,
     mapper: Rc<RefCell<Mapper>>,
     counters: Rc<Counters>,
     /// Nothing was written yet to a file that was made for this.
@@ -179,7 +196,7 @@ impl FileDriver {
     /// # Errors
     /// No descriptor to be had, or a region that is not whole chunks.
     pub fn new(parts: Parts) -> std::io::Result<FileDriver> {
-        let Parts { image, region, in_flight, mapper, counters } = parts;
+        let Parts { image, region, in_flight, mapper, counters, under_way } = parts;
         let invalid = |_| std::io::Error::from(std::io::ErrorKind::InvalidInput);
         let chunks = u32::try_from(region.len() / CHUNK_BYTES).map_err(|error| invalid(error.to_string()))?;
         let whole = region.slice(0, region.len()).map_err(|error| invalid(error.to_string()))?;
@@ -195,6 +212,7 @@ impl FileDriver {
             buffers,
             budget: Budget::new(in_flight),
             drain: Drain::default(),
+            under_way,
             mapper,
             counters,
             blank: Cell::new(image.blank),
@@ -325,6 +343,7 @@ impl block::Handler for FileDriver {
         let space = Rc::new(self.space(count).ok_or(busy)?);
         let length = range.end - range.start;
         let _permit = self.budget.acquire(length).await;
+        let _landing = self.under_way.begin();
         self.fill(Rc::clone(&space), range).await?;
         self.counters.add_leased(length);
         let offset = u64::from(space.blocks.start) * u64::from(BLOCK_SIZE);
@@ -343,10 +362,12 @@ impl block::Handler for FileDriver {
             .and_then(|count| self.bounds.transfer(block, count))
             .map_err(|Refused| WriteError::OutOfRange)?;
         let _permit = self.budget.acquire(data.length).await;
+        let _landing = self.under_way.begin();
         self.store(call, &data, range).await
     }
 
     async fn flush(&self, _: &Call, _: Granted<Device>) -> Result<(), CallError<FlushError>> {
+        let _landing = self.under_way.begin();
         // `fdatasync` writes back a file's new size and extents too, and ends with a flush of the disk's own cache.
         match io::fdatasync(&self.file).await {
             Ok(()) => Ok(()),
@@ -357,6 +378,7 @@ impl block::Handler for FileDriver {
 
     async fn discard(&self, _: &Call, _: Granted<Device>, block: u64, count: u32) -> Result<(), CallError<WriteError>> {
         let _change = self.change()?;
+        let _landing = self.under_way.begin();
         let range = self.bounds.range(block, count).map_err(|Refused| WriteError::OutOfRange)?;
         match self.allocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, &range).await {
             // A file system without holes: the blocks keep their bytes, which a discard allows.
@@ -373,6 +395,7 @@ impl block::Handler for FileDriver {
         count: u32,
     ) -> Result<(), CallError<WriteError>> {
         let _change = self.change()?;
+        let _landing = self.under_way.begin();
         let range = self.bounds.range(block, count).map_err(|Refused| WriteError::OutOfRange)?;
         let keep = libc::FALLOC_FL_KEEP_SIZE;
         let result = match self.allocate(libc::FALLOC_FL_ZERO_RANGE | keep, &range).await {

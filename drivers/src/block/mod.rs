@@ -7,6 +7,7 @@ mod image;
 mod request;
 mod space;
 mod taken;
+mod under_way;
 
 pub use budget::{Budget, Permit};
 pub use drain::{Change, Drain};
@@ -15,3 +16,4 @@ pub use image::{Image, ImageConfig, ImageError};
 pub use request::{Bounds, Refused};
 pub use space::{CHUNK_BLOCKS, Space};
 pub use taken::Nonsense;
+pub use under_way::{Landing, UnderWay};

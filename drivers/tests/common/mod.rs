@@ -7,7 +7,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use drivers::block::{Device, FileDriver, Image, ImageConfig, Parts};
+use drivers::block::{Device, FileDriver, Image, ImageConfig, Parts, UnderWay};
 use kernel_ipc::interface::{Connect, Connection, Lease, LeasePart, NewCap};
 use kernel_ipc::lease::{Holder, Lend, Lender, Mapper, PinSegment, Region, RegionReader};
 use kernel_ipc::rights::Rights;
@@ -164,6 +164,7 @@ pub async fn file_driver_with(config: &ImageConfig, chunks: usize) -> (Host, Rc<
         in_flight: 4 << 20,
         mapper: Rc::clone(&host.mapper),
         counters: Rc::default(),
+        under_way: UnderWay::default(),
     })
     .expect("a driver");
     let service = Rc::new(block::Dispatcher(driver));
