@@ -231,13 +231,15 @@ pub async fn greet(node: &Rc<Node>, peer: &Rc<Peer>, protocol: u32) -> Result<()
         node.send(peer, &ToComponent::Rejected { reason: reason.clone() }, &[]);
         return Err(reason);
     }
-    let Some((mut welcome, fence)) = peer.greeting.borrow_mut().take() else {
+    if peer.greeting.borrow().is_none() {
         return Err("it greets twice".into());
-    };
+    }
     if matches!(peer.who, Who::Component(_)) {
         let lives = node.keeper.tell(Ask::Lives, peer.slot, peer.epoch.get()).await;
         lives.map_err(|error| format!("the keeper: {error}"))?;
     }
+    // Only now: whoever has no greeting left may be introduced, and the greeting must come first. Gone: it died meanwhile.
+    let Some((mut welcome, fence)) = peer.greeting.borrow_mut().take() else { return Ok(()) };
     let heritage = node.heritage(peer);
     welcome.ancestors = node.component_of(peer).map_or_else(Vec::new, |component| component.estate.ancestors());
     welcome.heirs = node.heirs(peer);
