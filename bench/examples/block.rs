@@ -103,6 +103,7 @@ fn drive(image: &Path) -> Result<(), Failure> {
             in_flight: 32 << 20,
             mapper: Rc::default(),
             counters: Rc::default(),
+            under_way: drivers::block::UnderWay::default(),
         })?;
         let segment = descriptors::receive(socket.as_fd(), &mut [0], true)?.descriptors.pop().ok_or("no segment")?;
         let info = SessionInfo {

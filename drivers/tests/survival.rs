@@ -108,6 +108,7 @@ impl Estate {
             in_flight: 64 << 10,
             mapper,
             counters: Rc::default(),
+            under_way: drivers::block::UnderWay::default(),
         })
         .expect("a driver");
         driver.hold(&leases, &lender)?;
