@@ -137,6 +137,42 @@ fn under_load_an_answer_is_right_or_an_error_whoever_dies() {
     ends_well(&system);
 }
 
+/// These two survive: whoever asks meanwhile waits, and hears of nothing.
+#[test]
+fn under_load_every_answer_is_right_when_driver_or_file_server_dies() {
+    let system = start();
+    let listen = system.listen();
+    let (stop, right) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let content = content();
+                while !stop.load(Ordering::Relaxed) {
+                    let reply = get(&listen, "/file.bin").expect("nobody is refused or cut off");
+                    assert_eq!(reply.status, 200);
+                    assert!(reply.body == content, "a wrong answer");
+                    right.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let stopper = Stopper(&stop);
+        for round in 1..=10 {
+            for name in ["disk", "fs"] {
+                let before = right.load(Ordering::Relaxed);
+                kill_now(system.pid(name));
+                wait_for("the next incarnation", || epoch(&system, name) == round + 1);
+                wait_for("answers after a death", || right.load(Ordering::Relaxed) > before + 4);
+                system.wait_until_ready();
+            }
+        }
+        drop(stopper);
+    });
+    for name in ["net", "httpd"] {
+        assert_eq!(epoch(&system, name), 1, "{name} was not touched");
+    }
+    ends_well(&system);
+}
+
 struct Stopper<'a>(&'a AtomicBool);
 
 impl Drop for Stopper<'_> {
