@@ -164,10 +164,12 @@ impl System {
 impl Drop for System {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = self.supervisor_log();
-            let last: Vec<&str> = log.lines().rev().take(40).collect();
-            eprintln!("the supervisor's last lines:");
-            last.iter().rev().for_each(|line| eprintln!("  | {line}"));
+            let components = std::fs::read_to_string(self.file("system.log")).unwrap_or_default();
+            for (whose, log) in [("the components'", components), ("the supervisor's", self.supervisor_log())] {
+                let last: Vec<&str> = log.lines().rev().take(40).collect();
+                eprintln!("{whose} last lines:");
+                last.iter().rev().for_each(|line| eprintln!("  | {line}"));
+            }
         }
         let _ = self.atoll(&["down"]);
         // By the directory that they work in: also those that no command line reaches any more. Twice, because a
