@@ -34,7 +34,7 @@ pub fn ps(common: &Common, io: bool) -> Result<(), Failed> {
 const REPLACED: u32 = 100;
 
 /// Asks the supervisor; the next one, if it dies before it answers. What is asked must bear being done twice.
-async fn ask<T, E>(call: impl AsyncFn() -> Result<T, CallError<E>>) -> Result<T, CallError<E>> {
+pub async fn ask<T, E>(call: impl AsyncFn() -> Result<T, CallError<E>>) -> Result<T, CallError<E>> {
     for _ in 0..REPLACED {
         match call().await {
             Err(CallError::Failed { cause: Cause::PeerDied | Cause::StaleEpoch, .. }) => {}
@@ -45,7 +45,7 @@ async fn ask<T, E>(call: impl AsyncFn() -> Result<T, CallError<E>>) -> Result<T,
 }
 
 /// The supervisor that answers now.
-async fn supervisor(context: &Context) -> Result<SupervisorStatus, Failed> {
+pub async fn supervisor(context: &Context) -> Result<SupervisorStatus, Failed> {
     let control: control::Client = connect(context, "control").await?;
     ask(async || control.supervisor(control.root()).await).await.map_err(|error| why(&"the supervisor", &error))
 }

@@ -30,6 +30,23 @@ fn chaos_disturbs_and_finds_every_effect_once() {
     system.ok(&["fs", "check"]);
 }
 
+/// Every process but the keeper, the supervisor among them.
+#[test]
+fn chaos_finds_every_effect_once_whoever_dies() {
+    let system = System::start(&[]);
+    let arguments = ["chaos", "--json", "--kinds", "kill", "--seconds", "6", "--rate", "5", "--seed", "5"];
+    let report: Value = serde_json::from_str(&system.ok(&arguments)).expect("JSON");
+    let killed: Vec<&str> =
+        report["disturbances"].as_array().expect("a list").iter().filter_map(|row| row["component"].as_str()).collect();
+    for name in ["disk", "fs", "net", "httpd", "supervisor"] {
+        assert!(killed.contains(&name), "{report}");
+        assert!(report["restarts"][name].as_u64() > Some(0), "{report}");
+    }
+    assert_eq!((&report["failed"], &report["wrong"]), (&Value::from(0), &Value::Array(Vec::new())), "{report}");
+    system.wait_until_ready();
+    system.ok(&["fs", "check"]);
+}
+
 #[test]
 fn chaos_for_nobody_or_nothing_is_refused() {
     let system = System::start(&[]);

@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 
 use kernel_ipc::component::Context;
 use kernel_ipc::{CallError, runtime};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use protocol::control::{self, ComponentStatus, Signal, SignalError};
 
 use crate::args::{Chaos, Common};
 use crate::bar::{Bar, Counts};
-use crate::control::components;
+use crate::control::{ask, components, supervisor};
 use crate::interrupt;
 use crate::node::{connect, visit};
 use crate::output::{self, Failed};
@@ -34,6 +36,9 @@ pub use plan::{Kind, Numbers};
 const TURN: Duration = Duration::from_millis(5);
 /// How long after the last disturbance users go on, to feel its end.
 const AFTERWARDS: Duration = Duration::from_secs(1);
+
+/// The one that is no component: it can only be killed, for whoever lets it go on would have to ask it.
+const SUPERVISOR: &str = "supervisor";
 
 /// What was done, and what came of it.
 struct Done {
@@ -57,7 +62,7 @@ pub fn chaos(common: &Common, options: &Chaos) -> Result<(), Failed> {
 }
 
 async fn disturb(context: &Context, options: &Chaos, bar: &Bar) -> Result<report::Report, Failed> {
-    let before = components(context).await?;
+    let (before, supervisors) = (components(context).await?, supervisor(context).await?.restarts);
     let victims = victims(&before, &options.only)?;
     let control: control::Client = connect(context, "control").await?;
     let (over, tally) = (Rc::new(Cell::new(false)), Rc::new(Tally::default()));
@@ -68,13 +73,17 @@ async fn disturb(context: &Context, options: &Chaos, bar: &Bar) -> Result<report
     let plan = plan::plan(options.seed, options.rate, options.seconds, &options.kinds, victims.len());
     let start = Instant::now();
     let mut under_way = Vec::new();
-    for disturbance in plan {
+    for mut disturbance in plan {
+        if victims[disturbance.component] == SUPERVISOR {
+            disturbance.kind = Kind::Kill;
+        }
         wait_until(start, disturbance.at, bar).await;
         if interrupt::check().is_err() {
             break;
         }
         bar.name(&format!("{} {}", disturbance.kind.name(), victims[disturbance.component]));
-        under_way.push(runtime::spawn(carry_out(control.clone(), victims[disturbance.component].clone(), disturbance)));
+        let victim = victims[disturbance.component].clone();
+        under_way.push(runtime::spawn(carry_out(context.clone(), control.clone(), victim, disturbance)));
     }
     if interrupt::check().is_ok() {
         wait_until(start, Duration::from_secs(options.seconds), bar).await;
@@ -89,7 +98,7 @@ async fn disturb(context: &Context, options: &Chaos, bar: &Bar) -> Result<report
     let resumed = work.end().await;
     let seen = browser.map(Browser::end).unwrap_or_default();
     calls.push(Rc::new(std::cell::RefCell::new(seen.calls)));
-    let after = components(context).await?;
+    let (after, supervisors) = (components(context).await?, supervisor(context).await?.restarts - supervisors);
     Ok(report::Report::new(report::Facts {
         seed: options.seed,
         seconds,
@@ -101,16 +110,18 @@ async fn disturb(context: &Context, options: &Chaos, bar: &Bar) -> Result<report
         broken: seen.broken,
         before,
         after,
+        supervisors,
     }))
 }
 
-/// The components that are disturbed.
+/// Who is disturbed.
 fn victims(all: &[ComponentStatus], only: &[String]) -> Result<Vec<String>, Failed> {
-    if let Some(unknown) = only.iter().find(|name| !all.iter().any(|one| &one.name == *name)) {
+    let all: Vec<&str> = all.iter().map(|one| one.name.as_str()).chain([SUPERVISOR]).collect();
+    if let Some(unknown) = only.iter().find(|name| !all.contains(&name.as_str())) {
         return Err(Failed::usage(format!("{unknown}: no such component")).help("`atoll ps` lists the components"));
     }
-    let is_wanted = |one: &&ComponentStatus| only.is_empty() || only.contains(&one.name);
-    Ok(all.iter().filter(is_wanted).map(|one| one.name.clone()).collect())
+    let is_wanted = |name: &str| only.is_empty() || only.iter().any(|one| one == name);
+    Ok(all.into_iter().filter(|name| is_wanted(name)).map(str::to_owned).collect())
 }
 
 /// Sleeps until `at` after `start`, and shows how the time goes. Ends early when the user wants it.
@@ -124,8 +135,21 @@ async fn wait_until(start: Instant, at: Duration, bar: &Bar) {
     }
 }
 
-async fn carry_out(control: control::Client, victim: String, disturbance: Disturbance) -> Result<Done, Failed> {
-    let send = async |signal| match control.signal(control.root(), &victim, signal).await {
+async fn carry_out(
+    context: Context,
+    control: control::Client,
+    victim: String,
+    disturbance: Disturbance,
+) -> Result<Done, Failed> {
+    if victim == SUPERVISOR {
+        let pid = supervisor(&context).await?.pid;
+        let begin = Instant::now();
+        let pid = i32::try_from(pid).map_err(|_| Failed::new("the supervisor has no process"))?;
+        let killed = kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).is_ok();
+        return Ok(Done { disturbance, at: killed.then_some(begin) });
+    }
+    // A signal may be sent twice.
+    let send = async |signal| match ask(async || control.signal(control.root(), &victim, signal).await).await {
         Ok(_) => Ok(true),
         Err(CallError::Operation(SignalError::NotRunning)) => Ok(false),
         Err(error) => Err(why(&victim, &error)),

@@ -27,6 +27,8 @@ pub struct Facts {
     pub broken: u64,
     pub before: Vec<ComponentStatus>,
     pub after: Vec<ComponentStatus>,
+    /// How often the supervisor was started again.
+    pub supervisors: u32,
 }
 
 /// Disturbances of one kind of one component.
@@ -82,6 +84,7 @@ impl Report {
                 let before = of(&self.facts.before, name).unwrap_or_default();
                 (name, of(&self.facts.after, name).unwrap_or_default().saturating_sub(before))
             })
+            .chain([(super::SUPERVISOR, self.facts.supervisors)])
             .collect()
     }
 
