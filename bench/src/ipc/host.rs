@@ -12,10 +12,11 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::Release;
 
 use kernel_ipc::interface::NewCap;
+use kernel_ipc::ledger::Records;
 use kernel_ipc::runtime::{Options as RuntimeOptions, Runtime, Waiting, system_calls};
-use kernel_ipc::session::{HostSession, SessionInfo};
+use kernel_ipc::session::{ComponentLedger, HostSession, Ledgers, SessionInfo};
 use kernel_ipc::sys::descriptors;
-use kernel_ipc::sys::segment::{SegmentReader, SegmentWriter};
+use kernel_ipc::sys::segment::{self, SegmentReader, SegmentWriter};
 use kernel_ipc::{Epoch, Incarnation, Rights, SessionId};
 use nix::time::ClockId;
 use serde::{Deserialize, Serialize};
@@ -152,6 +153,26 @@ fn serve(waiting: Waiting, client_segment: OwnedFd, socket: BorrowedFd<'_>) -> i
 /// The host end of a session over shared memory.
 pub(super) fn open(client_segment: OwnedFd, service: Nothing) -> io::Result<HostSession> {
     HostSession::start(client_segment, root(), Rc::new(Dispatcher(service)), info(), None).map_err(io::Error::other)
+}
+
+/// The same for a session that outlives its host; the component's ring, if the service has one, is `service.effects`.
+pub(super) fn open_surviving(client_segment: OwnedFd, service: Nothing) -> io::Result<HostSession> {
+    let ledgers = Ledgers { session: memory(Ledgers::BYTES)?, component: service.effects.clone() };
+    let service = Rc::new(Dispatcher(service));
+    HostSession::start_surviving(client_segment, root(), service, info(), None, ledgers).map_err(io::Error::other)
+}
+
+/// A ring for effects.
+pub(super) fn ring() -> io::Result<ComponentLedger> {
+    let memory = SegmentWriter::open_kept(memory(Records::<SegmentWriter>::bytes(1 << 20))?)?;
+    let ring = Records::create(memory).map_err(|poisoned| io::Error::other(format!("{poisoned:?}")))?;
+    Ok(Rc::new(std::cell::RefCell::new(ring)))
+}
+
+fn memory(bytes: usize) -> io::Result<OwnedFd> {
+    let memory = segment::memfd("bench-ledger")?;
+    segment::set_len(&memory, bytes)?;
+    Ok(memory)
 }
 
 pub(super) fn root() -> kernel_ipc::session::Grant {

@@ -55,6 +55,23 @@ struct Calls {
     depth: u16,
     /// Payload each way.
     bytes: usize,
+    /// Of the class `cached`.
+    cached: bool,
+}
+
+/// How client and host are joined in one thread.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Near {
+    /// Through segments, as between processes.
+    Shared,
+    /// Over the link that a server inside its client has.
+    InProcess,
+    /// As `Shared`, with calls that may not run twice; the host would forget them.
+    NoLedger,
+    /// The host keeps the answers.
+    Ledger,
+    /// The host keeps the answers and what the calls did.
+    Effect,
 }
 
 impl Calls {
@@ -87,7 +104,7 @@ pub fn run(options: Options) -> io::Result<Run> {
     let wanted = |name: &str| only.as_ref().is_none_or(|only| name.contains(only.as_str()));
     let host = Host::start(command)?;
 
-    let first = |waiting| Calls { waiting, depth: 1, bytes: 0 };
+    let first = |waiting| Calls { waiting, depth: 1, bytes: 0, cached: false };
     let sizes = |waiting| [0, 64, 4096 - 96].map(|bytes| Calls { bytes, ..first(waiting) }).to_vec();
     let deep = |waiting| [8, 32, 64].map(|depth| Calls { depth, ..first(waiting) }).to_vec();
     for place in places() {
@@ -120,9 +137,15 @@ pub fn run(options: Options) -> io::Result<Run> {
             run.rows.extend(floor);
         }
     }
-    for (name, shared) in [("null call, both ends in one thread", true), ("null call, in process", false)] {
+    for (name, near) in [
+        ("null call, both ends in one thread", Near::Shared),
+        ("null call, in process", Near::InProcess),
+        ("cached call, both ends in one thread, no ledger", Near::NoLedger),
+        ("cached call, both ends in one thread, ledger", Near::Ledger),
+        ("cached call, both ends in one thread, ledger and effect", Near::Effect),
+    ] {
         if wanted(name) {
-            run.rows.push(one_thread(name, shared, duration)?);
+            run.rows.push(one_thread(name, near, duration)?);
         }
     }
     // Floors first, as a reader looks for them.
@@ -169,21 +192,29 @@ fn measure(host: &Host, calls: &Calls, place: &Place, duration: Duration) -> io:
     Ok(row)
 }
 
-/// Calls of a host in this very thread: nobody waits, no line moves between cores. `shared`: through segments as
-/// between processes; else over the link that a server inside its client has.
-fn one_thread(name: &str, shared: bool, duration: Duration) -> io::Result<Row> {
+/// Calls of a host in this very thread: nobody waits, no line moves between cores.
+fn one_thread(name: &str, near: Near, duration: Duration) -> io::Result<Row> {
     let runtime = Runtime::new(RuntimeOptions { waiting: Waiting::Spin, ..RuntimeOptions::default() })?;
     runtime.block_on(async {
-        let (session, _host) = if shared {
-            let offer = Offer::new(Shape::default())?;
-            let host = host::open(offer.fd().try_clone_to_owned()?, Nothing::default())?;
-            let fd = host.fd().ok_or_else(|| io::Error::other("no segment"))?.try_clone_to_owned()?;
-            (offer.open(fd, SESSION, EPOCH).map_err(io::Error::other)?, host)
+        let mut service = Nothing::default();
+        let (session, _host) = if near == Near::InProcess {
+            in_process(Shape::default(), host::root(), Rc::new(Dispatcher(service)), host::info(), None)
         } else {
-            in_process(Shape::default(), host::root(), Rc::new(Dispatcher(Nothing::default())), host::info(), None)
+            service.effects = (near == Near::Effect).then(host::ring).transpose()?;
+            let offer = Offer::new(Shape::default())?;
+            let segment = offer.fd().try_clone_to_owned()?;
+            let survives = matches!(near, Near::Ledger | Near::Effect);
+            let host = if survives { host::open_surviving(segment, service) } else { host::open(segment, service) }?;
+            let fd = host.fd().ok_or_else(|| io::Error::other("no segment"))?.try_clone_to_owned()?;
+            let session = match survives {
+                true => offer.open_surviving(fd, SESSION, EPOCH),
+                false => offer.open(fd, SESSION, EPOCH),
+            };
+            (session.map_err(io::Error::other)?, host)
         };
         let client = Rc::new(Client::from_connection(Connection::fixed(session)));
-        let calls = Calls { waiting: Waiting::Spin, depth: 1, bytes: 0 };
+        let cached = !matches!(near, Near::Shared | Near::InProcess);
+        let calls = Calls { waiting: Waiting::Spin, depth: 1, bytes: 0, cached };
         let (latencies, seconds) = many(&client, &calls, duration).await?;
         Ok(Row::new(name, &latencies, seconds, 0))
     })
@@ -196,11 +227,11 @@ async fn many(client: &Rc<Client>, calls: &Calls, duration: Duration) -> io::Res
     let mut latencies = histogram();
     if calls.depth == 1 {
         // In the main task, as a program that makes one call after the other does.
-        latencies = caller(client.clone(), calls.bytes, begin, end).await.map_err(io::Error::other)?;
+        latencies = caller(client.clone(), *calls, begin, end).await.map_err(io::Error::other)?;
         return Ok((latencies, begin.elapsed().as_secs_f64()));
     }
     let callers: Vec<_> =
-        (0..calls.depth).map(|_| runtime::spawn(caller(client.clone(), calls.bytes, begin, end))).collect();
+        (0..calls.depth).map(|_| runtime::spawn(caller(client.clone(), *calls, begin, end))).collect();
     for caller in callers {
         let theirs = caller.await.map_err(|_| io::Error::other("a caller was cancelled"))?;
         latencies.add(theirs.map_err(io::Error::other)?).map_err(io::Error::other)?;
@@ -210,17 +241,19 @@ async fn many(client: &Rc<Client>, calls: &Calls, duration: Duration) -> io::Res
 
 async fn caller(
     client: Rc<Client>,
-    bytes: usize,
+    calls: Calls,
     begin: Instant,
     end: Instant,
 ) -> Result<Histogram<u64>, CallError<NullError>> {
     let clock = clock_cost();
     let root = client.root();
+    let bytes = calls.bytes;
     let payload = vec![7u8; bytes];
     let mut latencies = histogram();
     let mut last = Instant::now();
     while last < end {
         match bytes {
+            0 if calls.cached => drop(client.count(root).await?),
             0 => client.null(root).await?,
             _ => assert_eq!(client.echo(root, &payload).await?.len(), bytes),
         }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use kernel_ipc::CallError;
 use kernel_ipc::interface::{Granted, Object, OperationError, interface};
 use kernel_ipc::runtime::Signal;
-use kernel_ipc::session::{Call, SessionInfo};
+use kernel_ipc::session::{Call, ComponentLedger, SessionInfo};
 
 /// Calls that do nothing.
 #[interface("atoll.null/1")]
@@ -24,6 +24,10 @@ pub trait Null {
     /// Returns the bytes.
     #[op(2, requires = READ, retry = idempotent, deadline = "5s")]
     fn echo(thing: Thing, bytes: &[u8]) -> Result<Vec<u8>, NullError>;
+
+    /// Counts, as an operation that may not run twice.
+    #[op(3, requires = READ, retry = cached, deadline = "5s")]
+    fn count(thing: Thing) -> Result<u64, NullError>;
 }
 
 /// Never happens.
@@ -56,7 +60,12 @@ pub struct Nothing {
     pub served: Rc<Cell<u64>>,
     /// Raised when the client has closed its session.
     pub closed: Rc<Signal>,
+    /// Where effects are kept, if they are.
+    pub effects: Option<ComponentLedger>,
 }
+
+/// Bytes of an effect: a directory entry's change has about as many.
+const EFFECT: usize = 64;
 
 impl Handler for Nothing {
     type Thing = TheThing;
@@ -69,6 +78,20 @@ impl Handler for Nothing {
     async fn echo(&self, _: &Call, _: Granted<TheThing>, bytes: &[u8]) -> Result<Vec<u8>, CallError<NullError>> {
         self.served.set(self.served.get() + 1);
         Ok(bytes.to_vec())
+    }
+
+    async fn count(&self, call: &Call, _: Granted<TheThing>) -> Result<u64, CallError<NullError>> {
+        self.served.set(self.served.get() + 1);
+        if let Some(effects) = &self.effects {
+            let mut ring = effects.borrow_mut();
+            if ring.room() < 4096 {
+                // As after a checkpoint.
+                let position = ring.position();
+                ring.trim(position);
+            }
+            call.effect(vec![7; EFFECT]);
+        }
+        Ok(self.served.get())
     }
 
     fn closed(&self, _: &SessionInfo) {
