@@ -1,5 +1,5 @@
-//! What if the network server is killed while it serves? Its connections go on: each answer continues at the byte that the kernel
-//! had not got, and no byte of a request is lost or taken twice.
+//! What if the network server or httpd is killed while it serves? Connections go on: each answer continues at the byte that the
+//! kernel had not got, and no byte of a request is lost or taken twice.
 
 mod common;
 
@@ -99,16 +99,51 @@ fn a_download_goes_on_while_the_network_and_file_servers_are_killed() {
     assert!(kills > 3, "{kills} kills");
 }
 
-/// Requests come in pieces of any size, pipelined, from several clients; each answer must be that of its request.
 #[test]
-fn no_byte_of_a_request_is_lost_or_taken_twice() {
+fn a_download_goes_on_while_httpd_is_killed() {
+    let system = System::start(&[]);
+    let content = Random(15).bytes(96 << 20);
+    put(&system, "file.bin", &content);
+    let listen = system.listen();
+    let kills = killing(&system, &["httpd"], 4, |_| {
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| download(&listen, &content));
+            }
+        });
+    });
+    assert!(kills > 3, "{kills} kills");
+}
+
+#[test]
+fn a_download_goes_on_whoever_is_killed() {
+    let system = System::start(&[]);
+    let content = Random(17).bytes(96 << 20);
+    put(&system, "file.bin", &content);
+    let listen = system.listen();
+    let kills = killing(&system, &["net", "httpd", "fs", "disk"], 6, |_| download(&listen, &content));
+    assert!(kills > 3, "{kills} kills");
+}
+
+#[test]
+fn no_byte_of_a_request_is_lost_or_taken_twice_by_the_network_server() {
+    requests_in_pieces(&["net"]);
+}
+
+#[test]
+fn no_byte_of_a_request_is_lost_or_taken_twice_by_both_servers() {
+    requests_in_pieces(&["net", "httpd", "httpd"]);
+}
+
+/// Requests come in pieces of any size, pipelined, from several clients; each answer must be that of its request.
+fn requests_in_pieces(killed: &[&str]) {
     let system = System::start(&[]);
     let contents: Vec<Vec<u8>> = (0..7usize).map(|n| Random(n as u64 + 1).bytes(1 + n * 40_000)).collect();
     for (n, content) in contents.iter().enumerate() {
         put(&system, &format!("f{n}"), content);
     }
     let listen = system.listen();
-    let kills = killing(&system, &["net"], 5, |kills| {
+    let kills = killing(&system, killed, 5, |kills| {
         std::thread::scope(|scope| {
             for client in 0..4u64 {
                 let (listen, contents) = (&listen, &contents);

@@ -21,7 +21,10 @@ unsafe impl IoMemory for Bytes {
     fn io_ptr(&self) -> *const u8 {
         match self {
             Bytes::Header { bytes, start } => bytes.as_ptr().wrapping_add((*start).min(bytes.len())),
-            Bytes::Pages { pinned, start } => pinned.io_ptr().wrapping_add((*start).min(pinned.len())),
+            Bytes::Pages { pinned, start } => {
+                let pinned = pinned.pinned();
+                pinned.io_ptr().wrapping_add((*start).min(pinned.len()))
+            }
             Bytes::Inherited { part, start } => match part.pinned() {
                 Some(pinned) => pinned.io_ptr().wrapping_add((*start).min(pinned.len())),
                 None => std::ptr::NonNull::dangling().as_ptr(),

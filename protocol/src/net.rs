@@ -34,14 +34,16 @@ pub trait Net {
     #[op(2, requires = LISTEN, retry = idempotent, deadline = none)]
     fn next_events(stack: Stack, cursor: u64, max: u32) -> Result<(EventBatch, Vec<Cap<Connection>>), EventsError>;
 
-    /// Sends `header`, then the bytes of `pages`, in the order of the calls. `send` is the client's number for it, in
+    /// Sends `header`, then the bytes of `pages`, in the order of the calls. The number in `send` is the client's, in
     /// the events [`Sent`](Event::Sent) and [`Released`](Event::Released); the numbers of a connection rise. Accepted at
     /// once; nothing waits here. A number that is not above the last accepted one is a send that was accepted before, and
     /// whose answer was lost: the answer is given again, and nothing is sent twice.
+    ///
+    /// If the client dies, its next run goes on at the request that `send` names (see [`Event::Resumed`]).
     #[op(3, retry = idempotent, deadline = "30s")]
     fn send(
         connection: Connection,
-        send: u64,
+        send: SendName,
         flags: SendFlags,
         header: &[u8],
         pages: &[LeasePart],
@@ -52,6 +54,19 @@ pub trait Net {
     #[op(4, retry = cached, deadline = "5s")]
     fn close(connection: Connection) -> Result<(), CloseError>;
 }
+
+/// What a client calls a send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
+pub struct SendName {
+    /// Its number; the numbers of a connection rise.
+    pub number: u64,
+    /// The position in the peer's stream where the request begins that this is a part of the answer to; [`NO_REQUEST`] if the
+    /// client's next run would not go on with it.
+    pub request: u64,
+}
+
+/// In the place of a request's position: the connection ends with this client.
+pub const NO_REQUEST: u64 = u64::MAX;
 
 /// Bytes of one connection that may wait unconsumed before the stack stops receiving on it.
 pub const RECEIVE_WINDOW: usize = 16 << 10;
@@ -121,6 +136,18 @@ pub enum Event<'a> {
         capability: u8,
         /// The peer, as "address:port".
         peer: &'a str,
+    },
+    /// This connection was the client's last run's, which has sent a part of an answer, perhaps all or nothing of it. Comes right
+    /// behind [`Accepted`](Event::Accepted); then come the bytes that were received from the beginning of that answer's request on.
+    Resumed {
+        /// Which connection.
+        connection: u64,
+        /// Where in the peer's stream that answer's request begins.
+        request: u64,
+        /// How many bytes of the answer are sent; none, if it has only been received.
+        sent: u64,
+        /// The header of the answer's first send.
+        head: &'a [u8],
     },
     /// Bytes came in.
     Received {
@@ -199,12 +226,12 @@ impl Event<'_> {
 /// An event as it stands in a batch. What a kind has no use for is zero or empty.
 ///
 /// ```text
-///  0  1  kind: 1 accepted, 2 received, 3 finished, 4 sent, 5 released, 6 closed
+///  0  1  kind: 1 accepted, 2 received, 3 finished, 4 sent, 5 released, 6 closed, 7 resumed
 ///  1  8  connection
-///  9  8  send (sent, released)
-/// 17  8  bytes (sent), how (released), reason (closed), capability (accepted)
+///  9  8  send (sent, released), request (resumed)
+/// 17  8  bytes (sent, resumed), how (released), reason (closed), capability (accepted)
 /// 25  4  length of what follows
-/// 29  …  bytes (received) or peer (accepted)
+/// 29  …  bytes (received), peer (accepted) or head (resumed)
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
 struct PackedEvent<'a> {
@@ -229,6 +256,9 @@ impl<'a> From<Event<'a>> for PackedEvent<'a> {
                 PackedEvent { send, number: how as u64, ..packed(5, connection) }
             }
             Event::Closed { connection, reason } => PackedEvent { number: reason as u64, ..packed(6, connection) },
+            Event::Resumed { connection, request, sent, head } => {
+                PackedEvent { send: request, number: sent, bytes: head, ..packed(7, connection) }
+            }
         }
     }
 }
@@ -247,6 +277,7 @@ impl<'a> PackedEvent<'a> {
             4 => Event::Sent { connection, send, bytes: number },
             5 => Event::Released { connection, send, how: Decoder::whole(&[byte()?])? },
             6 => Event::Closed { connection, reason: Decoder::whole(&[byte()?])? },
+            7 => Event::Resumed { connection, request: send, sent: number, head: bytes },
             _ => return Err(Malformed),
         };
         // There is only one way to write an event.

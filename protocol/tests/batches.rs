@@ -57,7 +57,7 @@ fn an_event_has_one_form_only() {
     assert!(batch.push(&event, EventBatch::LIMIT));
     assert_eq!(batch.events().collect::<Vec<_>>(), [Ok(event)]);
     // Kind, then the fields that a closed event does not have, an unknown reason, one that needs two bytes.
-    for (at, value) in [(0, 0), (0, 7), (0, 2), (9, 1), (17, 0), (17, 99), (18, 1)] {
+    for (at, value) in [(0, 0), (0, 8), (0, 2), (9, 1), (17, 0), (17, 99), (18, 1)] {
         let mut bad = batch.clone();
         bad.bytes[at] = value;
         assert_eq!(bad.events().collect::<Vec<_>>(), [Err(Malformed)], "byte {at} = {value}");

@@ -53,9 +53,10 @@ impl Handler for Network {
             2 => return Err(EventsError::AlreadyOpen.into()),
             _ => {}
         }
-        let mut batch = EventBatch { next: cursor + 6, bytes: Vec::new() };
+        let mut batch = EventBatch { next: cursor + 7, bytes: Vec::new() };
         for event in [
             Event::Accepted { connection: 1, capability: 0, peer: "10.0.0.1:999" },
+            Event::Resumed { connection: 1, request: 8, sent: 9, head: b"HTTP/1.1" },
             Event::Received { connection: 1, bytes: b"GET /" },
             Event::Finished { connection: 1 },
             Event::Sent { connection: 1, send: 2, bytes: 3 },
@@ -71,12 +72,12 @@ impl Handler for Network {
         &self,
         _: &Call,
         _: Granted<Wire>,
-        send: u64,
+        send: SendName,
         _: SendFlags,
         _: &[u8],
         _: Vec<LeasePart>,
     ) -> Result<(), CallError<SendError>> {
-        match send {
+        match send.number {
             1 => Err(SendError::Closed.into()),
             2 => Err(SendError::Full.into()),
             3 => Err(SendError::StaleLease.into()),
@@ -105,8 +106,12 @@ fn the_bytes_of_every_operation_are_those_of_the_golden_file() {
         let connection = connections.pop().expect("one connection");
         let pages = [LeasePart::whole(common::lease(4096)), LeasePart::of(common::lease(4096), 10..20)];
         let flags = SendFlags::MORE | SendFlags::CLOSE;
-        client.send(&connection, 4, flags, b"HTTP/1.1 200 OK\r\n", &pages).await.expect("accepted");
-        for send in 1..=3 {
+        client
+            .send(&connection, SendName { number: 4, request: 7 }, flags, b"HTTP/1.1 200 OK\r\n", &pages)
+            .await
+            .expect("accepted");
+        for number in 1..=3 {
+            let send = SendName { number, request: NO_REQUEST };
             client.send(&connection, send, SendFlags::default(), b"", &[]).await.expect_err("each error");
         }
         client.close(&connection).await.expect("closed");

@@ -46,6 +46,10 @@ pub struct Input {
     bytes: Vec<u8>,
     /// Bytes at the front that are done with.
     start: usize,
+    /// Where in the peer's stream `bytes` begin.
+    offset: u64,
+    /// Where in the peer's stream the last request began that was looked at.
+    request: u64,
     /// Bytes after `start` that were parsed in vain; more are needed than these.
     parsed: usize,
     body: Option<Drain>,
@@ -67,10 +71,22 @@ impl Input {
         self.unread().len()
     }
 
+    /// Nothing has arrived yet, and what will comes from this position of the peer's stream on.
+    pub fn begin_at(&mut self, position: u64) {
+        self.offset = position;
+        self.request = position;
+    }
+
+    /// Where in the peer's stream the request begins that the last step was about.
+    pub fn request(&self) -> u64 {
+        self.request
+    }
+
     /// Takes what arrived. Bytes beyond [`Self::room`] are kept too; the caller's promise is only about memory.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.start > 0 {
             self.bytes.drain(..self.start);
+            self.offset += self.start as u64;
             self.start = 0;
         }
         self.bytes.extend_from_slice(bytes);
@@ -90,6 +106,7 @@ impl Input {
         }
         // RFC 9112 section 2.2: empty lines before a request are ignored.
         self.start += self.unread().iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        self.request = self.offset + self.start as u64;
         if self.unread().is_empty() {
             return Step::Wait(Phase::Idle);
         }

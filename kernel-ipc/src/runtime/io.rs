@@ -23,6 +23,13 @@ use crate::sys::ring::SharedRing;
 #[derive(Clone, Debug)]
 pub struct File(SharedFile);
 
+impl File {
+    /// How many share it: clones, and operations that have not ended, also those whose futures were dropped.
+    pub fn users(&self) -> usize {
+        Rc::strong_count(&self.0)
+    }
+}
+
 impl From<OwnedFd> for File {
     fn from(fd: OwnedFd) -> File {
         File(Rc::new(fd))

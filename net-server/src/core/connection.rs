@@ -200,6 +200,11 @@ impl<C: Chunk> Connection<C> {
         self.phase == Phase::Open
     }
 
+    /// Whether everything is sent and it only waits for its end, or is ending.
+    pub fn is_finishing(&self) -> bool {
+        !matches!(self.phase, Phase::Open | Phase::Draining)
+    }
+
     /// Whether nothing will be received any more.
     pub fn is_deaf(&self) -> bool {
         self.input_ended || matches!(self.phase, Phase::Ending(_) | Phase::Closing(_) | Phase::Over)

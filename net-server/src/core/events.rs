@@ -17,6 +17,15 @@ pub enum Occurrence {
         /// The peer's address.
         peer: String,
     },
+    /// The client's last run has sent so much of an answer, which began with this header.
+    Resumed {
+        /// Where its request begins.
+        request: u64,
+        /// Bytes of it.
+        sent: u64,
+        /// Its beginning; at most [`MAX_INLINE_BYTES`].
+        head: Vec<u8>,
+    },
     /// Bytes came in; at most [`MAX_INLINE_BYTES`].
     Received(Vec<u8>),
     /// The peer sends no more.
@@ -57,6 +66,9 @@ impl Entry {
         let connection = self.connection;
         match &self.occurrence {
             Occurrence::Accepted { peer } => Event::Accepted { connection, capability, peer },
+            Occurrence::Resumed { request, sent, head } => {
+                Event::Resumed { connection, request: *request, sent: *sent, head }
+            }
             Occurrence::Received(bytes) => Event::Received { connection, bytes },
             Occurrence::Finished => Event::Finished { connection },
             Occurrence::Sent { send, bytes } => Event::Sent { connection, send: *send, bytes: *bytes },

@@ -1,6 +1,6 @@
 //! Berths: where the sockets of connections lie while this process may die.
 //!
-//! - A berth is a pair of unix sockets that somebody else [holds](Holding). A connection's socket is sent into it and
+//! - A berth is a pair of unix sockets that the keeper [holds](Holding). A connection's socket is sent into it and
 //!   stays in its queue, where the kernel keeps it open: one system call for a connection, and nobody else is troubled.
 //! - The next run looks at what lies there without taking it out, so that it may be killed as well.
 //! - There are two. When one is full, or most of what lies in it is of the past, everything that lives is sent into the other

@@ -1,6 +1,6 @@
 //! What the host backend sends: copied header bytes, and pinned leases.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ pub(crate) enum Bytes {
     /// A part of a lease, from this process's read-only mapping. The pin ends with the last clone.
     Pages {
         /// The pinned part.
-        pinned: Rc<Pinned>,
+        pinned: Rc<Held>,
         /// How much of it is sent.
         start: usize,
     },
@@ -39,12 +39,43 @@ pub(crate) enum Bytes {
     },
 }
 
+/// How long a lease that has ended may wait for the news that its holder has died. The lender hears of a death when this process
+/// does, and takes back at once what the dead was lent; its connections are not to be reset for that.
+const NEWS_WITHIN: Duration = Duration::from_secs(2);
+
+/// A pinned part of a lease.
+pub(crate) struct Held {
+    pinned: Pinned,
+    ended: Cell<Option<Instant>>,
+}
+
+impl Held {
+    pub(crate) fn new(pinned: Pinned) -> Held {
+        Held { pinned, ended: Cell::new(None) }
+    }
+
+    pub(crate) fn pinned(&self) -> &Pinned {
+        &self.pinned
+    }
+
+    fn liveness(&self) -> Liveness {
+        match self.pinned.liveness() {
+            Liveness::Ended => {
+                let since = self.ended.get().unwrap_or_else(Instant::now);
+                self.ended.set(Some(since));
+                if since.elapsed() < NEWS_WITHIN { Liveness::Waiting } else { Liveness::Ended }
+            }
+            other => other,
+        }
+    }
+}
+
 /// A part of a lease that is pinned as soon as it can be.
 pub(crate) struct Inherited {
     part: LeasePart,
     holder: Incarnation,
     mapper: Rc<RefCell<Mapper>>,
-    pinned: OnceCell<Pinned>,
+    pinned: OnceCell<Held>,
     since: Instant,
 }
 
@@ -61,13 +92,15 @@ impl Inherited {
         let Some(end) = offset.checked_add(*length) else { return Liveness::Ended };
         let result = self.mapper.borrow().pin(name, self.holder, *offset..end);
         match result {
-            Ok(pinned) => self.pinned.get_or_init(|| pinned).liveness(),
+            Ok(pinned) => self.pinned.get_or_init(|| Held::new(pinned)).liveness(),
             // Lender and region are introduced to each run anew, and the lender may be between two epochs.
             Err(StaleLease::UnknownLender | StaleLease::LenderGone | StaleLease::UnknownRegion)
                 if self.since.elapsed() < INTRODUCED_WITHIN =>
             {
                 Liveness::Waiting
             }
+            // As above: its holder may have died.
+            Err(_) if self.since.elapsed() < NEWS_WITHIN => Liveness::Waiting,
             Err(_) => Liveness::Ended,
         }
     }
@@ -78,7 +111,7 @@ impl Inherited {
 
     /// Its bytes, once they are pinned.
     pub(crate) fn pinned(&self) -> Option<&Pinned> {
-        self.pinned.get()
+        self.pinned.get().map(Held::pinned)
     }
 }
 
@@ -86,7 +119,7 @@ impl Chunk for Bytes {
     fn length(&self) -> usize {
         match self {
             Bytes::Header { bytes, start } => bytes.len().saturating_sub(*start),
-            Bytes::Pages { pinned, start } => pinned.len().saturating_sub(*start),
+            Bytes::Pages { pinned, start } => pinned.pinned().len().saturating_sub(*start),
             Bytes::Inherited { part, start } => part.len().saturating_sub(*start),
         }
     }

@@ -1,25 +1,33 @@
 //! One connection: the tasks that do what the core says.
 
 use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
 use std::os::fd::AsFd;
+use std::pin::pin;
 use std::rc::{Rc, Weak};
+use std::task::Poll;
 
+use kernel_ipc::component::waits::Event;
 use kernel_ipc::interface::LeasePart;
 use kernel_ipc::runtime::{self, Signal, io};
 use protocol::net::{Reason, SendError, SendFlags};
 
 use super::chunk::Bytes;
+use super::kept::Keeping;
 use super::listener::Listener;
 use super::newcomer::{Newcomer, Taken};
 use super::session::Session;
 use super::socket;
 use crate::core::connection::{self as core, End, Piece, Usage};
-use crate::core::events::Occurrence;
+use crate::core::events::{EventQueue, MAX_INLINE_BYTES, Occurrence};
 use crate::ledger::{ConnectionRecord, Flags, KeptSend};
 use crate::sys::{self, Landing};
 
 /// Bytes of one receive. Requests are small; a larger buffer per connection would only wait.
 pub(crate) const RECEIVE_BYTES: usize = 4096;
+
+/// How long a connection whose client has died may take until the kernel does nothing more for it.
+const QUIET_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 pub(crate) struct Connection {
     id: u64,
@@ -39,6 +47,8 @@ pub(crate) struct Connection {
     heard: Cell<bool>,
     /// It is another session's now.
     given_away: Cell<bool>,
+    /// Its tasks end, whatever they wait for.
+    cut: Event,
     /// The number of the send that was accepted last.
     last_send: Cell<Option<u64>>,
     /// Bytes of all sends that were ever accepted.
@@ -53,16 +63,28 @@ impl Connection {
         if session.has_ended() {
             return;
         }
-        let Taken { socket, peer, local, record } = newcomer.take();
+        let Taken { socket, peer, local, record, position } = newcomer.take();
         let id = session.number();
         if let (Some(record), Some(kept)) = (&record, session.kept()) {
             record.belongs_to(kept.id(), id);
-            kept.add(record.clone(), 0);
+            kept.add(record.clone(), record.consumed());
         }
-        let core = core::Connection::new(id, session.options().limits, local, session.now());
+        session.with_events(|events| {
+            events.push(id, Occurrence::Accepted { peer });
+            if let Some(record) = &record {
+                tell_again(id, record, record.consumed(), events);
+            }
+        });
+        let limits = session.options().limits;
+        let core = match (position, &record) {
+            (Some(at), Some(record)) => session.with_events(|events| {
+                let left = core::Recovered::after(at, record.received() - record.consumed());
+                core::Connection::recovered(id, limits, local, session.now(), left, events)
+            }),
+            _ => core::Connection::new(id, limits, local, session.now()),
+        };
         let connection = Connection::over(session, id, core, Some(socket), record);
         connection.came_in_at(listener);
-        session.with_events(|events| events.push(id, Occurrence::Accepted { peer }));
         connection.run();
     }
 
@@ -87,6 +109,7 @@ impl Connection {
             listener: RefCell::default(),
             heard: Cell::new(false),
             given_away: Cell::new(false),
+            cut: Event::default(),
             last_send: Cell::new(record.as_ref().and_then(ConnectionRecord::last_send)),
             accepted: Cell::new(record.as_ref().map_or(0, kept_end)),
             record,
@@ -136,7 +159,40 @@ impl Connection {
             kept.give_away(self.id);
         }
         self.given_away.set(true);
+        self.cut.happen();
+        self.incoming.raise();
+        self.outgoing.raise();
         Some((listener, Newcomer::again(socket, self.record.clone(), self.session.keeping())))
+    }
+
+    /// The client has died, and knows of it. What has been told to end goes on to its end; anything else is taken from this
+    /// session, and made ready for the client's next run as soon as the kernel does nothing more for it.
+    pub(crate) fn leave_to_next(self: &Rc<Self>) {
+        if self.core.borrow().is_finishing() {
+            return self.given_away.set(true);
+        }
+        let listener = self.listener.borrow().upgrade();
+        let keeping = self.session.keeping().cloned();
+        let (Some(record), Some(listener), Some(keeping)) = (self.record.clone(), listener, keeping) else { return };
+        if self.given_away.replace(true) {
+            return;
+        }
+        if let Some(kept) = self.session.kept() {
+            kept.give_away(self.id);
+        }
+        self.cut.happen();
+        self.incoming.raise();
+        self.outgoing.raise();
+        let Some(socket) = self.socket.borrow_mut().take() else { return };
+        drop(runtime::spawn(async move {
+            let since = std::time::Instant::now();
+            // This one, and the one that lies in the berth.
+            while socket.users() > 2 && since.elapsed() < QUIET_WITHIN {
+                runtime::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            let quiet = socket.users() <= 2;
+            hand_over(socket, record, quiet.then_some(&*listener), &keeping);
+        }));
     }
 
     /// A capability to it was given to the client.
@@ -166,6 +222,7 @@ impl Connection {
         &self,
         send: u64,
         flags: SendFlags,
+        request: u64,
         header: &[u8],
         parts: &[LeasePart],
         chunks: Vec<Bytes>,
@@ -176,7 +233,7 @@ impl Connection {
         {
             record.set(Flags::LOST);
         } else if let Some(record) = &self.record
-            && !record.keep_send(send, flags, self.accepted.get(), header, parts)
+            && !record.keep_send(send, flags, self.accepted.get(), request, header, parts)
         {
             return Err(SendError::Full);
         }
@@ -191,6 +248,9 @@ impl Connection {
 
     /// Closes in order.
     pub(crate) fn close(&self) {
+        if self.given_away.get() {
+            return;
+        }
         self.heard();
         self.note(Flags::CLOSING);
         let now = self.session.now();
@@ -202,6 +262,9 @@ impl Connection {
 
     /// Ends at once.
     pub(crate) fn reset(&self) {
+        if self.given_away.get() {
+            return;
+        }
         self.note(Flags::RESET);
         self.session.with_events(|events| self.core.borrow_mut().reset(Reason::Closed, events));
         self.outgoing.raise();
@@ -249,6 +312,9 @@ impl Connection {
     /// Receives while the core wants to.
     async fn receive(self: Rc<Self>) {
         loop {
+            if self.cut.has_happened() {
+                return;
+            }
             let Some(socket) = self.socket.borrow().clone() else { return };
             let wait = self.session.is_behind() || !self.heard.get();
             if !self.core.borrow_mut().begin_receive(wait) {
@@ -260,7 +326,8 @@ impl Connection {
                 continue;
             }
             let landing = self.landing();
-            let (result, landed) = io::recv(&socket, landing, 0).await;
+            let received = until(io::recv(&socket, landing, 0), &self.cut).await;
+            let Some((result, landed)) = received else { return };
             drop(socket);
             let received = match result {
                 Ok(length) => Ok(self.landed(length, landed)),
@@ -306,6 +373,10 @@ impl Connection {
     /// Sends what there is to send, and takes the steps of the end.
     async fn drive(self: Rc<Self>) {
         loop {
+            if self.cut.has_happened() {
+                self.session.remove(self.id, None, Reason::Closed);
+                return;
+            }
             while let Some(end) = self.next_end() {
                 match end {
                     End::ShutdownWrite | End::Abort => {
@@ -324,13 +395,13 @@ impl Connection {
             }
             let over = self.core.borrow().over();
             if let Some(reason) = over {
-                self.session.remove(self.id, self.record.as_ref(), reason, self.given_away.get());
+                self.session.remove(self.id, self.record.as_ref(), reason);
                 return;
             }
             let piece = self.session.with_events(|events| self.core.borrow_mut().next_piece(events));
             let socket = self.socket.borrow().clone();
             match (piece, socket) {
-                (Some(piece), Some(socket)) => self.submit(&socket, piece).await,
+                (Some(piece), Some(socket)) => drop(until(self.submit(&socket, piece), &self.cut).await),
                 _ => {
                     // What `next_piece` found out may be a step of the end.
                     if !self.has_end() {
@@ -382,5 +453,48 @@ impl Connection {
         };
         self.session.with_events(|events| self.core.borrow_mut().notified(send, usage, events));
         self.outgoing.raise();
+    }
+}
+
+/// What a future gives, unless the event comes first.
+async fn until<T>(future: impl Future<Output = T>, event: &Event) -> Option<T> {
+    let (mut future, mut event) = (pin!(future), pin!(event.wait()));
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => event.as_mut().poll(cx).map(|()| None),
+    })
+    .await
+}
+
+/// Tells what a client has to hear of a connection beside that it is there, from a position of the peer's stream on.
+pub(crate) fn tell_again(id: u64, record: &ConnectionRecord, from: u64, events: &mut EventQueue) {
+    if let Some((request, sent, head)) = record.resumed() {
+        events.push(id, Occurrence::Resumed { request, sent, head });
+    }
+    tell_received(id, record, from, events);
+}
+
+/// Tells what was received from a position on.
+pub(crate) fn tell_received(id: u64, record: &ConnectionRecord, from: u64, events: &mut EventQueue) {
+    for piece in record.bytes(from, record.received()).chunks(MAX_INLINE_BYTES) {
+        events.push(id, Occurrence::Received(piece.to_vec()));
+    }
+}
+
+/// A client has died and may go on with this connection in its next run, which listens at `listener`; else it is reset.
+/// Nobody uses it any more.
+pub(crate) fn hand_over(
+    socket: io::File,
+    record: ConnectionRecord,
+    listener: Option<&Listener>,
+    keeping: &Rc<Keeping>,
+) {
+    let position = sys::socket_state(socket.as_fd()).ok().and_then(|state| state.position());
+    match (listener, position) {
+        (Some(listener), Some(at)) if record.hand_over(&at) => {
+            listener.add_unheard(Newcomer::handed_over(socket, record, at, keeping));
+        }
+        // Dropped without a client, it is reset.
+        _ => drop(Newcomer::again(socket, Some(record), Some(keeping))),
     }
 }

@@ -104,6 +104,7 @@ impl KeptSession {
                     });
                     BatchEntry { end, length, ..of(Kind::Received, 0, 0) }
                 }
+                Occurrence::Resumed { request, sent, .. } => of(Kind::Resumed, *request, *sent),
                 Occurrence::Finished => of(Kind::Finished, 0, 0),
                 Occurrence::Sent { send, bytes } => of(Kind::Sent, *send, *bytes),
                 Occurrence::Released { send, how } => of(Kind::Released, *send, *how as u64),
@@ -135,6 +136,7 @@ impl KeptConnection {
         match entry.kind {
             Kind::Accepted => self.record.set(Flags::HEARD),
             Kind::Received => self.record.set_consumed(entry.end),
+            Kind::Resumed => self.record.resumed_told(),
             Kind::Finished => self.record.set(Flags::INPUT_ENDED),
             Kind::Sent => self.record.told(entry.send),
             Kind::Released => self.record.free_send(entry.send),

@@ -9,6 +9,7 @@ use kernel_ipc::runtime::io::File;
 
 use super::kept::Keeping;
 use super::socket;
+use crate::core::position::Position;
 use crate::ledger::ConnectionRecord;
 use crate::sys;
 
@@ -21,6 +22,7 @@ pub(crate) struct Newcomer {
     record: Option<ConnectionRecord>,
     keeping: Option<Rc<Keeping>>,
     taken: bool,
+    position: Option<Position>,
 }
 
 /// What becomes of a newcomer that a client hears of.
@@ -29,6 +31,8 @@ pub(crate) struct Taken {
     pub(crate) peer: String,
     pub(crate) local: bool,
     pub(crate) record: Option<ConnectionRecord>,
+    /// Where it stands, if a run of the client before this one has used it.
+    pub(crate) position: Option<Position>,
 }
 
 impl Newcomer {
@@ -46,7 +50,7 @@ impl Newcomer {
             }
             None => None,
         };
-        Some(Newcomer { socket, peer, local, record, keeping: keeping.cloned(), taken: false })
+        Some(Newcomer { socket, peer, local, record, keeping: keeping.cloned(), taken: false, position: None })
     }
 
     /// One that an earlier run has accepted, or that another session has not heard of. It lies in a berth already.
@@ -57,14 +61,26 @@ impl Newcomer {
             record.belongs_to(0, 0);
         }
         let peer = peer.or(address.map(|address| address.to_string())).unwrap_or_default();
-        Newcomer { socket, peer, local, record, keeping: keeping.cloned(), taken: false }
+        Newcomer { socket, peer, local, record, keeping: keeping.cloned(), taken: false, position: None }
+    }
+
+    /// One whose client has died, and which its next run goes on with: everything but the socket is in its record.
+    pub(crate) fn handed_over(
+        socket: File,
+        record: ConnectionRecord,
+        position: Position,
+        keeping: &Rc<Keeping>,
+    ) -> Newcomer {
+        let local = socket::peer(&socket).is_ok_and(|(_, local)| local);
+        let (peer, keeping) = (record.peer(), Some(keeping.clone()));
+        Newcomer { socket, peer, local, record: Some(record), keeping, taken: false, position: Some(position) }
     }
 
     /// A client will hear of it.
     pub(crate) fn take(mut self) -> Taken {
         self.taken = true;
         let (socket, peer) = (self.socket.clone(), std::mem::take(&mut self.peer));
-        Taken { socket, peer, local: self.local, record: self.record.take() }
+        Taken { socket, peer, local: self.local, record: self.record.take(), position: self.position }
     }
 }
 

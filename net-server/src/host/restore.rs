@@ -17,10 +17,9 @@ use kernel_ipc::session::SessionInfo;
 use protocol::net::{Reason, Released};
 
 use super::chunk::{Bytes, Inherited};
-use super::connection::{Connection, RECEIVE_BYTES};
+use super::connection::{Connection, RECEIVE_BYTES, hand_over, tell_again, tell_received};
 use super::kept::{KeptSession, how};
 use super::listener::Listener;
-use super::newcomer::Newcomer;
 use super::session::{Session, Shared};
 use super::socket;
 use super::stack::ConnectionNumber;
@@ -43,6 +42,7 @@ pub(crate) struct Left {
 #[derive(Default)]
 struct InBatch {
     accepted: bool,
+    resumed: bool,
     received: u64,
     finished: bool,
     sent: HashSet<u64>,
@@ -82,24 +82,11 @@ pub(crate) fn restore(shared: &Rc<Shared>, left: Left) -> Vec<(SessionInfo, Rc<S
 
 /// Nobody goes on with this connection.
 fn forsake(shared: &Shared, record: ConnectionRecord, socket: Option<File>) {
-    let flags = record.flags();
-    let unheard = !flags.has(Flags::HEARD) && !flags.has(Flags::RESET) && flags.over().is_none();
     let own = socket.as_ref().and_then(socket::own_address);
-    let listener = own.filter(|_| unheard).and_then(|own| shared.vacant.at(own));
-    let serial = record.serial();
-    match (socket, listener) {
-        (Some(socket), Some(listener)) => {
-            listener.add_unheard(Newcomer::again(socket, Some(record), shared.keeping.as_ref()));
-        }
-        (socket, _) => {
-            if let Some(socket) = socket {
-                sys::reset(socket.as_fd());
-            }
-            if let Some(keeping) = &shared.keeping {
-                keeping.berths.forget(serial);
-            }
-            record.free();
-        }
+    let listener = own.and_then(|own| shared.vacant.at(own));
+    match (socket, &shared.keeping) {
+        (Some(socket), Some(keeping)) => hand_over(socket, record, listener.as_deref(), keeping),
+        _ => record.free(),
     }
 }
 
@@ -149,6 +136,7 @@ impl InBatch {
     fn add(&mut self, entry: &BatchEntry) {
         match entry.kind {
             Kind::Accepted => self.accepted = true,
+            Kind::Resumed => self.resumed = true,
             Kind::Received => self.received = self.received.max(entry.end),
             Kind::Finished => self.finished = true,
             Kind::Sent => drop(self.sent.insert(entry.send)),
@@ -166,11 +154,15 @@ fn told_again(entry: &BatchEntry, record: Option<&&ConnectionRecord>) -> Entry {
             let length = entry.length.min(MAX_INLINE_BYTES as u64);
             Occurrence::Received(record.bytes(entry.end.saturating_sub(length), entry.end))
         }
+        (Kind::Resumed, Some(record)) => {
+            let head = record.resumed().map(|(_, _, head)| head).unwrap_or_default();
+            Occurrence::Resumed { request: entry.send, sent: entry.number, head }
+        }
         (Kind::Sent, _) => Occurrence::Sent { send: entry.send, bytes: entry.number },
         (Kind::Released, _) => Occurrence::Released { send: entry.send, how: how(entry.number) },
         (Kind::Closed, _) => Occurrence::Closed(reason(entry.number)),
         // A record is freed only when its batch is consumed, so these are never asked for again.
-        (Kind::Finished | Kind::Accepted | Kind::Received, _) => Occurrence::Finished,
+        (Kind::Finished | Kind::Accepted | Kind::Resumed | Kind::Received, _) => Occurrence::Finished,
     };
     Entry { connection: entry.connection, occurrence }
 }
@@ -250,11 +242,11 @@ fn restore_connection(
         if !heard && !known.accepted {
             events.push(number, Occurrence::Accepted { peer: record.peer() });
         }
-        if open {
-            let bytes = record.bytes(told, record.received());
-            for piece in bytes.chunks(MAX_INLINE_BYTES) {
-                events.push(number, Occurrence::Received(piece.to_vec()));
-            }
+        if open && known.resumed {
+            // It is in the last batch, and not to be told once more.
+            tell_received(number, &record, told, events);
+        } else if open {
+            tell_again(number, &record, told, events);
         }
         core::Connection::recovered(number, session.options().limits, local, session.now(), recovered, events)
     });

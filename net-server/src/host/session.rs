@@ -14,7 +14,7 @@ use kernel_ipc::{Incarnation, SessionId};
 use protocol::net::{EventsError, ListenError, Reason, SendError, SendFlags};
 
 use super::address::Permission;
-use super::chunk::Bytes;
+use super::chunk::{Bytes, Held};
 use super::connection::Connection;
 use super::kept::{Keeping, KeptSession};
 use super::listener::{Holding, Listener};
@@ -203,8 +203,11 @@ impl Session {
             listener.wait_for_next();
             self.shared.vacant.add(listener);
         }
-        for (listener, newcomer) in connections.iter().filter_map(|connection| connection.take_unheard()) {
-            listener.add_unheard(newcomer);
+        for connection in connections {
+            match connection.take_unheard() {
+                Some((listener, newcomer)) => listener.add_unheard(newcomer),
+                None => connection.leave_to_next(),
+            }
         }
     }
 
@@ -226,9 +229,9 @@ impl Session {
     }
 
     /// A connection is over, or another session's.
-    pub(crate) fn remove(&self, id: u64, record: Option<&ConnectionRecord>, reason: Reason, given_away: bool) {
+    pub(crate) fn remove(&self, id: u64, record: Option<&ConnectionRecord>, reason: Reason) {
         self.connections.borrow_mut().remove(&id);
-        if let (Some(record), Some(keeping), false) = (record, self.keeping(), given_away) {
+        if let (Some(record), Some(keeping)) = (record, self.keeping()) {
             keeping.berths.forget(record.serial());
         }
         match self.kept.get() {
@@ -296,6 +299,7 @@ impl Session {
         connection: u64,
         send: u64,
         flags: SendFlags,
+        request: u64,
         header: &[u8],
         pages: &[LeasePart],
     ) -> Result<(), SendError> {
@@ -312,10 +316,10 @@ impl Session {
         for part in pages {
             let end = part.offset.checked_add(part.length).ok_or(SendError::StaleLease)?;
             let pinned = mapper.pin(&part.name, self.client, part.offset..end).map_err(|_| SendError::StaleLease)?;
-            chunks.push(Bytes::Pages { pinned: Rc::new(pinned), start: 0 });
+            chunks.push(Bytes::Pages { pinned: Rc::new(Held::new(pinned)), start: 0 });
         }
         drop(mapper);
-        connection.send(send, flags, header, pages, chunks)?;
+        connection.send(send, flags, request, header, pages, chunks)?;
         self.watch_time();
         Ok(())
     }

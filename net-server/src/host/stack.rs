@@ -12,7 +12,7 @@ use kernel_ipc::lease::{Mapper, StaleLease};
 use kernel_ipc::runtime::{self, Changes};
 use kernel_ipc::session::{Call, SessionInfo};
 use kernel_ipc::{CallError, Incarnation, Rights, SessionId};
-use protocol::net::{self, CloseError, EventBatch, EventsError, ListenError, SendError, SendFlags};
+use protocol::net::{self, CloseError, EventBatch, EventsError, ListenError, SendError, SendFlags, SendName};
 
 use super::address::Permission;
 use super::kept::Keeping;
@@ -223,7 +223,7 @@ impl net::Handler for Stack {
         &self,
         call: &Call,
         connection: Granted<ConnectionNumber>,
-        send: u64,
+        send: SendName,
         flags: SendFlags,
         header: &[u8],
         pages: Vec<LeasePart>,
@@ -231,7 +231,7 @@ impl net::Handler for Stack {
         // Before the wait: one that ends meanwhile must not be made anew.
         let session = self.session(call.session());
         self.wait_for_lenders(call.session().client, &pages).await;
-        session.send(connection.object.0, send, flags, header, &pages)?;
+        session.send(connection.object.0, send.number, flags, send.request, header, &pages)?;
         self.counters.add_copied(header.len() as u64);
         self.counters.add_leased(pages.iter().map(|part| part.length).sum());
         Ok(())

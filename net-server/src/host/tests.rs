@@ -13,7 +13,7 @@ use kernel_ipc::lease::{Lend, Lender, Mapper, PinSegment, Region, RegionReader};
 use kernel_ipc::runtime::{self, Runtime};
 use kernel_ipc::sys::segment::SegmentReader;
 use kernel_ipc::{Epoch, Incarnation, LeaseName, LenderId, RegionId, SessionId};
-use protocol::net::{ListenError, Reason, Released, SendError, SendFlags};
+use protocol::net::{ListenError, NO_REQUEST, Reason, Released, SendError, SendFlags};
 
 use super::address::Permission;
 use super::listener::{Holding, Listener};
@@ -139,8 +139,10 @@ fn a_request_comes_in_and_leased_bytes_go_out() {
             site.event(|_, what| if let Occurrence::Received(bytes) = what { Some(bytes.clone()) } else { None }).await;
         assert_eq!(received, b"hello");
         let (one, two) = (site.lend(4096, 1 << 20), site.lend(2 << 20, 1 << 20));
-        site.session.send(id, 1, SendFlags::MORE, b"head", &[part(one, 10, 1_000_000)]).unwrap();
-        site.session.send(id, 2, SendFlags::CLOSE, b"", &[part(one, 0, 5), part(two, 7, 1_000_000)]).unwrap();
+        site.session.send(id, 1, SendFlags::MORE, NO_REQUEST, b"head", &[part(one, 10, 1_000_000)]).unwrap();
+        site.session
+            .send(id, 2, SendFlags::CLOSE, NO_REQUEST, b"", &[part(one, 0, 5), part(two, 7, 1_000_000)])
+            .unwrap();
         let mut told = Vec::new();
         site.event(|_, what| {
             told.push(what.clone());
@@ -196,14 +198,14 @@ fn leases_of_somebody_else_and_ranges_outside_are_refused_and_nothing_is_sent() 
             part(LeaseName { lender: LenderId(99), ..mine }, 0, 1),
         ] {
             assert_eq!(
-                site.session.send(id, 1, SendFlags(0), b"no", &[part(mine, 0, 1), bad]),
+                site.session.send(id, 1, SendFlags(0), NO_REQUEST, b"no", &[part(mine, 0, 1), bad]),
                 Err(SendError::StaleLease)
             );
         }
-        site.session.send(id, 2, SendFlags::CLOSE, b"yes", &[]).unwrap();
-        assert_eq!(site.session.send(id, 3, SendFlags(0), b"no", &[]), Err(SendError::Closed));
+        site.session.send(id, 2, SendFlags::CLOSE, NO_REQUEST, b"yes", &[]).unwrap();
+        assert_eq!(site.session.send(id, 3, SendFlags(0), NO_REQUEST, b"no", &[]), Err(SendError::Closed));
         site.event(|_, what| matches!(what, Occurrence::Closed(_)).then_some(())).await;
-        assert_eq!(site.session.send(id, 4, SendFlags(0), b"no", &[]), Err(SendError::Closed));
+        assert_eq!(site.session.send(id, 4, SendFlags(0), NO_REQUEST, b"no", &[]), Err(SendError::Closed));
         assert_eq!(ended(peer).await, b"yes");
     });
 }
@@ -228,7 +230,8 @@ fn a_reader_that_stops_is_reset_and_its_leases_come_back() {
         let lease = site.lend(0, 4 << 20);
         let mut refused = None;
         for send in 0..8 {
-            refused = refused.or(site.session.send(id, send, SendFlags(0), b"", &[part(lease, 0, 4 << 20)]).err());
+            refused = refused
+                .or(site.session.send(id, send, SendFlags(0), NO_REQUEST, b"", &[part(lease, 0, 4 << 20)]).err());
         }
         assert_eq!(refused, Some(SendError::Full));
         let reason =
@@ -306,7 +309,7 @@ fn connections_beyond_the_limit_wait_for_room() {
         runtime::sleep(Duration::from_millis(50)).await;
         site.session.connection(id).unwrap().close();
         let other = site.accepted().await;
-        site.session.send(other, 1, SendFlags::CLOSE, b"room", &[]).unwrap();
+        site.session.send(other, 1, SendFlags::CLOSE, NO_REQUEST, b"room", &[]).unwrap();
         site.event(|id, what| (id == other && matches!(what, Occurrence::Closed(_))).then_some(())).await;
         ended(first).await.unwrap();
         assert_eq!(ended(second).await.unwrap(), b"room");
@@ -325,7 +328,7 @@ fn the_end_of_a_session_resets_its_connections() {
         let id = site.accepted().await;
         let lease = site.lend(0, 4 << 20);
         for send in 0..4 {
-            site.session.send(id, send, SendFlags(0), b"", &[part(lease, 0, 4 << 20)]).unwrap();
+            site.session.send(id, send, SendFlags(0), NO_REQUEST, b"", &[part(lease, 0, 4 << 20)]).unwrap();
         }
         site.session.end();
         let (length, error) = ended(peer).await;
@@ -359,7 +362,7 @@ fn next_run(shared: &Rc<Shared>) -> Rc<Session> {
 /// Answers the next connection of a session.
 async fn answer_next(session: &Rc<Session>, with: &[u8]) {
     let batch = session.next_events(0, 1, 3500, 16).await.unwrap();
-    session.send(batch.entries[0].connection, 1, SendFlags::CLOSE, with, &[]).unwrap();
+    session.send(batch.entries[0].connection, 1, SendFlags::CLOSE, NO_REQUEST, with, &[]).unwrap();
 }
 
 fn whole(mut socket: TcpStream) -> std::io::Result<Vec<u8>> {
@@ -399,7 +402,7 @@ async fn in_backlog_is_answered(session: &Rc<Session>, peer: thread::JoinHandle<
         cursor = batch.next;
         for entry in batch.entries {
             if let Occurrence::Accepted { .. } = entry.occurrence {
-                session.send(entry.connection, 1, SendFlags::CLOSE, b"later", &[]).unwrap();
+                session.send(entry.connection, 1, SendFlags::CLOSE, NO_REQUEST, b"later", &[]).unwrap();
                 assert_eq!(ended(peer).await.unwrap(), b"later");
                 return;
             }

@@ -5,21 +5,24 @@
 //!   0 state: serial while in use, 0 free; last      | 8 session | 16 number
 //!  24 received: bytes taken from the socket         | 32 consumed by the client
 //!  40 freed end: position up to which sends are over | 48 one more than the largest number of them
-//!  56 flags                                         | 64 length of the peer's address, 72 the address, 56 bytes
+//!  56 flags | 1024 trimmed: bytes before this position may be overwritten | 1032 begin of the last answer's request
+//!  1040 begin of that answer in our stream | 1048 length of its head | 1056 resumed: bytes of it that were sent
+//!  1088 its head, at most 2 KiB                     | 64 length of the peer's address, 72 the address, 56 bytes
 //! sends, SENDS times 4608 bytes
 //!   0 state: 1 in use, 0 free; last | 8 id | 16 flags u8, parts u8 << 8, header bytes u32 << 32
-//!  24 begin: position of its first byte | 32 bytes | 40 told: the client has consumed `Sent`
+//!  24 begin: position of its first byte | 32 bytes | 48 request | 40 told: the client has consumed `Sent`
 //!  64 parts: name 24, offset u64, length u64, at most 8 | 512 header, at most 4096 bytes
-//! received bytes, 32 KiB: the byte at position p stands at p % 32 KiB
+//! received bytes, 48 KiB: the byte at position p stands at p % 48 KiB
 //! ```
 
 use std::rc::Rc;
 
 use kernel_ipc::LeaseName;
 use kernel_ipc::interface::LeasePart;
-use protocol::net::{Reason, SendFlags};
+use protocol::net::{NO_REQUEST, Reason, SendFlags};
 
 use super::Ledger;
+use crate::core::position::Position;
 use crate::sys::{Landing, Place};
 
 mod at {
@@ -33,6 +36,12 @@ mod at {
     pub const FLAGS: usize = 56;
     pub const PEER_LENGTH: usize = 64;
     pub const PEER: usize = 72;
+    pub const TRIMMED: usize = 1024;
+    pub const REQUEST: usize = 1032;
+    pub const ANSWER: usize = 1040;
+    pub const HEAD_LENGTH: usize = 1048;
+    pub const RESUMED: usize = 1056;
+    pub const HEAD: usize = 1088;
 }
 
 mod send {
@@ -42,6 +51,7 @@ mod send {
     pub const BEGIN: usize = 24;
     pub const BYTES_OF: usize = 32;
     pub const TOLD: usize = 40;
+    pub const REQUEST: usize = 48;
     pub const PARTS: usize = 64;
     pub const PART_BYTES: usize = 40;
     pub const HEADER: usize = 512;
@@ -57,14 +67,16 @@ const MAX_PARTS: usize = 8;
 /// Copied bytes of a send.
 const MAX_HEADER: usize = send::BYTES - send::HEADER;
 /// Received bytes that are kept; more than the window and a receive.
-const RING: usize = 32 << 10;
+const RING: usize = 48 << 10;
+/// Longest head of an answer that can be gone on with.
+const MAX_HEAD: usize = 2 << 10;
 const SENDS_AT: usize = 4096;
 const RING_AT: usize = (SENDS_AT + SENDS * send::BYTES).next_multiple_of(4096);
 /// Of one record.
 pub(super) const BYTES: usize = RING_AT + RING;
 
 const _: () = assert!(send::PARTS + MAX_PARTS * send::PART_BYTES <= send::HEADER);
-const _: () = assert!(at::PEER + MAX_PEER <= SENDS_AT);
+const _: () = assert!(at::PEER + MAX_PEER <= at::TRIMMED && at::HEAD + MAX_HEAD <= SENDS_AT);
 
 /// What is known of a connection, as bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +95,10 @@ impl Flags {
     pub(crate) const INPUT_ENDED: Flags = Flags(16);
     /// Something of it could not be kept: it does not go on.
     pub(crate) const LOST: Flags = Flags(32);
+    /// It waits for the next run of its client, which goes on with it.
+    pub(crate) const HANDED_OVER: Flags = Flags(1 << 16);
+    /// The client has to be told how far its last run was.
+    pub(crate) const RESUMED: Flags = Flags(1 << 17);
     /// It is over; the reason stands in the second byte.
     pub(crate) const OVER: Flags = Flags(64);
 
@@ -118,10 +134,19 @@ pub(crate) struct KeptSend {
     pub(crate) begin: u64,
     /// All its bytes.
     pub(crate) bytes: u64,
+    /// Where in the peer's stream the request begins that it answers.
+    pub(crate) request: u64,
     pub(crate) header: Vec<u8>,
     pub(crate) parts: Vec<LeasePart>,
     /// The client knows that the kernel has taken it.
     pub(crate) told: bool,
+}
+
+/// An answer: where its request begins in the peer's stream, where it begins in ours, and its first send's header.
+struct Answer {
+    request: u64,
+    begin: u64,
+    head: Vec<u8>,
 }
 
 impl KeptSend {
@@ -135,7 +160,8 @@ impl ConnectionRecord {
     pub(crate) fn create(ledger: &Rc<Ledger>, peer: &str) -> Option<ConnectionRecord> {
         let index = ledger.free.borrow_mut().pop_first()?;
         let record = ConnectionRecord { ledger: ledger.clone(), index };
-        for cleared in [at::SESSION, at::NUMBER, at::RECEIVED, at::CONSUMED, at::FREED_END, at::FREED_ID, at::FLAGS] {
+        let cleared = [at::SESSION, at::NUMBER, at::RECEIVED, at::CONSUMED, at::FREED_END, at::FREED_ID, at::FLAGS];
+        for cleared in cleared.into_iter().chain([at::TRIMMED, at::REQUEST, at::ANSWER, at::HEAD_LENGTH, at::RESUMED]) {
             record.store(cleared, 0);
         }
         for slot in 0..SENDS {
@@ -219,14 +245,22 @@ impl ConnectionRecord {
         }
     }
 
-    /// Where the next bytes go: at most `longest`, and without a break. `None`: no room.
+    /// Where the next bytes go: at most `longest`, and without a break. `None`: no room. What the client has consumed is
+    /// overwritten only when there is no other room.
     pub(crate) fn landing(&self, longest: usize) -> Option<Landing> {
         let (received, consumed) = (self.received(), self.consumed());
-        let kept = usize::try_from(received.checked_sub(consumed)?).ok()?;
         let start = (received % RING as u64) as usize;
+        let kept = usize::try_from(received.checked_sub(consumed)?).ok()?;
         let length = longest.min(RING - start).min(RING.checked_sub(kept)?);
+        if length == 0 {
+            return None;
+        }
+        let oldest = (received + length as u64).saturating_sub(RING as u64);
+        if self.load(at::TRIMMED) < oldest {
+            self.store(at::TRIMMED, oldest);
+        }
         let at = self.base() + RING_AT + start;
-        (length > 0).then(|| Landing::Kept(Place::new(self.ledger.memory.clone(), at, length)))
+        Some(Landing::Kept(Place::new(self.ledger.memory.clone(), at, length)))
     }
 
     /// Received bytes from one position to another; they must be among those that are kept.
@@ -255,7 +289,15 @@ impl ConnectionRecord {
     }
 
     /// Keeps a send before it is accepted. False: there is no room, or it is too long.
-    pub(crate) fn keep_send(&self, id: u64, flags: SendFlags, begin: u64, header: &[u8], parts: &[LeasePart]) -> bool {
+    pub(crate) fn keep_send(
+        &self,
+        id: u64,
+        flags: SendFlags,
+        begin: u64,
+        request: u64,
+        header: &[u8],
+        parts: &[LeasePart],
+    ) -> bool {
         let free = (0..SENDS).map(Self::send_at).find(|at| self.load(at + send::STATE) == 0);
         let (Some(at), true) = (free, Self::can_keep(header, parts)) else { return false };
         let bytes = parts.iter().map(|part| part.length).fold(header.len() as u64, u64::saturating_add);
@@ -265,6 +307,7 @@ impl ConnectionRecord {
         self.store(at + send::BEGIN, begin);
         self.store(at + send::BYTES_OF, bytes);
         self.store(at + send::TOLD, 0);
+        self.store(at + send::REQUEST, request);
         for (n, part) in parts.iter().enumerate() {
             let to = at + send::PARTS + n * send::PART_BYTES;
             self.ledger.write(self.base() + to, &part.name.to_bytes());
@@ -294,9 +337,100 @@ impl ConnectionRecord {
     pub(crate) fn free_send(&self, id: u64) {
         let Some(kept) = self.find(id).and_then(|at| self.send(at)) else { return };
         self.set_flags_of(&kept);
+        self.remember_answer(&kept);
         self.store(at::FREED_END, kept.end().max(self.freed_end()));
         self.store(at::FREED_ID, kept.id.saturating_add(1).max(self.load(at::FREED_ID)));
         self.forget_send(id);
+    }
+
+    /// Remembers where the answer begins that this send is a part of, and how.
+    fn remember_answer(&self, kept: &KeptSend) {
+        let Some(known) = self.answer() else { return };
+        let begins = known.request != kept.request || (known.head.is_empty() && !kept.header.is_empty());
+        if begins && known.begin <= kept.begin {
+            let head = kept.header.get(..MAX_HEAD).unwrap_or(&kept.header);
+            let known_whole = kept.header.len() <= MAX_HEAD;
+            self.set_answer(if known_whole { kept.request } else { NO_REQUEST }, kept.begin, head);
+        }
+    }
+
+    fn set_answer(&self, request: u64, begin: u64, head: &[u8]) {
+        // Nothing can be gone on with until all of it is there.
+        self.store(at::REQUEST, NO_REQUEST);
+        self.store(at::ANSWER, begin);
+        self.store(at::HEAD_LENGTH, head.len() as u64);
+        self.ledger.write(self.base() + at::HEAD, head);
+        self.store(at::REQUEST, request);
+    }
+
+    /// The answer whose first send is over; before any, one of no bytes to the first request. `None`: it makes no sense.
+    fn answer(&self) -> Option<Answer> {
+        let length = usize::try_from(self.load(at::HEAD_LENGTH)).ok().filter(|length| *length <= MAX_HEAD)?;
+        let mut head = vec![0; length];
+        self.ledger.read(self.base() + at::HEAD, &mut head);
+        Some(Answer { request: self.load(at::REQUEST), begin: self.load(at::ANSWER), head })
+    }
+
+    /// Makes a connection whose client has died ready for the client's next run: everything that the kernel has not taken of
+    /// the answers is forgotten, and what is received counts again from the request on whose answer it stopped. Nobody else
+    /// uses the connection. False: it cannot be gone on with.
+    pub(crate) fn hand_over(&self, at: &Position) -> bool {
+        let sends = self.sends();
+        let flags = self.flags();
+        let lost = [Flags::RESET, Flags::LOST, Flags::CLOSING, Flags::FINISHED].into_iter().any(|flag| flags.has(flag));
+        if lost || flags.over().is_some() || at.shut {
+            return false;
+        }
+        let Some(Answer { request, begin, head }) = self.answer_at(&sends, at.sent) else { return false };
+        let received = self.can_have_received(at.taken, RING);
+        let sent = at.sent.checked_sub(begin);
+        let (Some(sent), true) = (sent, received && request <= at.taken && request >= self.load(at::TRIMMED)) else {
+            return false;
+        };
+        if head.len() > MAX_HEAD || (sent > 0 && head.is_empty()) {
+            return false;
+        }
+        self.belongs_to(0, 0);
+        // An answer of which nothing is sent may become another one.
+        self.set_answer(request, begin, if sent > 0 { &head } else { &[] });
+        for kept in &sends {
+            self.forget_send(kept.id);
+        }
+        self.store(at::FREED_END, at.sent);
+        self.store(at::FREED_ID, 0);
+        self.store(at::RECEIVED, at.taken);
+        self.store(at::CONSUMED, request);
+        self.store(at::RESUMED, sent);
+        self.store(at::FLAGS, Flags::HANDED_OVER.0 | Flags::RESUMED.0);
+        true
+    }
+
+    /// The answer in which our stream stands at a position.
+    fn answer_at(&self, sends: &[KeptSend], position: u64) -> Option<Answer> {
+        let known = self.answer();
+        let Some(present) = sends.iter().rev().find(|kept| kept.begin <= position) else {
+            return known.filter(|known| known.request != NO_REQUEST);
+        };
+        if present.request == NO_REQUEST {
+            return None;
+        }
+        let first = sends.iter().find(|kept| kept.request == present.request)?;
+        match known.filter(|known| known.request == present.request && !known.head.is_empty()) {
+            Some(known) => Some(known),
+            None => Some(Answer { request: first.request, begin: first.begin, head: first.header.clone() }),
+        }
+    }
+
+    /// What the client has to be told of its last run: the position of a request, how many bytes of its answer are sent, and how
+    /// that began.
+    pub(crate) fn resumed(&self) -> Option<(u64, u64, Vec<u8>)> {
+        let answer = self.answer().filter(|_| self.flags().has(Flags::RESUMED))?;
+        Some((answer.request, self.load(at::RESUMED), answer.head))
+    }
+
+    /// The client knows it.
+    pub(crate) fn resumed_told(&self) {
+        self.store(at::FLAGS, self.flags().0 & !Flags::RESUMED.0);
     }
 
     fn set_flags_of(&self, kept: &KeptSend) {
@@ -346,6 +480,7 @@ impl ConnectionRecord {
             flags: SendFlags(shape as u8),
             begin: self.load(at + send::BEGIN),
             bytes: self.load(at + send::BYTES_OF),
+            request: self.load(at + send::REQUEST),
             header,
             parts: (0..parts.min(MAX_PARTS)).map(part).collect(),
             told: self.load(at + send::TOLD) != 0,

@@ -45,6 +45,7 @@ pub(crate) enum Kind {
     Sent = 4,
     Released = 5,
     Closed = 6,
+    Resumed = 7,
 }
 
 /// One event of a batch, as far as its connection's record does not have it.
@@ -173,8 +174,9 @@ impl SessionRecord {
 
     fn entry(&self, n: usize) -> Option<BatchEntry> {
         let word = |i: usize| self.load(at::BATCH + n * ENTRY + i * 8);
-        let kinds = [Kind::Accepted, Kind::Received, Kind::Finished, Kind::Sent, Kind::Released, Kind::Closed];
-        let kind = kinds.into_iter().find(|kind| *kind as u64 == word(0))?;
+        let first = [Kind::Accepted, Kind::Resumed, Kind::Received, Kind::Finished];
+        let last = [Kind::Sent, Kind::Released, Kind::Closed];
+        let kind = first.into_iter().chain(last).find(|kind| *kind as u64 == word(0))?;
         Some(BatchEntry { kind, connection: word(1), send: word(2), number: word(3), end: word(4), length: word(5) })
     }
 

@@ -43,15 +43,16 @@ pub(super) enum Content {
     Open(Rc<Cap<Node>>),
 }
 
-/// Finds the file that `ask` names: all of its bytes at once if they are few, else a capability to read it.
+/// Finds the file that `ask` names: all of its bytes at once if they are few, else a capability to read it; always that if
+/// not all of them are wanted (`by_parts`).
 ///
 /// # Errors
 /// The status to answer with.
-pub(super) async fn find(server: &Server, ask: &Ask, head_only: bool) -> Result<Found, Status> {
+pub(super) async fn find(server: &Server, ask: &Ask, by_parts: bool) -> Result<Found, Status> {
     let path = if ask.path.is_directory() { ask.path.join(INDEX) } else { ask.path.clone() };
     let checked = fs::Path::new(path.as_bytes()).map_err(|_| Status::NotFound)?;
     // Parts and heads are asked for seldom.
-    if !head_only && ask.range.is_none() {
+    if !by_parts && ask.range.is_none() {
         let mut share = server.budget.take(SMALL.into()).await;
         let fetched = again_if_transient(async || server.fs.fetch(server.fs.root(), checked, SMALL).await).await;
         let (stat, lease) = fetched.map_err(status_of)?;

@@ -11,6 +11,7 @@ use protocol::net::{self, Event, EventBatch, ListenError, Listener, Reason};
 
 use super::Server;
 use super::peer::{self, Peer};
+use super::resume::Resumed;
 
 /// Events asked for at a time.
 const MAX_EVENTS: u32 = 1024;
@@ -111,6 +112,9 @@ fn deal(server: &Rc<Server>, batch: &EventBatch, connections: Vec<Cap<net::Conne
                 if let Some(capability) = connections.get_mut(usize::from(capability)).and_then(Option::take) {
                     accept(server, connection, capability);
                 }
+            }
+            Event::Resumed { connection, request, sent, head } => {
+                with_peer(server, connection, |peer| peer.resumed(request, Resumed::new(sent, head)));
             }
             Event::Received { connection, bytes } => with_peer(server, connection, |peer| {
                 if !peer.received(bytes) {

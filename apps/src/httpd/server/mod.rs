@@ -5,6 +5,8 @@
 //!   process maps no region of anybody.
 //! * Bounded: connections, bytes that a peer sends before they are looked at, leases in flight per connection and in all,
 //!   time for a head, a body, an idle connection.
+//! * When this process dies, its next run goes on with its connections: the network keeps them, and what was received from the
+//!   request on that is being answered; each send says which request that is.
 //! * A network server that dies goes on with its connections. One that is given up and started anew has none; httpd listens
 //!   again at the same address. When the file system has died, the request in progress is repeated once.
 
@@ -13,6 +15,7 @@ mod clock;
 mod files;
 mod listening;
 mod peer;
+mod resume;
 mod transfer;
 
 use std::net::SocketAddr;

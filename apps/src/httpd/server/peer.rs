@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use kernel_ipc::CallError;
 use kernel_ipc::interface::{Cap, Lease, LeasePart};
 use kernel_ipc::runtime::{self, Signal};
-use protocol::net::{Connection, SendError, SendFlags};
+use protocol::net::{Connection, SendError, SendFlags, SendName};
 
 use super::super::input::{Input, Phase, Step};
 use super::super::request::{After, Message};
@@ -16,6 +16,7 @@ use super::super::response::{self, Reply};
 use super::super::status::Status;
 use super::budget::Share;
 use super::files::{Content, Found, find};
+use super::resume::Resumed;
 use super::{Server, transfer};
 
 /// Bytes of requests that may wait while one is answered; who sends more without reading answers is cut off.
@@ -35,6 +36,8 @@ pub(super) struct Peer {
     /// Sends whose leases the network still uses, oldest first.
     unreleased: RefCell<VecDeque<Sent>>,
     next_send: Cell<u64>,
+    /// The answer that the last run of this server has begun.
+    resumed: RefCell<Option<Resumed>>,
     /// Raised when input came or ended.
     news: Signal,
     /// Raised when the network has let go of a send.
@@ -57,6 +60,7 @@ impl Peer {
             closed: Cell::new(false),
             unreleased: RefCell::default(),
             next_send: Cell::new(1),
+            resumed: RefCell::default(),
             news: Signal::default(),
             room: Signal::default(),
         }
@@ -68,6 +72,31 @@ impl Peer {
         input.push(bytes);
         self.news.raise();
         input.waiting() <= MAX_WAITING_BYTES
+    }
+
+    /// The last run of this server had it, and had sent this much of an answer. Comes before anything is received.
+    pub(super) fn resumed(&self, request: u64, resumed: Resumed) {
+        self.input.borrow_mut().begin_at(request);
+        *self.resumed.borrow_mut() = Some(resumed);
+    }
+
+    /// Whether a part of the next answer was sent by the last run.
+    fn has_begun(&self) -> bool {
+        self.resumed.borrow().as_ref().is_some_and(Resumed::has_begun)
+    }
+
+    /// The date of the next answer.
+    fn date(&self, server: &Server) -> Rc<str> {
+        let begun = self.resumed.borrow().as_ref().and_then(Resumed::date);
+        begun.unwrap_or_else(|| server.clock.date())
+    }
+
+    /// Leaves of an answer what the last run has not sent. Says whether that is anything.
+    fn cut(&self, reply: &mut Reply) -> Result<bool, Gone> {
+        match self.resumed.take() {
+            Some(resumed) => resumed.cut(reply),
+            None => Ok(true),
+        }
     }
 
     /// The client sends nothing more.
@@ -118,6 +147,7 @@ impl Peer {
     ) -> Result<(), Gone> {
         let flags = if close { SendFlags::CLOSE } else { SendFlags::default() };
         let pages: Vec<LeasePart> = leases.iter().map(Lease::forward).collect();
+        let request = self.input.borrow().request();
         let number = self.next_send.get();
         self.next_send.set(number + 1);
         if !leases.is_empty() {
@@ -128,7 +158,7 @@ impl Peer {
             if self.is_closed() {
                 return Err(Gone);
             }
-            match server.net.send(&self.capability, number, flags, header, &pages).await {
+            match server.net.send(&self.capability, SendName { number, request }, flags, header, &pages).await {
                 Ok(()) => return Ok(()),
                 Err(CallError::Operation(SendError::Full)) => self.room().await,
                 Err(_) => {
@@ -214,17 +244,19 @@ async fn wait_until(peer: &Peer, deadline: Instant) -> bool {
 
 /// Answers a request with an error; the connection closes.
 async fn refuse(server: &Server, peer: &Peer, status: Status) -> Result<(), Gone> {
-    let reply = response::error(status, false, After::Close, &server.clock.date());
+    let mut reply = response::error(status, false, After::Close, &peer.date(server));
+    peer.cut(&mut reply)?;
     peer.send(server, &reply.head, Vec::new(), None, true).await
 }
 
 /// Answers a request; true if the connection closes.
 async fn answer(server: &Rc<Server>, peer: &Rc<Peer>, message: &Message) -> Result<bool, Gone> {
-    let date = server.clock.date();
+    let date = peer.date(server);
     let error = |status| (response::error(status, message.head_only, message.after, &date), None);
     let (reply, content) = match &message.ask {
         Err(status) => error(*status),
-        Ok(ask) => match find(server, ask, message.head_only).await {
+        // What is left of an answer is a part of a file.
+        Ok(ask) => match find(server, ask, message.head_only || peer.has_begun()).await {
             Ok(Found::File { file, path, content }) => {
                 (response::file(message, ask, path.as_bytes(), &file, &date), Some(content))
             }
@@ -232,7 +264,12 @@ async fn answer(server: &Rc<Server>, peer: &Rc<Peer>, message: &Message) -> Resu
             Err(status) => error(status),
         },
     };
+    let mut reply = reply;
+    let more = peer.cut(&mut reply)?;
     let Reply { head, body, close } = reply;
+    if !more && !close {
+        return Ok(close);
+    }
     match (body, content) {
         (Some(span), Some(Content::Open(node))) => transfer::send(server, peer, node, head, span, close).await?,
         // Only whole files are fetched, so that the body is all of the lease.

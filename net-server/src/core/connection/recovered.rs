@@ -7,6 +7,7 @@ use protocol::net::{Reason, Released, SendFlags};
 
 use super::{Chunk, Connection, Limits, Outgoing, Phase, Progress, Step};
 use crate::core::events::EventQueue;
+use crate::core::position::Position;
 
 /// What is known of a connection of a dead run.
 #[derive(Debug)]
@@ -29,6 +30,23 @@ pub struct Recovered<C> {
     pub sent: u64,
     /// Bytes that the peer has.
     pub delivered: u64,
+}
+
+impl<C> Recovered<C> {
+    /// A connection without sends, of which so many received bytes are not consumed.
+    pub fn after(position: Position, unconsumed: u64) -> Recovered<C> {
+        Recovered {
+            sends: Vec::new(),
+            finished: false,
+            closing: false,
+            over: None,
+            shut: position.shut,
+            input_ended: false,
+            unconsumed: usize::try_from(unconsumed).unwrap_or(0),
+            sent: position.sent,
+            delivered: position.delivered,
+        }
+    }
 }
 
 /// One of its sends.
