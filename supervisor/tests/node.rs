@@ -963,6 +963,53 @@ fn a_supervisor_that_dies_again_and_again_ends_the_node_in_order() {
     assert!(ended.troubles[0].contains("died too often"), "{ended:?}");
 }
 
+/// Whatever a guest says that it serves, uses and knows: it is told that nothing of it is so, and nobody else hears of it.
+fn a_guest_that_lies_in_its_account_harms_nobody() {
+    use kernel_ipc::broker::{Account, ChannelError, ToComponent, ToSupervisor};
+    let mut node = Node::start("disk.img");
+    node.assert_up();
+    node.guest(async |cx| {
+        let load = Load::start(&cx).await;
+        let (session, me) = (load.session.id(), cx.incarnation());
+        let host = cx.host_of(&load.session).unwrap();
+        for lies in 0..4 {
+            let liar = raw_guest(&node, "liar");
+            kill(supervisor(&node), "KILL");
+            let turn = loop {
+                if let (ToComponent::Adopt { turn }, _) = liar.next().await.unwrap() {
+                    break turn;
+                }
+            };
+            let mut account = Account { turn, last: true, ..Account::default() };
+            match lies {
+                0 => account.uses = vec![(session, host)],
+                1 => account.hosts = vec![(session, me), (kernel_ipc::SessionId(1), host)],
+                2 => {
+                    account.uses = vec![(session, me), (kernel_ipc::SessionId(u64::MAX), kernel_ipc::Incarnation(0))];
+                    account.lenders = vec![(kernel_ipc::LenderId(5), kernel_ipc::Epoch(1))];
+                    account.regions = vec![(kernel_ipc::LenderId(5), kernel_ipc::RegionId(5))];
+                    account.mappers = vec![me, host];
+                    account.holders = vec![me, host];
+                }
+                // Of another supervisor: void, and waited for in vain.
+                _ => account.turn += 1,
+            }
+            liar.send_blocking(&ToSupervisor::Account(Box::new(account.clone())), &[]).unwrap();
+            // It is answered, or not; asked again it is shown out.
+            liar.send_blocking(&ToSupervisor::Account(Box::new(account)), &[]).unwrap();
+            if lies < 3 {
+                while !matches!(liar.next::<ToComponent>().await, Err(ChannelError::Closed)) {}
+            }
+            assert_eq!(number(&load.session.call(request(load.session.root(), STAT, b"")).await.unwrap().payload), 0);
+            assert_eq!(cx.host_of(&load.session), Some(host));
+        }
+        load.end().await;
+        assert!(statfs(&cx).await.1 > 0);
+    });
+    assert!(node.ps().iter().all(|one| (one.epoch, one.restarts) == (1, 0)));
+    node.down();
+}
+
 /// It accounts for itself when it goes on; the others are served meanwhile.
 fn a_component_that_is_stopped_is_adopted_when_it_goes_on() {
     let mut node = Node::start("plain");
@@ -1311,6 +1358,7 @@ tests! {
     guests_come_and_go_while_supervisors_die,
     an_operator_puts_another_supervisor_in_its_place,
     a_supervisor_that_dies_again_and_again_ends_the_node_in_order,
+    a_guest_that_lies_in_its_account_harms_nobody,
     a_component_that_is_stopped_is_adopted_when_it_goes_on,
     the_keepers_death_ends_every_process,
     a_signal_to_the_keeper_ends_the_node_in_order,

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::{MAX_MESSAGE, Message};
 use crate::runtime::io::{self as runtime_io, File};
-use crate::sys::descriptors;
+use crate::sys::descriptors::{self, Packet};
 
 /// One end of a control socket: sends and receives [`Message`]s with their descriptors.
 #[derive(Debug)]
@@ -43,6 +43,27 @@ impl Channel {
             }
             runtime_io::poll_readable(&self.socket).await.map_err(ChannelError::Io)?;
         }
+    }
+
+    /// Waits for the next message as [`next`](Channel::next), and leaves it in the socket until it is [`done`](Channel::done):
+    /// whoever takes the socket over from a reader that dies meanwhile finds it again.
+    ///
+    /// # Errors
+    /// As [`receive`](Channel::receive).
+    pub async fn look<M: Message>(&self) -> Result<(M, Vec<OwnedFd>), ChannelError> {
+        loop {
+            match self.receive_with(descriptors::peek) {
+                Err(ChannelError::Full) => {}
+                looked => return looked,
+            }
+            runtime_io::poll_readable(&self.socket).await.map_err(ChannelError::Io)?;
+        }
+    }
+
+    /// Takes the message that was looked at out of the socket.
+    pub fn done(&self) {
+        // It is there, and nothing of it is of interest any more. Copies of its descriptors are closed.
+        let _ = descriptors::receive(self.socket.as_fd(), &mut [], false);
     }
 
     /// Waits until the peer's queue may have room, or the peer is gone.
@@ -116,18 +137,25 @@ impl Channel {
     }
 
     fn receive_flags<M: Message>(&self, wait: bool) -> Result<(M, Vec<OwnedFd>), ChannelError> {
+        self.receive_with(|socket, buffer| descriptors::receive(socket, buffer, wait))
+    }
+
+    fn receive_with<M: Message>(
+        &self,
+        receive: impl Fn(BorrowedFd<'_>, &mut [u8]) -> io::Result<Packet>,
+    ) -> Result<(M, Vec<OwnedFd>), ChannelError> {
         // One byte more than the longest message, so that a longer one shows even without MSG_TRUNC.
         let mut buffer = vec![0; MAX_MESSAGE + 1];
-        let packet = match descriptors::receive(self.socket.as_fd(), &mut buffer, wait) {
-            Ok(packet) => packet,
-            Err(error) => {
-                return Err(match error.raw_os_error() {
-                    Some(libc::EAGAIN) => ChannelError::Full,
-                    Some(libc::ECONNRESET) => ChannelError::Closed,
-                    _ => ChannelError::Io(error),
-                });
-            }
-        };
+        let mut packet = receive(self.socket.as_fd(), &mut buffer);
+        if packet.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ECONNRESET)) {
+            // Said once, if the peer died and had left something unread. What it had said before is still here.
+            packet = receive(self.socket.as_fd(), &mut buffer);
+        }
+        let packet = packet.map_err(|error| match error.raw_os_error() {
+            Some(libc::EAGAIN) => ChannelError::Full,
+            Some(libc::ECONNRESET) => ChannelError::Closed,
+            _ => ChannelError::Io(error),
+        })?;
         if packet.length == 0 {
             return Err(ChannelError::Closed);
         }
@@ -191,6 +219,40 @@ mod tests {
         assert!(descriptors.is_empty());
         drop(component);
         assert!(matches!(supervisor.receive::<ToSupervisor>(), Err(ChannelError::Closed)));
+    }
+
+    #[test]
+    fn the_last_words_of_the_dead_are_heard_though_it_had_not_read_everything() {
+        let (component, supervisor) = pair();
+        supervisor.send(&ToComponent::Stop, &[]).unwrap();
+        component.send(&ToSupervisor::Failed { reason: "the end".into() }, &[]).unwrap();
+        drop(component);
+        let (last, _) = supervisor.receive::<ToSupervisor>().unwrap().unwrap();
+        assert!(matches!(last, ToSupervisor::Failed { reason } if reason == "the end"));
+        assert!(matches!(supervisor.receive::<ToSupervisor>(), Err(ChannelError::Closed)));
+    }
+
+    #[test]
+    fn a_message_that_was_only_looked_at_is_found_by_the_next_reader() {
+        use crate::runtime::{Options, Runtime};
+        let (component, supervisor) = pair();
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        component.send(&ToSupervisor::Region { region: RegionId(7) }, &[writer.as_fd()]).unwrap();
+        component.send(&ToSupervisor::Ready, &[]).unwrap();
+        drop(writer);
+        Runtime::new(Options::default()).unwrap().block_on(async {
+            for _ in 0..2 {
+                let (first, given) = supervisor.look::<ToSupervisor>().await.unwrap();
+                assert!(matches!(first, ToSupervisor::Region { region: RegionId(7) }) && given.len() == 1);
+            }
+            supervisor.done();
+            // End of file: with the message went the last copy of its descriptor.
+            assert_eq!(nix::unistd::read(&reader, &mut [0]).unwrap(), 0);
+            assert!(matches!(supervisor.look().await.unwrap(), (ToSupervisor::Ready, _)));
+            supervisor.done();
+            drop(component);
+            assert!(matches!(supervisor.look::<ToSupervisor>().await, Err(ChannelError::Closed)));
+        });
     }
 
     #[test]

@@ -30,30 +30,14 @@ pub async fn listen(node: Rc<Node>, peer: Rc<Peer>) {
 async fn read(node: &Rc<Node>, peer: &Rc<Peer>) {
     let mut provided = BTreeSet::new();
     loop {
-        match peer.channel.next().await {
-            // The news of its death came before its last words.
-            Ok((ToSupervisor::Failed { reason }, _)) if peer.ended.has_happened() => {
-                peer.trouble.borrow_mut().get_or_insert(reason);
-            }
+        match peer.channel.look().await {
             // A guest that was shown out may go on talking.
             Ok(_) if peer.ended.has_happened() && peer.who == Who::Guest => return,
-            Ok((message @ (ToSupervisor::Hold { .. } | ToSupervisor::LetGo { .. }), given))
-                if peer.ended.has_happened() || !peer.accounted.get() =>
-            {
-                // Its next run may wait for it; whoever has broken a rule by it is dead already.
-                let _ = hold(node, peer, message, given);
-            }
-            // One that the last supervisor has left: its account comes first.
-            Ok((message, _)) if !peer.accounted.get() => {
-                if let Err(fault) = node.hear_account(peer, message) {
-                    return node.end_for_fault(peer, &fault);
-                }
-                yield_now().await;
-            }
-            Ok(_) if peer.ended.has_happened() => {}
             Ok((message, given)) => {
-                peer.slow.set(false);
-                if let Err(fault) = handle(node, peer, &mut provided, message, given).await {
+                let heard = hear(node, peer, &mut provided, message, given).await;
+                // If we die before this, the next supervisor finds it once more.
+                peer.channel.done();
+                if let Err(fault) = heard {
                     return node.end_for_fault(peer, &fault);
                 }
                 // Whoever says much does not keep the others from being heard.
@@ -69,6 +53,38 @@ async fn read(node: &Rc<Node>, peer: &Rc<Peer>) {
             Err(error) => return node.end_for_fault(peer, &error.to_string()),
         }
     }
+}
+
+/// Acts on one message as far as its peer is in a state to say anything.
+///
+/// # Errors
+/// As [`handle`].
+async fn hear(
+    node: &Rc<Node>,
+    peer: &Rc<Peer>,
+    provided: &mut BTreeSet<String>,
+    message: ToSupervisor,
+    given: Vec<OwnedFd>,
+) -> Result<(), String> {
+    let (is_dead, accounted) = (peer.ended.has_happened(), peer.accounted.get());
+    match message {
+        // The news of its death came before its last words.
+        ToSupervisor::Failed { reason } if is_dead => {
+            peer.trouble.borrow_mut().get_or_insert(reason);
+        }
+        // Its next run may wait for it; whoever has broken a rule by it is dead already, or will do so again.
+        ToSupervisor::Hold { .. } | ToSupervisor::LetGo { .. } if is_dead || !accounted => {
+            let _ = hold(node, peer, message, given);
+        }
+        // One that the last supervisor has left: its account comes first.
+        _ if !accounted => node.hear_account(peer, message)?,
+        _ if is_dead => {}
+        _ => {
+            peer.slow.set(false);
+            handle(node, peer, provided, message, given).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Acts on one message.

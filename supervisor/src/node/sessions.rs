@@ -379,6 +379,7 @@ impl Node {
 
     /// One side ends a session in order, or because of what the other did.
     pub(super) fn close(self: &Rc<Self>, by: &Rc<Peer>, id: SessionId, violation: Option<&str>) {
+        self.forget_claim(by, id);
         let mut sessions = self.sessions.borrow_mut();
         let Some(session) = sessions.get(&id) else { return };
         let is_client = session.client == by.incarnation;
