@@ -146,6 +146,21 @@ fn used_memory_and_another_session_are_refused() {
     assert!(Records::create(Mortal::new(4096)).is_err());
 }
 
+#[test]
+fn what_a_call_granted_is_found_again_and_nothing_else() {
+    let memory = Mortal::new(1 << 16);
+    let ledger = SessionLedger::create(memory.clone(), SESSION, SHAPE, QUOTA, ROOT).unwrap();
+    let handle = |index| Handle { index, generation: 1 };
+    let calls = [(1, 0, 5), (2, 0, 5), (3, 0, 4), (4, 1, 5)];
+    for (index, slot, seq) in calls {
+        assert!(ledger.enter(handle(index), &Grant::default(), Tag::Call { slot, seq }));
+    }
+    assert_eq!(ledger.granted_by(0, 5), [handle(1), handle(2)]);
+    ledger.leave(1, 2);
+    assert_eq!(ledger.granted_by(0, 5), [handle(2)]);
+    assert_eq!(ledger.granted_by(1, 4), []);
+}
+
 proptest! {
     /// Beside a plain queue: what was appended and not trimmed is what is recovered, however often the ring goes round.
     #[test]

@@ -95,6 +95,12 @@ impl Berths {
         self.living.borrow_mut().remove(&serial);
     }
 
+    /// How many connections live.
+    #[cfg(test)]
+    pub(crate) fn living(&self) -> usize {
+        self.living.borrow().len()
+    }
+
     /// Takes a socket over that lies here already.
     pub(crate) fn know(&self, serial: u64, socket: &File) {
         self.living.borrow_mut().insert(serial, socket.clone());

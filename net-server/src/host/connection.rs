@@ -304,7 +304,8 @@ impl Connection {
         true
     }
 
-    fn undelivered(&self) -> u64 {
+    /// Bytes that the kernel has and the peer has not acknowledged.
+    pub(crate) fn undelivered(&self) -> u64 {
         // A socket that cannot say has nothing more to deliver.
         self.socket.borrow().as_ref().map_or(0, |socket| sys::undelivered(socket.as_fd()).unwrap_or(0))
     }

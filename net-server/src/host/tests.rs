@@ -1,5 +1,7 @@
 //! Real sockets, real leases, in one process: the client is a thread with a blocking socket.
 
+mod deaths;
+
 use std::cell::RefCell;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -13,7 +15,7 @@ use kernel_ipc::lease::{Lend, Lender, Mapper, PinSegment, Region, RegionReader};
 use kernel_ipc::runtime::{self, Runtime};
 use kernel_ipc::sys::segment::SegmentReader;
 use kernel_ipc::{Epoch, Incarnation, LeaseName, LenderId, RegionId, SessionId};
-use protocol::net::{ListenError, NO_REQUEST, Reason, Released, SendError, SendFlags};
+use protocol::net::{EventsError, ListenError, NO_REQUEST, Reason, Released, SendError, SendFlags};
 
 use super::address::Permission;
 use super::listener::{Holding, Listener};

@@ -117,6 +117,13 @@ impl Ledger {
         !self.free.borrow().is_empty()
     }
 
+    /// How many connections have a record.
+    #[cfg(test)]
+    pub(crate) fn in_use(&self) -> usize {
+        (0..).map_while(|index| (self.memory.len() >= Ledger::bytes(index + 1)).then_some(index)).count()
+            - self.free.borrow().len()
+    }
+
     /// A number that no record of this memory had before.
     fn next_serial(&self) -> u64 {
         let serial = self.serial.get() + 1;
