@@ -65,9 +65,9 @@ fn a_component_has_only_the_descriptors_that_its_work_needs() {
     // What its next run goes on from.
     let survives = ["/memfd:atoll-records", "/memfd:atoll-leases", "/memfd:atoll-session"];
     for (name, more) in [
-        ("disk", [&lends[..], &survives, &["/memfd:disk", "/memfd:fs", &image]].concat()),
+        ("disk", [&lends[..], &survives, &["/memfd:atoll-under-way", "/memfd:disk", "/memfd:fs", &image]].concat()),
         ("fs", [&lends[..], &survives, &["/memfd:disk", "/memfd:fs"]].concat()),
-        ("net", [&lends[..], &["/memfd:disk"]].concat()),
+        ("net", [&lends[..], &survives, &["/memfd:atoll-connections", "/memfd:disk"]].concat()),
         ("httpd", Vec::new()),
     ] {
         let found = descriptors(system.pid(name));
@@ -76,9 +76,10 @@ fn a_component_has_only_the_descriptors_that_its_work_needs() {
             assert!(known, "{name} has {target}; all: {found:?}");
         }
         let count = |kind: &str| found.iter().filter(|target| *target == kind).count();
-        // The output pipe as 1 and 2: the fence is the ring's alone. The control socket; net listens on another.
+        // The output pipe as 1 and 2: the fence is the ring's alone. The control socket; net listens on another, and has
+        // two berths for its connections, of a pair each.
         assert_eq!(count("pipe"), 2, "{name}: {found:?}");
-        assert_eq!(count("socket"), if name == "net" { 2 } else { 1 }, "{name}: {found:?}");
+        assert_eq!(count("socket"), if name == "net" { 6 } else { 1 }, "{name}: {found:?}");
     }
     // No page of the disk passes through those two.
     for pid in [system.keeper(), supervisor(&system)] {
