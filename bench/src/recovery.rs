@@ -2,6 +2,7 @@
 //!
 //! * Each component of a running system is killed many times, one at a time, each time when all are ready again.
 //! * The file server is killed with many files open and with changes that no checkpoint holds.
+//! * The supervisor is killed as well: what is measured then is its own answer, nobody else waits.
 //! * The floor is a process of the same binary that is started, does nothing and is reaped.
 
 use std::io::{self, Read, Write};
@@ -9,7 +10,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use kernel_ipc::interface::Cap;
-use kernel_ipc::{Rights, runtime};
+use kernel_ipc::{CallError, Cause, Rights, runtime};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use protocol::control::{self, Signal, State};
 use protocol::fs::{CREATE, Name, Node};
 use protocol::{block, fs};
@@ -74,8 +77,30 @@ pub async fn run(system: &System, options: &Options) -> io::Result<Run> {
     };
     let stat = async || system.fs.stat(&open[0]).await.map(drop).map_err(io::Error::other);
     add(kills(system, &name, "fs", options.kills, dirty, stat).await?);
+    add(supervisor(system, options.kills).await?);
     run.rows.insert(0, floor);
     Ok(run)
+}
+
+/// From the supervisor's death until the next one has taken over and answers. (Nobody else waits meanwhile.)
+async fn supervisor(system: &System, count: u64) -> io::Result<Row> {
+    let (mut times, start) = (histogram(), Instant::now());
+    for _ in 0..count {
+        settled(system).await?;
+        let before = system.control.supervisor(system.control.root()).await.map_err(io::Error::other)?;
+        let pid = i32::try_from(before.pid).map_err(io::Error::other)?;
+        let begin = Instant::now();
+        kill(Pid::from_raw(pid), nix::sys::signal::SIGKILL)?;
+        loop {
+            match system.control.supervisor(system.control.root()).await {
+                Ok(now) if now.restarts != before.restarts => break,
+                Err(CallError::Failed { cause: Cause::PeerDied, .. }) | Ok(_) => {}
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+        times.saturating_record(begin.elapsed().as_nanos() as u64);
+    }
+    Ok(Row::new("supervisor, its own answer", &times, start.elapsed().as_secs_f64(), 0))
 }
 
 fn floor(system: &System, count: u64) -> io::Result<Row> {
