@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use kernel_ipc::component::waits::Event;
 use kernel_ipc::interface::LeasePart;
@@ -25,9 +26,6 @@ use crate::sys::{self, Landing};
 
 /// Bytes of one receive. Requests are small; a larger buffer per connection would only wait.
 pub(crate) const RECEIVE_BYTES: usize = 4096;
-
-/// How long a connection whose client has died may take until the kernel does nothing more for it.
-const QUIET_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 pub(crate) struct Connection {
     id: u64,
@@ -184,11 +182,15 @@ impl Connection {
         self.incoming.raise();
         self.outgoing.raise();
         let Some(socket) = self.socket.borrow_mut().take() else { return };
+        // A zero-copy send is not cut off, and its pages are the kernel's until the peer has them: that takes as long as the
+        // peer does, and what is queued reaches it meanwhile.
+        let patience = self.session.options().limits.stall;
         drop(runtime::spawn(async move {
-            let since = std::time::Instant::now();
+            let since = Instant::now();
             // This one, and the one that lies in the berth.
-            while socket.users() > 2 && since.elapsed() < QUIET_WITHIN {
-                runtime::sleep(std::time::Duration::from_millis(1)).await;
+            while socket.users() > 2 && since.elapsed() < patience {
+                let pause = (since.elapsed() / 8).clamp(Duration::from_millis(1), Duration::from_millis(100));
+                runtime::sleep(pause).await;
             }
             let quiet = socket.users() <= 2;
             hand_over(socket, record, quiet.then_some(&*listener), &keeping);
