@@ -100,8 +100,11 @@ impl SessionRecord {
         self.store(at::NUMBER, number);
     }
 
-    /// The session listens. False: there is no room.
+    /// The session listens; a number that is known says nothing new. False: there is no room.
     pub(crate) fn keep_listener(&self, number: u64, bound: SocketAddr) -> bool {
+        if self.listener_at(number).is_some() {
+            return true;
+        }
         let Some(at) = self.listener_at(0) else { return false };
         let ip = match bound.ip() {
             IpAddr::V4(four) => four.to_ipv6_mapped(),
