@@ -44,6 +44,32 @@ fn a_signal_to_the_foreground_ends_everything_in_order() {
     }
 }
 
+#[test]
+fn a_signal_to_the_foreground_ends_everything_in_order_whoever_supervises_then() {
+    let system = System::empty();
+    let up = foreground(&system);
+    for round in 0..3 {
+        kill_now(system.supervisor()["pid"].as_i64().expect("a pid") as i32);
+        assert_eq!(system.supervisor()["restarts"], round + 1);
+    }
+    // And once more when it is to end.
+    let last = system.supervisor()["pid"].as_i64().expect("a pid") as i32;
+    signal(i32::try_from(up.id()).expect("a pid"), Signal::SIGINT);
+    // It may have ended by now.
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(last), Signal::SIGKILL);
+    let output = up.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}{}", said(&output), system.supervisor_log());
+    assert!(said(&output).contains("stopped, the disk is clean"), "{}", said(&output));
+    nothing_is_left(&system);
+    check_image(&system);
+    // The manifest of the node that ran is one for the next.
+    let kept = system.file("manifest");
+    let kept = kept.to_str().expect("UTF-8");
+    system.up(&[kept]);
+    assert_eq!(system.ps().len(), 4);
+    assert!(std::fs::metadata(kept).expect("it is there").len() > 100);
+}
+
 /// The keeper does not wait for a supervisor that does not take up the wish.
 #[test]
 fn a_signal_to_the_foreground_ends_everything_also_when_the_supervisor_hangs() {

@@ -1,7 +1,6 @@
 //! A component, over all its runs: what is kept of it for the next supervisor.
 
 use std::cell::{Cell, RefCell};
-use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -20,20 +19,12 @@ use crate::manifest;
 
 impl Component {
     /// One that nobody has started yet.
-    ///
-    /// # Errors
-    /// Of the keeper's socket.
-    pub(super) fn new(
-        entry: manifest::Component,
-        slot: u32,
-        log: Rc<Log>,
-        records: &Rc<Records>,
-    ) -> io::Result<Component> {
+    pub(super) fn new(entry: manifest::Component, slot: u32, log: Rc<Log>, records: &Rc<Records>) -> Component {
         let key = crate::keeper::wire::Key { kind: Kind::Component as u32, slot, number: 0 };
-        Ok(Component {
+        Component {
             slot,
             phase: Cell::new(Phase::Waiting),
-            record: records.know(key, None)?,
+            record: records.know(key, None),
             peer: RefCell::default(),
             epoch: Cell::new(0),
             starts: Cell::new(0),
@@ -48,7 +39,7 @@ impl Component {
             trouble: RefCell::default(),
             facts: RefCell::default(),
             entry,
-        })
+        }
     }
 
     pub(super) fn set_phase(&self, phase: Phase) {

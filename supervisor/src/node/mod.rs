@@ -257,11 +257,9 @@ fn prepare(manifest: Option<&Path>, sets: &[String], found: &Found) -> Result<(C
     let origin = manifest.map_or(Origin::Embedded, Origin::Path);
     let checked = Manifest::load(origin, sets).map_err(|report| report.to_string())?;
     let state = State::open(here).map_err(|error| error.to_string())?;
-    match manifest {
-        Some(manifest) => std::fs::copy(manifest, &kept).map(drop),
-        None => std::fs::write(&kept, manifest::EMBEDDED),
-    }
-    .map_err(directory)?;
+    // Read first: it may be this very file.
+    let text = manifest.map_or_else(|| Ok(manifest::EMBEDDED.into()), std::fs::read).map_err(directory)?;
+    std::fs::write(&kept, text).map_err(directory)?;
     Ended::forget(state.path()).map_err(directory)?;
     Ok((checked, state))
 }
@@ -342,9 +340,9 @@ impl Node {
             let log = Rc::new(Log::new(state.path(), &entry.name, &system_log));
             Component::new(entry, slot, log, &records)
         });
-        let components = components.collect::<std::io::Result<Vec<Component>>>()?;
+        let components = components.collect::<Vec<Component>>();
         let lock = match found.take(Kind::Lock) {
-            Some(lock) => records.know(lock.key, None)?,
+            Some(lock) => records.know(lock.key, None),
             None => records.put(Kind::Lock, 0, 0, &NumbersTag::default(), Some(state.lock().as_fd()))?,
         };
         let progress = found.progress.take();

@@ -30,6 +30,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
+use nix::sys::resource::{Resource, getrlimit};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::link::Link;
@@ -71,8 +72,22 @@ pub enum Kind {
     Held = 16,
 }
 
-/// Most records: as many as the keeper has room for.
-const MAX_RECORDS: usize = crate::keeper::MAX_RECORDS;
+/// Most records: as many as the keeper has room for, and half as many as it may have descriptors.
+fn most_records() -> usize {
+    // The keeper has raised its limit to the same as ours.
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    usize::try_from(descriptors / 2).unwrap_or(usize::MAX).min(crate::keeper::MAX_RECORDS)
+}
+
+impl Kind {
+    /// Of so many records others can cause any number: a quarter of the room is left for what the node cannot do without.
+    fn share(self, most: usize) -> usize {
+        match self {
+            Kind::Session | Kind::Region | Kind::Table => most - most / 4,
+            _ => most,
+        }
+    }
+}
 
 /// Bytes of the texts in tags.
 pub const NAME: usize = 200;
@@ -186,6 +201,7 @@ pub struct Records {
     /// Who put the record last: only its [`Kept`] takes it away.
     known: RefCell<HashMap<Key, u64>>,
     puts: Cell<u64>,
+    most: usize,
 }
 
 /// A record at the keeper.
@@ -199,7 +215,7 @@ pub struct Kept {
 impl Records {
     /// With nothing known of what is there.
     pub fn new(link: Rc<Link>) -> Records {
-        Records { link, known: RefCell::default(), puts: Cell::new(0) }
+        Records { link, known: RefCell::default(), puts: Cell::new(0), most: most_records() }
     }
 
     /// For tests of what is kept: whoever reads it forgets it.
@@ -229,7 +245,10 @@ impl Records {
         descriptor: Option<BorrowedFd<'_>>,
     ) -> io::Result<Kept> {
         let key = Key { kind: kind as u32, slot, number };
-        let kept = self.know(key, None)?;
+        if self.known.borrow().len() >= kind.share(self.most) && !self.known.borrow().contains_key(&key) {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        let kept = self.know(key, None);
         kept.say(tag, descriptor)?;
         Ok(kept)
     }
@@ -252,18 +271,11 @@ impl Records {
     }
 
     /// A record that is there already.
-    ///
-    /// # Errors
-    /// There are too many.
-    pub fn know(self: &Rc<Self>, key: Key, descriptor: Option<OwnedFd>) -> io::Result<Kept> {
-        let mut known = self.known.borrow_mut();
-        if known.len() >= MAX_RECORDS && !known.contains_key(&key) {
-            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
-        }
+    pub fn know(self: &Rc<Self>, key: Key, descriptor: Option<OwnedFd>) -> Kept {
         let put = self.puts.get() + 1;
         self.puts.set(put);
-        known.insert(key, put);
-        Ok(Kept { records: self.clone(), key, put, descriptor })
+        self.known.borrow_mut().insert(key, put);
+        Kept { records: self.clone(), key, put, descriptor }
     }
 }
 
@@ -333,6 +345,20 @@ mod tests {
         assert_eq!(said(&keeper), Some((Some(Ask::Put), 7)));
         drop(second);
         assert_eq!(said(&keeper), Some((Some(Ask::Take), 7)));
+    }
+
+    #[test]
+    fn what_others_can_cause_leaves_room_for_what_the_node_needs() {
+        let mut records = Records::to_nobody();
+        records.most = 8;
+        let records = Rc::new(records);
+        let put = |kind, number| records.put(kind, 1, number, &NumbersTag::default(), None);
+        let sessions: Vec<Kept> = (0..6).map(|number| put(Kind::Session, number).unwrap()).collect();
+        assert!(put(Kind::Session, 6).is_err());
+        let pins: Vec<Kept> = (0..2).map(|number| put(Kind::Pins, number).unwrap()).collect();
+        assert!(put(Kind::Pins, 2).is_err());
+        drop((pins, sessions));
+        put(Kind::Session, 6).unwrap();
     }
 
     #[test]

@@ -65,8 +65,8 @@ struct Taking {
 
 /// A record whose owner is nobody any more is dropped, and so taken away: that is what `None` means below.
 impl Taking {
-    fn kept(&self, key: Key, descriptor: Option<OwnedFd>) -> Option<Kept> {
-        self.node.records.know(key, descriptor).ok()
+    fn kept(&self, key: Key, descriptor: Option<OwnedFd>) -> Kept {
+        self.node.records.know(key, descriptor)
     }
 
     fn slot(&self, slot: u32) -> Option<Slotful> {
@@ -78,7 +78,7 @@ impl Taking {
     }
 
     fn forever(&mut self, record: Record) {
-        self.node.forever.borrow_mut().extend(self.kept(record.key, None));
+        self.node.forever.borrow_mut().push(self.kept(record.key, None));
     }
 
     fn component(&mut self, record: Record) {
@@ -88,27 +88,27 @@ impl Taking {
     }
 
     fn memory(&mut self, record: Record) -> Option<()> {
-        let kept = self.kept(record.key, Some(record.descriptor?))?;
+        let kept = self.kept(record.key, Some(record.descriptor?));
         let NamedTag { number, name } = tag(&record.tag);
         self.component_in(record.key.slot)?.estate.recall_memory(read(&name)?, number, kept);
         Some(())
     }
 
     fn ancestor(&mut self, record: Record) -> Option<()> {
-        let kept = self.kept(record.key, None)?;
+        let kept = self.kept(record.key, None);
         self.component_in(record.key.slot)?.estate.add_ancestor(Incarnation(record.key.number), Some(kept));
         Some(())
     }
 
     fn held(&mut self, record: Record) -> Option<()> {
-        let kept = self.kept(record.key, Some(record.descriptor?))?;
+        let kept = self.kept(record.key, Some(record.descriptor?));
         let NamedTag { name, .. } = tag(&record.tag);
         self.component_in(record.key.slot)?.holdings.recall(read(&name)?, kept);
         Some(())
     }
 
     fn fact(&mut self, record: Record) -> Option<()> {
-        let kept = self.kept(record.key, None)?;
+        let kept = self.kept(record.key, None);
         let FactTag { key, value } = tag(&record.tag);
         let value = serde_json::from_str(&read(&value)?).ok()?;
         self.component_in(record.key.slot)?.facts.borrow_mut().insert(read(&key)?, (value, Some(kept)));
@@ -116,7 +116,7 @@ impl Taking {
     }
 
     fn peer(&mut self, record: Record) -> Option<()> {
-        let kept = Rc::new(self.kept(record.key, None)?);
+        let kept = Rc::new(self.kept(record.key, None));
         let (number, said) = (record.key.slot, tag::<PeerTag>(&record.tag));
         let slot = self.slot(number)?;
         let who = match self.node.components.iter().position(|component| component.slot == number) {
@@ -216,7 +216,7 @@ impl Taking {
     }
 
     fn output(&mut self, record: Record) -> Option<()> {
-        let kept = self.kept(record.key, None)?;
+        let kept = self.kept(record.key, None);
         let component = self.component_in(record.key.slot)?;
         let captured = capture(component, record.descriptor?, kept);
         let run = component.peer.borrow().clone().filter(|run| run.epoch.get() == record.key.number);
@@ -227,7 +227,7 @@ impl Taking {
     }
 
     fn table(&mut self, record: Record) -> Option<()> {
-        let kept = self.kept(record.key, Some(record.descriptor?))?;
+        let kept = self.kept(record.key, Some(record.descriptor?));
         let peer = self.node.peer(Incarnation(record.key.number))?;
         let NumbersTag([capacity, ..]) = tag(&record.tag);
         peer.table.replace(Some((kept, u32::try_from(capacity).ok()?)));
@@ -235,7 +235,7 @@ impl Taking {
     }
 
     fn region(&mut self, record: Record) -> Option<()> {
-        let kept = self.kept(record.key, Some(record.descriptor?))?;
+        let kept = self.kept(record.key, Some(record.descriptor?));
         let (region, NumbersTag([owner, ..])) = (RegionId(record.key.number), tag(&record.tag));
         let (kept, owner) = (Rc::new(kept), Incarnation(owner));
         let run = self.node.peer(owner).or_else(|| self.before.get(&owner).cloned())?;
@@ -247,7 +247,7 @@ impl Taking {
     }
 
     fn pins(&mut self, record: Record) -> Option<()> {
-        let kept = self.kept(record.key, Some(record.descriptor?))?;
+        let kept = self.kept(record.key, Some(record.descriptor?));
         let NumbersTag([mapper, epoch, lender, adopted]) = tag(&record.tag);
         let slot = self.slot(record.key.slot)?;
         if slot.is_unfenced(epoch) || (slot.lives() && slot.epoch == epoch) {
@@ -258,7 +258,7 @@ impl Taking {
     }
 
     fn session(&mut self, record: Record) -> Option<()> {
-        let ledger = self.kept(record.key, Some(record.descriptor?))?;
+        let ledger = self.kept(record.key, Some(record.descriptor?));
         let (session, NumbersTag([client, endpoint, used, _])) = (SessionId(record.key.number), tag(&record.tag));
         let client = self.node.peer(Incarnation(client))?;
         let component = self.node.components.iter().position(|component| component.slot == record.key.slot)?;
