@@ -63,6 +63,9 @@ pub enum Verb {
     Supervisor(Supervisor),
     /// Kill, stop and slow down components of the running system, and say what its users felt
     Chaos(Chaos),
+    /// Look at what is kept of crashes
+    #[command(subcommand)]
+    Crash(Crash),
     /// Show something, with a system of its own
     #[command(subcommand)]
     Demo(Demo),
@@ -140,6 +143,25 @@ fn rate(text: &str) -> Result<f64, String> {
         Ok(rate) if (0.01..=100.0).contains(&rate) => Ok(rate),
         _ => Err("give a number from 0.01 to 100".into()),
     }
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Crash {
+    /// List the crashes of this system that are kept
+    List,
+    /// Show what is known of one
+    Show {
+        /// Its number
+        number: u64,
+    },
+    /// Make a call that was under way at a crash once more, on the running system
+    Replay {
+        /// The crash's number
+        number: u64,
+        /// Which of its calls
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        call: usize,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]

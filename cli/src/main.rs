@@ -11,6 +11,7 @@ mod bench;
 mod chaos;
 mod check;
 mod control;
+mod crash;
 mod demo;
 mod explain;
 mod fs;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Verb::Ps { io } => control::ps(&cli.common, *io),
         Verb::Restart { component } => control::restart(&cli.common, component),
         Verb::Chaos(options) => chaos::chaos(&cli.common, options),
+        Verb::Crash(what) => crash::crash(&cli.common, what),
         Verb::Demo(what) => demo::demo(&cli.common, what),
         Verb::Explain(what) => explain::explain(&cli.common, what),
         Verb::Logs { component } => control::logs(&cli.common, component.as_deref()),

@@ -254,3 +254,30 @@ fn a_component_that_crashes_again_and_again_is_given_up_and_ps_says_why() {
     serves(&system.listen());
     ends_well(&system);
 }
+
+/// What crashed is kept and can be looked at, also when the system is down; a kill from outside is no crash.
+#[test]
+fn crashes_are_listed_and_shown() {
+    let system = start();
+    let crashes = || -> serde_json::Value {
+        let listed = system.ok(&["crash", "list", "--json"]);
+        serde_json::from_str::<serde_json::Value>(&listed).expect("JSON")["crashes"].clone()
+    };
+    assert_eq!(crashes(), serde_json::json!([]));
+    for (signal, restarts) in [(nix::sys::signal::Signal::SIGKILL, 1), (nix::sys::signal::Signal::SIGABRT, 2)] {
+        system.wait_until_ready();
+        common::signal(system.pid("fs"), signal);
+        wait_for("the next run", || system.component("fs")["restarts"] == restarts);
+    }
+    system.wait_until_ready();
+    ends_well(&system);
+    let listed = crashes();
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
+    assert_eq!((&listed[0]["component"], &listed[0]["epoch"]), (&"fs".into(), &2.into()), "{listed}");
+    let shown = system.ok(&["crash", "show", "1"]);
+    assert!(shown.starts_with("fs of epoch 2, ") && shown.contains("killed by SIGABRT"), "{shown}");
+    assert!(system.ok(&["crash", "list"]).lines().count() == 2);
+    let failed = system.atoll(&["crash", "show", "7"]);
+    assert!(said(&failed).contains("crash 7"), "{}", said(&failed));
+    assert_eq!(failed.status.code(), Some(1));
+}

@@ -126,7 +126,7 @@ impl Estate {
             let root = NewCap::new(Device, Rights::all()).to_grant();
             HostSession::start_surviving(segment, root, service, info, lends, ledgers)
         } else {
-            let heritage = Heritage::check(again(&self.session), SESSION, |_| 0).expect("a good ledger");
+            let heritage = Heritage::check(again(&self.session), SESSION, |_| 0, None).expect("a good ledger");
             HostSession::go_on(segment, heritage, service, info, lends, None)
         };
         Ok(Run { driver, lender, region, host: host.expect("a session") })

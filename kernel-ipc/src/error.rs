@@ -95,6 +95,8 @@ causes! {
     ReplyTooLarge = 18, "the reply does not fit the window";
     /// Policy forbids it.
     Refused = 19, "refused by policy";
+    /// The request was under way at two crashes of its host, and does not run again: `atoll crash list` shows them.
+    Poisoned = 20, "the request is quarantined: its host crashed twice on it";
 }
 
 /// Why a call failed, and whether it ran.
@@ -178,10 +180,10 @@ mod tests {
 
     #[test]
     fn every_cause_is_found_by_its_number_and_no_other_is() {
-        for number in 1..=19 {
+        for number in 1..=20 {
             assert_eq!(Cause::from_number(number).map(|cause| cause as u16), Some(number));
         }
         assert_eq!(Cause::from_number(0), None);
-        assert_eq!(Cause::from_number(20), None);
+        assert_eq!(Cause::from_number(21), None);
     }
 }

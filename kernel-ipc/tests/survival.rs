@@ -156,7 +156,7 @@ fn host_process() {
             }
             let component = Rc::new(RefCell::new(records));
             let committed = |slot| committed.get(&slot).copied().unwrap_or_default();
-            let heritage = Heritage::check(session, SessionId(1), committed).expect("a good ledger");
+            let heritage = Heritage::check(session, SessionId(1), committed, None).expect("a good ledger");
             HostSession::go_on(client_segment, heritage, adder, info(epoch), None, Some(component))
         }
         .expect("a session");

@@ -1,6 +1,7 @@
 //! Keeper and supervisor: what starts, connects, watches and ends the components of a node.
 #![deny(unsafe_code)]
 
+pub mod crash;
 pub mod ended;
 pub mod keeper;
 pub mod lifecycle;

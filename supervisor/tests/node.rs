@@ -153,6 +153,9 @@ struct Files {
     made: RefCell<Vec<u64>>,
 }
 
+/// A number that it cannot bear.
+const CURSED: u64 = u64::MAX - 1;
+
 const OPEN: u16 = 1;
 const MKDIR: u16 = 3;
 const STAT: u16 = 7;
@@ -173,6 +176,8 @@ impl Service for Files {
                 let grant = Grant { object: [n, 0], kind: 1, rights: Rights::from_bits_retain(u32::MAX), badge: 0 };
                 return Response { grants: vec![grant], ..Response::default() };
             }
+            // A bug.
+            MKDIR if n == CURSED => std::process::abort(),
             MKDIR => {
                 let at = self.made.borrow().len() as u64;
                 self.made.borrow_mut().push(n);
@@ -618,6 +623,42 @@ fn clients_of_a_component_that_survives_feel_nothing_when_it_is_killed() {
         // What it was lent and what it lends go on as well: its disk's leases are found and read by the next run.
         assert!(statfs(&cx).await.1 > 0);
     });
+    node.down();
+}
+
+/// A request that crashes its host is run twice, and no third time; everything else goes on.
+fn a_request_that_crashes_its_host_twice_is_quarantined() {
+    let mut node = Node::start("disk.img");
+    node.assert_up();
+    node.guest(async |cx| {
+        let connection = cx.connection("fs.root", fs::Client::INTERFACE).await.unwrap();
+        let session = connection.session().await.unwrap();
+        let make = async |n: u64| session.call(request(session.root(), MKDIR, &n.to_le_bytes())).await;
+        assert_eq!(number(&make(1).await.unwrap().payload), 0);
+        let failure = make(CURSED).await.unwrap_err();
+        // It is of the class whose answer is kept, and there is none.
+        assert_eq!((failure.cause, failure.executed), (Cause::Poisoned, Executed::No));
+        assert_eq!(number(&make(2).await.unwrap().payload), 1, "the slot goes on, and so does what was there");
+        let listed = ps(&cx).await;
+        let fs = listed.iter().find(|one| one.name == "fs").unwrap();
+        assert_eq!((fs.state, fs.restarts), (State::Ready, 2), "{listed:?}");
+        // A kill from outside is no crash.
+        kill(fs.pid as i32, "KILL");
+        assert_eq!(number(&make(3).await.unwrap().payload), 2);
+    });
+    assert_eq!(supervisor::crash::numbers(&node.state()), [1, 2]);
+    let [first, second] = [1, 2].map(|number| supervisor::crash::read(&node.state(), number).unwrap());
+    assert_eq!((first.component.as_str(), first.epoch, second.epoch), ("fs", 1, 2));
+    assert!(first.how.contains("SIGABRT"), "{first:?}");
+    let [one] = &first.calls[..] else { panic!("{first:?}") };
+    assert_eq!((one.operation, one.crashes, one.quarantined, &one.request), (MKDIR, 1, false, &None));
+    let [one] = &second.calls[..] else { panic!("{second:?}") };
+    assert_eq!(
+        (one.name.as_str(), one.client.as_str(), one.crashes, one.quarantined),
+        ("mkdir", "guest test", 2, true)
+    );
+    let request = one.request.as_ref().expect("it was suspect");
+    assert_eq!((request.on_root, number(&request.payload)), (true, CURSED));
     node.down();
 }
 
@@ -1350,6 +1391,7 @@ tests! {
     a_call_on_which_its_host_dies_says_that_nobody_knows_and_a_later_one_that_it_did_not_run,
     a_component_that_dies_of_its_own_making_again_and_again_is_given_up_until_the_operator_wants_it,
     clients_of_a_component_that_survives_feel_nothing_when_it_is_killed,
+    a_request_that_crashes_its_host_twice_is_quarantined,
     the_operator_can_restart_a_healthy_component,
     the_supervisor_is_killed_a_hundred_times_and_nothing_restarts_but_itself,
     the_supervisor_dies_together_with_a_component,

@@ -84,6 +84,9 @@ pub struct Welcome {
     /// Dead runs of this component since one of it was ready.
     #[serde(default)]
     pub ancestors: Vec<Incarnation>,
+    /// The number of the crash that ended the last run that was ready, until one is ready again.
+    #[serde(default)]
+    pub crash: Option<u64>,
     /// Runs of other components whose leases are inherited: dead ones that survive, and their next runs until they are ready.
     #[serde(default)]
     pub heirs: Vec<Incarnation>,

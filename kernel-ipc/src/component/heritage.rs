@@ -166,7 +166,7 @@ impl Context {
             return Ok(None);
         }
         let (records, effects) = Records::recover(map(again(records)?)?).map_err(|poisoned| poisoned.to_string())?;
-        let Welcome { lender, epoch, ref ancestors, ref heirs, .. } = self.0.welcome;
+        let Welcome { lender, epoch, ref ancestors, ref heirs, crash, .. } = self.0.welcome;
         let (mut lender, leases) =
             Lender::follow(lender, epoch, LEASES, again(leases)?, again(table)?).map_err(|lost| lost.to_string())?;
         for pins in &left.pins {
@@ -182,7 +182,7 @@ impl Context {
         }
         for (serve, memory) in &left.sessions {
             let committed = |slot: u16| last.get(&(serve.session, slot)).copied().unwrap_or_default();
-            match Heritage::check(again(memory)?, serve.session, committed) {
+            match Heritage::check(again(memory)?, serve.session, committed, crash) {
                 Ok(heritage) => {
                     survived.sessions.push((super::endpoint::info(serve), heritage.grants().copied().collect()));
                     self.0.survival.sessions.borrow_mut().insert(serve.session, (serve.clone(), heritage));

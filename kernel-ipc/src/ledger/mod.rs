@@ -29,7 +29,7 @@ mod session;
 
 pub use memory::Kept;
 pub use records::{Full, Record, Records};
-pub use session::{Cell, Poisoned, Recovered, Reply, SessionLedger, Tag};
+pub use session::{CRASHES_MAX, Cell, Executing, Poisoned, Recovered, Reply, SessionLedger, Tag};
 
 #[cfg(test)]
 mod testing;

@@ -4,9 +4,11 @@
 //! header, one page
 //!   0 magic "ATOLL-L1" | 8 version u64 | 16 session u64 | 24 connection u64 | 32 secret 16 bytes
 //!  48 slots u64 | 56 window bytes u64 | 64 capability quota u64 | 72 root handle u64 | 80 entries ever used u64
+//!  88 last crash that was counted u64
 //!
 //! cell, 512 bytes, one for each normal slot       (control calls are idempotent and answered as they are read)
-//!   0 operation u16, class u16 << 16 | 8 begun: seq u64 | 16 capability used | 24 status | 32 extent
+//!   0 operation u16, class u16 << 16, crashes u8 << 32, bytes of request + 1 u16 << 48
+//!     | 8 begun: seq u64 | 16 capability used | 24 status | 32 extent
 //!  40 inline 16 bytes                | 56 done: seq u64, last
 //!  64 reply window: lease names, handles, payload as on the wire; at most 448 bytes
 //!
@@ -14,6 +16,9 @@
 //!   0 object 16 bytes | 16 kind << 32, rights | 24 badge | 32 parent | 40 slot | 48 seq
 //!  56 generation u32 << 32, state u32, last
 //! ```
+//!
+//! A call that was under way when its host crashed is suspect: when it begins again its request is kept in the place of
+//! its reply (target object 16 bytes, then as much of the payload as there is room for).
 //!
 //! An entry counts if it is live and the call that granted it is done: `done[slot] >= seq`, or it came with the session.
 //! A cell's reply counts if its `done` is the seq that is asked for. `begun` and `done` are stored with release; the
@@ -40,6 +45,7 @@ mod header {
     pub const QUOTA: usize = 64;
     pub const ROOT: usize = 72;
     pub const ENTRIES: usize = 80;
+    pub const CRASH: usize = 88;
     /// A page.
     pub const BYTES: usize = 4096;
 }
@@ -73,6 +79,11 @@ const LIVE: u32 = 1;
 const NO_SLOT: u64 = u64::MAX;
 /// Longest window part of a reply that a ledger keeps.
 const IMAGE_BYTES: usize = cell::BYTES - cell::IMAGE;
+/// Where the class word counts crashes, and where it has the length of a request.
+const CRASHES: u32 = 32;
+const REQUEST: u32 = 48;
+/// Crashes of its host after which a call that was under way at each of them does not run again.
+pub const CRASHES_MAX: u8 = 2;
 
 /// Which call an entry belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +141,20 @@ pub struct Cell {
     pub begun: u64,
     /// Seq of the last call whose reply is kept; 0 if there is none.
     pub done: u64,
+    /// Crashes of the host at which the call that began last was under way.
+    pub crashes: u8,
+}
+
+/// A call that was under way when its host died.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executing {
+    /// Its slot.
+    pub slot: u16,
+    /// What is known of it.
+    pub cell: Cell,
+    /// The object that it was made on, whether that is the session's first, and its payload, as far as it was kept: only of
+    /// a call that was under way at a crash before.
+    pub request: Option<([u64; 2], bool, Vec<u8>)>,
 }
 
 /// What a ledger holds for the next incarnation.
@@ -185,6 +210,22 @@ impl<M: Kept> SessionLedger<M> {
         session: SessionId,
         committed: impl Fn(u16) -> u64,
     ) -> Result<(Self, Recovered), Poisoned> {
+        let (ledger, root, used) = Self::open(memory, session)?;
+        let shape = ledger.shape;
+        // Before any entry is looked at: entries count by what is done.
+        for slot in 0..shape.slots {
+            let committed = committed(slot);
+            if committed > ledger.memory.load(ledger.cell_at(slot) + cell::DONE) {
+                ledger.done(slot, committed);
+            }
+        }
+        let cells: Vec<Cell> = (0..shape.slots).map(|slot| ledger.cell(slot)).collect::<Result<_, _>>()?;
+        let entries = (0..used).map(|index| ledger.entry(index, &cells)).collect::<Result<_, _>>()?;
+        Ok((ledger, Recovered { session, shape, root, cells, entries }))
+    }
+
+    /// Maps a ledger: with it the session's first capability, and how many entries were ever used.
+    fn open(memory: M, session: SessionId) -> Result<(Self, Handle, u32), Poisoned> {
         if memory.bytes() < header::BYTES
             || memory.load(header::MAGIC) != MAGIC
             || memory.load(header::VERSION) != VERSION
@@ -202,25 +243,79 @@ impl<M: Kept> SessionLedger<M> {
             return Err(Poisoned("impossible measures"));
         }
         let root = Handle::from_word(memory.load(header::ROOT));
-        let ledger = Self { memory, shape, quota };
-        // Before any entry is looked at: entries count by what is done.
-        for slot in 0..shape.slots {
-            let committed = committed(slot);
-            if committed > ledger.memory.load(ledger.cell_at(slot) + cell::DONE) {
-                ledger.done(slot, committed);
-            }
-        }
-        let cells: Vec<Cell> = (0..shape.slots).map(|slot| ledger.cell(slot)).collect::<Result<_, _>>()?;
-        let entries = (0..used).map(|index| ledger.entry(index, &cells)).collect::<Result<_, _>>()?;
-        Ok((ledger, Recovered { session, shape, root, cells, entries }))
+        Ok((Self { memory, shape, quota }, root, used))
     }
 
     /// A call is about to run.
     #[inline]
     pub fn begin(&self, slot: u16, seq: u64, operation: u16, retry: Retry) {
         let at = self.cell_at(slot);
-        self.memory.store(at + cell::CLASS, u64::from(operation) | u64::from(retry as u8) << 16, Relaxed);
+        let mut class = u64::from(operation) | u64::from(retry as u8) << 16;
+        if self.memory.load(at + cell::BEGUN) == seq {
+            // The same call once more.
+            class |= self.memory.load(at + cell::CLASS) & (0xFF << CRASHES);
+        }
+        self.memory.store(at + cell::CLASS, class, Relaxed);
         self.memory.store(at + cell::BEGUN, seq, Release);
+    }
+
+    /// Whether the call that began last on a slot was under way at a crash.
+    #[inline]
+    pub fn is_suspect(&self, slot: u16) -> bool {
+        self.memory.load(self.cell_at(slot) + cell::CLASS) >> CRASHES != 0
+    }
+
+    /// Keeps the request of a suspect call until its reply is kept: the object that it is made on, and its payload as far
+    /// as there is room.
+    pub fn keep_request(&self, slot: u16, object: [u64; 2], payload: &[u8]) {
+        let at = self.cell_at(slot);
+        let payload = &payload[..payload.len().min(IMAGE_BYTES - 16)];
+        self.memory.write(at + cell::IMAGE, &object[0].to_le_bytes());
+        self.memory.write(at + cell::IMAGE + 8, &object[1].to_le_bytes());
+        self.memory.write(at + cell::IMAGE + 16, payload);
+        let class = self.memory.load(at + cell::CLASS) & ((1 << REQUEST) - 1);
+        self.memory.store(at + cell::CLASS, class | (payload.len() as u64 + 17) << REQUEST, Release);
+    }
+
+    /// The host has crashed, for the `number`th time: counts it for every call that was under way, once.
+    pub fn crashed(&self, number: u64, cells: &mut [Cell]) {
+        if self.memory.load(header::CRASH) == number {
+            return;
+        }
+        for (slot, cell) in (0..).zip(cells).filter(|(_, cell)| cell.begun > cell.done) {
+            cell.crashes = cell.crashes.saturating_add(1);
+            let at = self.cell_at(slot) + cell::CLASS;
+            let class = self.memory.load(at) & !(0xFF << CRASHES);
+            self.memory.store(at, class | u64::from(cell.crashes) << CRASHES, Relaxed);
+        }
+        self.memory.store(header::CRASH, number, Release);
+    }
+
+    /// The calls that were under way when the host of this session died. Changes nothing; some of them may have a record in
+    /// the component's ring all the same.
+    ///
+    /// # Errors
+    /// As [`recover`](Self::recover).
+    pub fn executing(memory: M, session: SessionId) -> Result<Vec<Executing>, Poisoned> {
+        let (ledger, root, used) = Self::open(memory, session)?;
+        let object = |at| [ledger.memory.load(at + entry::OBJECT), ledger.memory.load(at + entry::OBJECT + 8)];
+        let root = (root.index < used).then(|| object(ledger.entry_at(root.index)));
+        let cells: Vec<Cell> = (0..ledger.shape.slots).map(|slot| ledger.cell(slot)).collect::<Result<_, _>>()?;
+        let cells = (0..).zip(cells).filter(|(_, cell)| cell.begun > cell.done);
+        let executing = cells.map(|(slot, cell)| {
+            let at = ledger.cell_at(slot);
+            let kept = (ledger.memory.load(at + cell::CLASS) >> REQUEST) as usize;
+            let request = kept.checked_sub(17).map(|length| {
+                let mut bytes = vec![0; 16 + length];
+                ledger.memory.read(at + cell::IMAGE, &mut bytes);
+                let payload = bytes.split_off(16);
+                let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+                let object = [word(0), word(8)];
+                (object, root == Some(object), payload)
+            });
+            Executing { slot, cell, request }
+        });
+        Ok(executing.collect())
     }
 
     /// Keeps the reply of the call that began last on the completion's slot; it counts from [`done`](Self::done) on, or
@@ -232,6 +327,10 @@ impl<M: Kept> SessionLedger<M> {
             return false;
         }
         let at = self.cell_at(completion.slot);
+        let class = self.memory.load(at + cell::CLASS);
+        if class >> REQUEST != 0 {
+            self.memory.store(at + cell::CLASS, class & ((1 << REQUEST) - 1), Relaxed);
+        }
         let [_, _, extent, status, _, _, inline @ ..] = completion.to_raw().0;
         self.memory.store(at + cell::USED, used.to_word(), Relaxed);
         self.memory.store(at + cell::STATUS, status, Relaxed);
@@ -337,8 +436,11 @@ impl<M: Kept> SessionLedger<M> {
             retry: retry_of((class >> 16) as u16),
             begun: self.memory.load(at + cell::BEGUN),
             done: self.memory.load(at + cell::DONE),
+            crashes: (class >> CRASHES) as u8,
         };
-        if class >> 32 != 0 || cell.done > cell.begun || (cell.begun != 0 && cell.retry.is_none()) {
+        let request = (class >> REQUEST) as usize;
+        let impossible = class >> 40 & 0xFF != 0 || request > IMAGE_BYTES + 1 || (1..17).contains(&request);
+        if impossible || cell.done > cell.begun || (cell.begun != 0 && cell.retry.is_none()) {
             return Err(Poisoned("an impossible cell"));
         }
         Ok(cell)

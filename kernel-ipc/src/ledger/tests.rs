@@ -123,7 +123,7 @@ fn a_dropped_entry_is_gone_and_its_index_has_another_generation() {
     let (_, known) = SessionLedger::recover(session.inherited(), SESSION, |_| 0).unwrap();
     assert_eq!(known.entries, [(1, Some(grant(1))), (2, None)]);
     assert_eq!((known.shape, known.root, known.session), (SHAPE, ROOT, SESSION));
-    assert_eq!(known.cells[1], Cell { operation: 9, retry: Some(Retry::Cached), begun: 1, done: 1 });
+    assert_eq!(known.cells[1], Cell { operation: 9, retry: Some(Retry::Cached), begun: 1, done: 1, crashes: 0 });
 }
 
 #[test]
@@ -213,4 +213,47 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_call_that_was_under_way_at_a_crash_is_suspect_and_its_request_is_kept() {
+    let memory = Mortal::new(1 << 16);
+    let ledger = SessionLedger::create(memory.clone(), SESSION, SHAPE, QUOTA, ROOT).unwrap();
+    let root = grant(7);
+    assert!(ledger.enter(ROOT, &root, Tag::Session));
+    ledger.begin(0, 1, 9, Retry::Cached);
+    ledger.begin(1, 1, 8, Retry::Idempotent);
+    ledger.done(1, 1);
+    let crash = |number| {
+        let (ledger, mut known) = SessionLedger::recover(memory.clone(), SESSION, |_| 0).unwrap();
+        ledger.crashed(number, &mut known.cells);
+        ledger.crashed(number, &mut known.cells);
+        let (ledger, known) = SessionLedger::recover(memory.clone(), SESSION, |_| 0).unwrap();
+        (ledger, [known.cells[0].crashes, known.cells[1].crashes])
+    };
+    assert!(!ledger.is_suspect(0));
+    // Counted once, and only what was under way.
+    let (ledger, crashes) = crash(5);
+    assert_eq!(crashes, [1, 0]);
+    assert_eq!(SessionLedger::executing(memory.clone(), SESSION).unwrap()[0].request, None);
+    // It runs once more, with its number: now its request is of interest.
+    ledger.begin(0, 1, 9, Retry::Cached);
+    assert!(ledger.is_suspect(0) && !ledger.is_suspect(1));
+    ledger.keep_request(0, root.object, &[3; 500]);
+    let executing = SessionLedger::executing(memory.clone(), SESSION).unwrap();
+    let [one] = &executing[..] else { panic!("{executing:?}") };
+    assert_eq!((one.slot, one.cell.operation, one.cell.crashes), (0, 9, 1));
+    assert_eq!(one.request, Some((root.object, true, vec![3; 432])));
+    let (ledger, crashes) = crash(6);
+    assert_eq!(crashes, [2, 0]);
+    // The slot's next call is another one.
+    ledger.begin(0, 2, 9, Retry::Cached);
+    assert!(!ledger.is_suspect(0));
+    // A reply takes the place of a request.
+    ledger.begin(1, 2, 9, Retry::Cached);
+    ledger.keep_request(1, [0; 2], b"x");
+    assert!(ledger.prepare(ROOT, &completion(1, 2, 0, b"y"), &[b"y"]));
+    ledger.done(1, 2);
+    assert!(ledger.reply(1, 2).unwrap().is_some());
+    assert!(SessionLedger::recover(memory.clone(), SESSION, |_| 0).is_ok());
 }

@@ -277,6 +277,7 @@ impl<S: Service> Inner<S> {
             call.capabilities.push(*table.lookup(handle, argument.kind, argument.requires)?);
         }
         self.read_payload(submission, &mut call.payload);
+        self.runs(submission.slot, call);
         Ok(())
     }
 

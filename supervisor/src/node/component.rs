@@ -31,6 +31,7 @@ impl Component {
             restarts: RefCell::default(),
             ready_at: Cell::new(None),
             disorder: Cell::new(false),
+            crash: Cell::new(None),
             estate: Estate::new(slot, records.clone()),
             holdings: Holdings::new(slot, records.clone()),
             wanted: Cell::new(false),

@@ -123,6 +123,7 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
         provides: Vec::new(),
         ancestors: Vec::new(),
         heirs: Vec::new(),
+        crash: None,
         heritage: 0,
     };
     let identity = Identity {

@@ -99,7 +99,7 @@ pub async fn tend(node: Rc<Node>, index: usize, mut stage: Stage) {
                 let served = run.ready_at.get().map(|at| at.elapsed());
                 Stage::Died(run, served)
             }
-            Stage::Died(run, served) => judge(component, &run, served),
+            Stage::Died(run, served) => judge(&node, component, &run, served),
             Stage::GivenUp => {
                 if component.phase.get() != Phase::Failed {
                     component.log.note("given up: it died too often");
@@ -125,8 +125,12 @@ pub async fn tend(node: Rc<Node>, index: usize, mut stage: Stage) {
 }
 
 /// What to do about a death.
-fn judge(component: &Component, run: &Rc<Peer>, served: Option<Duration>) -> Stage {
+fn judge(node: &Node, component: &Component, run: &Rc<Peer>, served: Option<Duration>) -> Stage {
     let (cause, end) = explain(run);
+    if cause == Cause::Own && served.is_some() {
+        let kept = node.keep_crash(component, run, &end);
+        component.crash.set(kept.inspect_err(|error| eprintln!("supervisor: no crash bundle: {error}")).ok());
+    }
     let wanted = component.wanted.replace(false);
     let decision = match wanted {
         true => Decision::Restart(Duration::ZERO),
@@ -209,6 +213,7 @@ async fn until_ready(node: &Rc<Node>, index: usize, peer: &Rc<Peer>) -> Result<(
         Ok(Either::First(())) => {
             peer.ready_at.set(Some(Instant::now()));
             component.ready_at.set(peer.ready_at.get());
+            component.crash.set(None);
             component.set_phase(Phase::Ready);
             node.bury_ancestors(component);
             return Ok(());
@@ -275,6 +280,7 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         provides: provides(node, index),
         ancestors: Vec::new(),
         heirs: Vec::new(),
+        crash: component.crash.get(),
         heritage: 0,
     };
     let identity = Identity {

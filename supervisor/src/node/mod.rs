@@ -10,6 +10,7 @@
 mod adoption;
 mod component;
 mod control;
+mod crashes;
 mod guests;
 mod holdings;
 mod introductions;
@@ -96,6 +97,8 @@ struct Component {
     ready_at: Cell<Option<Instant>>,
     /// It did not end in order.
     disorder: Cell<bool>,
+    /// The number of the crash that ended its last run that was ready, until one is ready again.
+    crash: Cell<Option<u64>>,
     /// What its runs leave for the ones after them.
     estate: Estate,
     holdings: Holdings,

@@ -17,9 +17,9 @@ use crate::capability::Table;
 use crate::error::{Cause, Executed, Failure};
 use crate::interface::Retry;
 use crate::lease::Lender;
-use crate::ledger::{Poisoned, Records, Recovered, SessionLedger, Tag};
+use crate::ledger::{CRASHES_MAX, Poisoned, Records, Recovered, SessionLedger, Tag};
 use crate::link::{Body, shm};
-use crate::session::{Grant, OpenError, Service, SessionInfo};
+use crate::session::{Call, Grant, OpenError, Service, SessionInfo};
 use crate::sys::segment::SegmentWriter;
 use crate::wire::{Completion, Handle, LeaseName, Outstanding, RawDescriptor, Status, Submission, Violation, flag};
 
@@ -49,7 +49,7 @@ pub struct Heritage {
 
 impl Heritage {
     /// Checks the ledger of a session. `committed` gives for each slot the last seq that has a record in the component's
-    /// ring.
+    /// ring; `crash` is the number of the crash that ended the last run, if one did.
     ///
     /// # Errors
     /// [`Poisoned`]: the session is lost.
@@ -57,9 +57,13 @@ impl Heritage {
         memory: OwnedFd,
         session: crate::SessionId,
         committed: impl Fn(u16) -> u64,
+        crash: Option<u64>,
     ) -> Result<Heritage, Poisoned> {
         let memory = SegmentWriter::open_kept(memory).map_err(|_| Poisoned("its memory cannot be mapped"))?;
-        let (ledger, recovered) = SessionLedger::recover(memory, session, committed)?;
+        let (ledger, mut recovered) = SessionLedger::recover(memory, session, committed)?;
+        if let Some(number) = crash {
+            ledger.crashed(number, &mut recovered.cells);
+        }
         Ok(Heritage { ledger, recovered })
     }
 
@@ -149,6 +153,15 @@ impl<S: Service> Inner<S> {
     pub(super) fn begun(&self, call: &Submission, retry: Retry) {
         if let Some(survival) = &self.survival {
             survival.session.begin(call.slot, call.seq, call.operation, retry);
+        }
+    }
+
+    /// A call runs now. Of one that was under way at a crash the request is kept.
+    pub(super) fn runs(&self, slot: u16, call: &Call) {
+        if let Some(survival) = &self.survival
+            && survival.session.is_suspect(slot)
+        {
+            survival.session.keep_request(slot, call.target.object, &call.payload);
         }
     }
 
@@ -245,6 +258,9 @@ impl<S: Service> Inner<S> {
         }
         // What the lost answer would have brought goes back before the client hears of it (R18).
         self.reclaim(slot, seq);
+        if cell.begun == seq && cell.crashes >= CRASHES_MAX {
+            return self.quarantine(slot, seq, &cell);
+        }
         let verdict = match cell.retry {
             _ if cell.begun < seq => flag::NOT_SEEN,
             // Its commit would be its effect, and there is none.
@@ -254,6 +270,18 @@ impl<S: Service> Inner<S> {
         // The client sends it again with the same seq, or never.
         self.slots.borrow_mut().recovered(slot, seq - 1);
         self.link.send(&outstanding.to_raw(verdict), slot, &Body::default())
+    }
+
+    /// A call on which the host has crashed too often does not run again.
+    fn quarantine(&self, slot: u16, seq: u64, cell: &crate::ledger::Cell) -> Result<(), Violation> {
+        tracing::error!("a call of {} is quarantined, operation {}", self.info.client_name, cell.operation);
+        // The commit of one whose answer is kept would be its effect, and there is none.
+        let executed = if cell.retry == Some(Retry::Cached) { Executed::No } else { Executed::Unknown };
+        let failure = Failure { cause: Cause::Poisoned, executed };
+        self.slots.borrow_mut().recovered(slot, seq);
+        let call = Submission { slot, seq, operation: cell.operation, ..Submission::default() };
+        let refused = self.completion(&call, Status::Failed(failure), &[], &[], &[]).ok_or(Violation::Length)?;
+        self.link.send(&refused.to_raw(), slot, &Body::default())
     }
 
     fn reclaim(&self, slot: u16, seq: u64) {
