@@ -252,7 +252,7 @@ fn a_download_and_changes_go_on_while_the_supervisor_is_killed_and_nothing_else_
 
 #[test]
 fn a_download_and_changes_go_on_while_everybody_behind_them_is_killed() {
-    goes_on_without(&["supervisor", "fs", "disk", "net"], 6);
+    goes_on_without(&["supervisor", "fs", "disk", "net", "httpd"], 6);
 }
 
 /// One connection's slow download of a file that is larger than the cache and all that sockets hold, and changes, while these
