@@ -60,6 +60,7 @@ impl Component {
             ready_at: self.ready_at.get().map_or(0, to_clock),
             endpoints: self.estate.endpoints_of(&self.entry),
             deaths,
+            crash: self.crash.get().map_or(0, |crash| crash.saturating_add(1)),
             starts: self.starts.get(),
             phase: self.phase.get() as u32,
             row: restarts.row(),
@@ -80,6 +81,7 @@ impl Component {
         self.phase.set(Phase::from_number(tag.phase));
         self.ready_at.set((tag.ready_at != 0).then(|| from_clock(tag.ready_at)));
         self.disorder.set(tag.disorder != 0);
+        self.crash.set(tag.crash.checked_sub(1));
         self.trouble.replace(read(&tag.trouble).unwrap_or_default());
         self.estate.recall(&self.entry, tag);
     }

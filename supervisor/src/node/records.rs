@@ -106,6 +106,8 @@ pub struct ComponentTag {
     pub endpoints: u64,
     /// When it died of its own making, likewise; 0: never.
     pub deaths: [u64; 5],
+    /// The number of the crash that ended its last run that was ready, and one more; 0: none.
+    pub crash: u64,
     /// Times that it was started again.
     pub starts: u32,
     /// See `Phase`.
@@ -115,7 +117,7 @@ pub struct ComponentTag {
     /// It did not end in order.
     pub disorder: u32,
     /// The last thing that went wrong, cut.
-    pub trouble: [u8; NAME],
+    pub trouble: [u8; NAME - 8],
 }
 
 /// A run of a component, or a guest.

@@ -1,7 +1,8 @@
 //! Taking over from a supervisor that is dead, while everything runs.
 //!
-//! 1. [`take_over`](taking::take_over) reads what the keeper has: the records, and who lives in which slot. A run that was ready is adopted; one
-//!    that was half started is killed, to be started again; of one that has died meanwhile its death is still to be told.
+//! 1. [`take_over`](taking::take_over) reads what the keeper has: the records, and who lives in which slot. A run that was
+//!    ready is adopted; one that was half started is killed, to be started again; of one that has died meanwhile its death is
+//!    still to be told.
 //! 2. [`Left::reconcile`] asks everybody who lives for an account, and waits until all have given it, but for those who are
 //!    slow: theirs is heard when it comes. What they say before it is void (see `kernel_ipc::broker`).
 //! 3. Each account is compared with the others ([claims]). A session is what both its ends say; one that only one end knows
