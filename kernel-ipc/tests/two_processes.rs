@@ -123,6 +123,8 @@ fn a_killed_hosts_calls_say_truthfully_whether_they_ran() {
             runtime::spawn(async move { client.call(request(client.root(), operation, b"")).await.map(|_| ()) })
         };
         let begun = call(HANG);
+        // Or the task would publish it behind the call after it.
+        settle().await;
         client.call(request(client.root(), ECHO, b"")).await.expect("echo: so the call before it was read too");
         let pid = nix::unistd::Pid::from_raw(host.0.id() as i32);
         nix::sys::signal::kill(pid, nix::sys::signal::SIGSTOP).expect("own child");
