@@ -1122,7 +1122,9 @@ fn a_component_has_exactly_the_descriptors_that_the_manifest_implies() {
 
 fn descriptors(pid: u32) -> Vec<String> {
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    entries.map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap().display().to_string()).collect()
+    // One may be closed while they are listed.
+    let links = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    links.map(|link| link.display().to_string()).collect()
 }
 
 /// Sessions come and go; nothing of them stays in the supervisor or in the hosts.
