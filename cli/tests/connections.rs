@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use common::http::Session;
-use common::{Random, System, WATCHDOG, kill_now, signal, wait_for};
+use common::{Over, Random, System, WATCHDOG, kill_now, signal, wait_for};
 
 /// Kills components in turn at random moments while `work` goes on; gives how often.
 fn killing(system: &System, names: &[&str], seed: u64, work: impl FnOnce(&AtomicU64)) -> u64 {
@@ -36,14 +36,6 @@ fn killing(system: &System, names: &[&str], seed: u64, work: impl FnOnce(&Atomic
         work(&kills);
     });
     kills.load(Ordering::Relaxed)
-}
-
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 fn put(system: &System, name: &str, content: &[u8]) {

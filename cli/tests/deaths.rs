@@ -5,7 +5,7 @@ mod common;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::{System, get, kill_now, said, wait_for};
+use common::{Over, System, get, keep_asking, kill_now, said, wait_for};
 
 const COMPONENTS: [&str; 4] = ["disk", "fs", "net", "httpd"];
 
@@ -102,25 +102,14 @@ fn under_load_an_answer_is_right_or_an_error_whoever_dies() {
     let system = start();
     let listen = system.listen();
     let (stop, right) = (AtomicBool::new(false), AtomicU64::new(0));
+    // Refused and cut off is what a client may see of a death; wrong is not.
+    let pause = |_| std::thread::sleep(Duration::from_millis(5));
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| {
-                let content = content();
-                while !stop.load(Ordering::Relaxed) {
-                    // Refused and cut off is what a client may see of a death; wrong is not.
-                    match get(&listen, "/file.bin") {
-                        Ok(reply) if reply.status == 200 => {
-                            assert!(reply.body == content, "a wrong answer");
-                            right.fetch_add(1, Ordering::Relaxed);
-                        }
-                        Ok(reply) => assert!([500, 503].contains(&reply.status), "{}", reply.status),
-                        Err(_) => std::thread::sleep(Duration::from_millis(5)),
-                    }
-                }
-            });
+            scope.spawn(|| keep_asking(&listen, &content(), &stop, &right, pause));
         }
         // Stopped also if this thread panics, so that the panic is seen.
-        let stopper = Stopper(&stop);
+        let stopper = Over(&stop);
         for round in 1..=5 {
             for name in COMPONENTS {
                 system.wait_until_ready();
@@ -155,7 +144,7 @@ fn under_load_every_answer_is_right_when_driver_or_file_server_dies() {
                 }
             });
         }
-        let stopper = Stopper(&stop);
+        let stopper = Over(&stop);
         for round in 1..=10 {
             for name in ["disk", "fs"] {
                 let before = right.load(Ordering::Relaxed);
@@ -171,14 +160,6 @@ fn under_load_every_answer_is_right_when_driver_or_file_server_dies() {
         assert_eq!(epoch(&system, name), 1, "{name} was not touched");
     }
     ends_well(&system);
-}
-
-struct Stopper<'a>(&'a AtomicBool);
-
-impl Drop for Stopper<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Writes over memory of this name that a process has open: what a stray store of it might have done.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::sys::signal::Signal;
 
-use common::{System, WATCHDOG, get, kill_now, signal, wait_for};
+use common::{Over, System, WATCHDOG, keep_asking, kill_now, signal, wait_for};
 
 /// A file that is not one extent, so that a torn answer cannot look right.
 fn content() -> Vec<u8> {
@@ -87,24 +87,13 @@ fn nobody_is_refused_whoever_dies() {
     let system = start();
     let listen = system.listen();
     let (stop, right) = (AtomicBool::new(false), AtomicU64::new(0));
+    // Whoever was being served is reset.
+    let not_refused = |error: std::io::Error| assert_ne!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
     std::thread::scope(|scope| {
         for _ in 0..3 {
-            scope.spawn(|| {
-                let content = content();
-                while !stop.load(Ordering::Relaxed) {
-                    match get(&listen, "/file.bin") {
-                        Ok(reply) if reply.status == 200 => {
-                            assert!(reply.body == content, "a wrong answer");
-                            right.fetch_add(1, Ordering::Relaxed);
-                        }
-                        Ok(reply) => assert!([500, 503].contains(&reply.status), "{}", reply.status),
-                        // Whoever was being served is reset.
-                        Err(error) => assert_ne!(error.kind(), ErrorKind::ConnectionRefused, "{error}"),
-                    }
-                }
-            });
+            scope.spawn(|| keep_asking(&listen, &content(), &stop, &right, not_refused));
         }
-        let stopper = Stopper(&stop);
+        let stopper = Over(&stop);
         for round in 0..12 {
             let before = right.load(Ordering::Relaxed);
             for name in [&["net"][..], &["httpd"], &["net", "httpd"]][round % 3] {
@@ -133,12 +122,4 @@ fn a_system_that_ends_listens_no_more() {
     system.ok(&["down"]);
     let error = TcpStream::connect(&listen).expect_err("nobody is there");
     assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
-}
-
-struct Stopper<'a>(&'a AtomicBool);
-
-impl Drop for Stopper<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

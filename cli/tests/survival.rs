@@ -4,14 +4,14 @@
 mod common;
 
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use common::http::Session;
-use common::{Random, System, kill_now};
+use common::{Over, Random, System, kill_now};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -52,14 +52,6 @@ fn killing(system: &System, victims: &[&str], seed: u64, work: impl FnOnce(&Atom
         work(&kills);
     });
     kills.load(Ordering::Relaxed)
-}
-
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 fn is_sound(system: &System) {
@@ -125,18 +117,23 @@ fn with_file(system: &System, bytes: usize) -> Vec<u8> {
     content
 }
 
-/// Puts trees, moves one file of each directory and removes another, until `is_enough`; then everything is as it should be.
-fn change_trees(system: &System, seed: u64, is_enough: impl Fn() -> bool) {
-    let (source, back) = (system.file("tree"), system.file("back"));
+/// Makes so many files in directories of `source`.
+fn tree(source: &Path, count: u64, seed: u64) -> Vec<PathBuf> {
     let mut numbers = Random(seed);
-    let mut files = Vec::new();
-    for index in 0..200u64 {
+    let make = |index| {
         let path = source.join(format!("d{}/e{}/file-{index}", index % 7, index % 3));
         std::fs::create_dir_all(path.parent().expect("a directory")).expect("room");
         let length = numbers.below(60_000) as usize;
         std::fs::write(&path, numbers.bytes(length)).expect("room");
-        files.push(path);
-    }
+        path
+    };
+    (0..count).map(make).collect()
+}
+
+/// Puts trees, moves one file of each directory and removes another, until `is_enough`; then everything is as it should be.
+fn change_trees(system: &System, seed: u64, is_enough: impl Fn() -> bool) {
+    let (source, back) = (system.file("tree"), system.file("back"));
+    let files = tree(&source, 200, seed);
     let (source_path, back_path) = (source.to_str().expect("UTF-8"), back.to_str().expect("UTF-8"));
     let place = |file: &Path, round: u32| {
         let below = file.strip_prefix(&source).expect("below").to_str().expect("UTF-8");
@@ -222,15 +219,7 @@ fn what_was_acknowledged_and_not_synced_is_there_after_a_kill() {
 fn a_tree_is_put_whole_while_the_file_server_is_killed() {
     let system = System::start(&[]);
     let (source, back) = (system.file("tree"), system.file("back"));
-    let mut numbers = Random(7);
-    let mut files = Vec::new();
-    for index in 0..600u64 {
-        let path = source.join(format!("d{}/e{}/file-{index}", index % 7, index % 3));
-        std::fs::create_dir_all(path.parent().expect("a directory")).expect("room");
-        let length = numbers.below(60_000) as usize;
-        std::fs::write(&path, numbers.bytes(length)).expect("room");
-        files.push(path);
-    }
+    let files = tree(&source, 600, 7);
     let (source_path, back_path) = (source.to_str().expect("UTF-8"), back.to_str().expect("UTF-8"));
     let mut rounds = 0;
     let kills = killing(&system, &["fs"], 1, |kills| {

@@ -13,6 +13,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -234,6 +235,36 @@ pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
 pub fn said(output: &Output) -> String {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     format!("{}\n{out}{err}", output.status)
+}
+
+/// Raises a flag when it goes, also in a panic: the threads that look at it end, and the panic is seen.
+pub struct Over<'a>(pub &'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Asks for `/file.bin` until it is over and counts the right answers. Another answer says that the file is not to be had
+/// now, and none is wrong; `broken` judges the connections that break.
+pub fn keep_asking(
+    listen: &str,
+    content: &[u8],
+    over: &AtomicBool,
+    right: &AtomicU64,
+    broken: impl Fn(std::io::Error),
+) {
+    while !over.load(Ordering::Relaxed) {
+        match get(listen, "/file.bin") {
+            Ok(reply) if reply.status == 200 => {
+                assert!(reply.body == content, "a wrong answer");
+                right.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(reply) => assert!([500, 503].contains(&reply.status), "{}", reply.status),
+            Err(error) => broken(error),
+        }
+    }
 }
 
 /// Numbers that look random and are the same each time.

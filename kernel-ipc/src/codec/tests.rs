@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::id::LenderId;
 use crate::interface::{LeasePart, Wire};
+use crate::rights::Rights;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
 #[repr(u8)]
