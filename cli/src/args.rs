@@ -185,10 +185,16 @@ fn mebibytes(text: &str) -> Result<u64, String> {
     }
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Debug, Subcommand)]
 pub enum Explain {
     /// When a component that has died is started again
     Backoff,
+    /// Who is restarted when a component of a manifest is
+    Restart {
+        /// The manifest [default: the built-in systems/web.toml]
+        #[arg(value_hint = ValueHint::FilePath)]
+        manifest: Option<PathBuf>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]

@@ -1,11 +1,15 @@
 //! `atoll explain`: what the rules come to, from the code that acts by them.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use supervisor::lifecycle::{Cause, Decision, GIVE_UP_AFTER, HEALTHY, LONGEST_PAUSE, Restarts, WINDOW};
+use supervisor::manifest::{Component, Manifest, Origin};
+use supervisor::ties::Ties;
 
 use crate::args::{Common, Explain};
+use crate::check;
 use crate::output::{self, Align, Failed, Table};
 
 /// Deaths in a row that are shown when they do not come too fast.
@@ -15,6 +19,7 @@ const ROW: usize = 10;
 pub fn explain(common: &Common, what: &Explain) -> Result<(), Failed> {
     match what {
         Explain::Backoff => backoff(common),
+        Explain::Restart { manifest } => restart(common, manifest.as_deref()),
     }
 }
 
@@ -66,6 +71,41 @@ fn backoff(common: &Common) -> Result<(), Failed> {
         words(Decision::Restart(LONGEST_PAUSE)),
         words(Restarts::default().died(Instant::now(), Cause::Outside, None)),
     ))
+}
+
+fn restart(common: &Common, manifest: Option<&Path>) -> Result<(), Failed> {
+    let origin = manifest.map_or(Origin::Embedded, Origin::Path);
+    let checked = Manifest::load(origin, &[]).map_err(|report| check::refused(&report))?;
+    let ties = Ties::of(&checked.components);
+    let names = |index: usize| -> Vec<&str> {
+        ties.together(index).iter().map(|&index| checked.components[index].name.as_str()).collect()
+    };
+    if common.json {
+        let fact = |(index, component): (usize, &Component)| {
+            let Component { name, restart, group, .. } = component;
+            json!({ "component": name, "restart": restart, "group": group, "restarted_in_order": names(index) })
+        };
+        let facts: Vec<_> = checked.components.iter().enumerate().map(fact).collect();
+        return output::json(&facts);
+    }
+    let columns = ["component", "restart", "group", "restarted with it, in this order"];
+    let mut table = Table::new(&columns.map(|column| (column, Align::Left)));
+    for (index, component) in checked.components.iter().enumerate() {
+        let group = component.group.clone().unwrap_or_default();
+        let order = match names(index).as_slice() {
+            [_] => "only itself".into(),
+            several => several.join(", "),
+        };
+        table.row(vec![component.name.clone(), component.restart.name().into(), group, order]);
+    }
+    output::line("When a component has died, or an operator restarts it:\n")?;
+    output::write(table.render(output::stdout_colours()).as_bytes())?;
+    output::line(
+        "\nThey end in the reverse order, and start in this one, each when those that it uses serve. Their clients feel\n\
+         what they feel at a death. It counts as a death for nobody but the one that died.\n\
+         In a manifest: restart = \"rest-for-one\" restarts those that use a component, directly or through others;\n\
+         components with the same group = \"NAME\" are restarted together.",
+    )
 }
 
 fn milliseconds(decision: Decision) -> Option<u128> {

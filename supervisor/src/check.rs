@@ -6,6 +6,7 @@
 
 mod config;
 mod order;
+mod restart;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +18,7 @@ use crate::manifest::{Checked, Component, Provide, Use};
 use crate::parse::{Literal, Raw, RawComponent, RawUse, Word, list};
 use crate::policy::{self, Builtin, Default, Kind, Narrowing};
 use crate::report::{Place, Problem, Report};
+use crate::ties::Restart;
 use crate::value;
 
 /// Turns a parsed manifest into a system that can be started.
@@ -31,6 +33,7 @@ pub(crate) fn check(raw: Raw) -> Result<Checked, Report> {
     checker.cyclic = order.cyclic;
     let mut components: Vec<Component> = raw.components.iter().map(|component| checker.component(component)).collect();
     checker.conflicts();
+    checker.problems.extend(restart::lonely(&raw.components));
     report.problems.append(&mut checker.problems);
     if !report.problems.is_empty() {
         report.sort();
@@ -63,6 +66,11 @@ impl<'r> Checker<'r> {
             config,
             uses,
             provides,
+            restart: restart::strategy(raw).unwrap_or_else(|problem| {
+                self.problem(problem);
+                Restart::default()
+            }),
+            group: raw.group.as_ref().map(|group| group.text.clone()),
         }
     }
 

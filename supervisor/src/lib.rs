@@ -10,6 +10,7 @@ mod node;
 pub mod policy;
 pub mod report;
 mod sys;
+pub mod ties;
 pub mod up;
 
 mod check;

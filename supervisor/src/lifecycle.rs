@@ -5,6 +5,7 @@
 //! - The fifth such death within [`WINDOW`] is the last: the component stays down until an operator restarts it.
 //! - A death from outside (somebody killed it) is not counted. It is followed by a pause, always the shortest, only if
 //!   the component was not ready yet.
+//! - One that is restarted together with another one is not counted, and not paused: it waits for what it uses anyway.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ pub enum Cause {
     Own,
     /// Somebody sent a signal.
     Outside,
+    /// It was taken along in the restart of another one.
+    Together,
 }
 
 /// The recent deaths of one component.
@@ -71,6 +74,9 @@ impl Restarts {
     pub fn died(&mut self, now: Instant, cause: Cause, served: Option<Duration>) -> Decision {
         if served.is_some_and(|served| served >= HEALTHY) {
             self.row = 0;
+        }
+        if cause == Cause::Together {
+            return Decision::Restart(Duration::ZERO);
         }
         if cause == Cause::Outside {
             // Killed before it was ready it gets a moment, so that whoever kills every start does not keep a core busy.
@@ -159,6 +165,15 @@ mod tests {
             assert_eq!(restarts.died(start, Cause::Outside, Some(seconds(0))), Decision::Restart(Duration::ZERO));
         }
         assert_eq!(restarts.died(start, Cause::Outside, None), Decision::Restart(FIRST_PAUSE));
+    }
+
+    #[test]
+    fn being_taken_along_costs_nothing_and_is_not_counted() {
+        let (mut restarts, start) = (Restarts::default(), Instant::now());
+        for _ in 0..100 {
+            assert_eq!(restarts.died(start, Cause::Together, None), Decision::Restart(Duration::ZERO));
+        }
+        assert_eq!(restarts.died(start, Cause::Own, None), Decision::Restart(FIRST_PAUSE));
     }
 
     #[test]

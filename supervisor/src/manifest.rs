@@ -10,6 +10,7 @@ use kernel_ipc::rights::Rights;
 use serde::{Deserialize, Serialize};
 
 use crate::report::Report;
+use crate::ties::Restart;
 
 /// The system that runs when no manifest is named.
 pub const EMBEDDED: &str = include_str!("../../systems/web.toml");
@@ -52,6 +53,10 @@ pub struct Component {
     pub uses: Vec<Use>,
     /// The endpoints that it serves.
     pub provides: Vec<Provide>,
+    /// Who is restarted with it.
+    pub restart: Restart,
+    /// The group that is restarted together, if it is in one.
+    pub group: Option<String>,
 }
 
 /// Permission to connect to one endpoint.

@@ -57,6 +57,8 @@ pub(crate) struct RawComponent {
     pub uses: Vec<RawUse>,
     pub provides: Vec<(Word, Word)>,
     pub config: Vec<(Word, RawValue)>,
+    pub restart: Option<Word>,
+    pub group: Option<Word>,
 }
 
 /// A parsed manifest; `report` already holds what was wrong with its shape.
@@ -215,18 +217,34 @@ impl Parser {
     }
 
     fn component(&mut self, name: Word, table: &DeTable<'_>) -> RawComponent {
-        let mut component =
-            RawComponent { name, run: None, uses: Vec::new(), provides: Vec::new(), config: Vec::new() };
+        let mut component = RawComponent {
+            name,
+            run: None,
+            uses: Vec::new(),
+            provides: Vec::new(),
+            config: Vec::new(),
+            restart: None,
+            group: None,
+        };
         let what = format!("component `{}`", component.name.text);
-        for (key, value) in self.fields(table, &["run", "uses", "provides", "config"], &what) {
+        for (key, value) in self.fields(table, &["run", "uses", "provides", "config", "restart", "group"], &what) {
             match key.text.as_str() {
                 "run" => component.run = self.text(value, "`run`"),
                 "uses" => component.uses = self.uses(value),
                 "provides" => component.provides = self.provides(value),
+                "restart" => component.restart = self.text(value, "`restart`"),
+                "group" => component.group = self.group(value),
                 _ => component.config = self.config(value),
             }
         }
         component
+    }
+
+    fn group(&mut self, value: &Spanned<DeValue<'_>>) -> Option<Word> {
+        let group = self.text(value, "`group`")?;
+        self.name(&group, "group");
+        // A bad name is reported once.
+        crate::value::name(&group.text).is_ok().then_some(group)
     }
 
     fn uses(&mut self, value: &Spanned<DeValue<'_>>) -> Vec<RawUse> {

@@ -5,22 +5,24 @@
 //!   which order they were stopped.
 //! - Run one test with `cargo test -p supervisor --test node NAME`.
 
+mod common;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Child, ExitCode};
+use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use common::{Node, children, exists, kill, ps, until};
 use kernel_ipc::component::{self, Client, Context};
 use kernel_ipc::interface::{Granted, Kind, Object};
 use kernel_ipc::lease::{Lend, Region};
-use kernel_ipc::runtime::{Options as RuntimeOptions, Runtime, sleep, timeout};
+use kernel_ipc::runtime::{Options as RuntimeOptions, Runtime, sleep};
 use kernel_ipc::session::{Call, Grant, Response, Service};
 use kernel_ipc::{CallError, Cause, Executed, Rights};
 use protocol::block::{self, DeviceInfo};
-use protocol::control::{self, ComponentStatus, Signal, SignalError, State};
+use protocol::control::{self, Signal, SignalError, State};
 use protocol::fs;
 use supervisor::up::{self, Options, Progress};
 
@@ -246,134 +248,13 @@ uses.disk = { from = "disk.disk", rights = ["read", "write", "flush", "map"] }
 provides.root = "atoll.fs/1"
 "#;
 
-struct Node {
-    directory: tempfile::TempDir,
-    keeper: Option<Child>,
-    progress: Vec<Progress>,
-}
-
 impl Node {
     fn start(path: &str) -> Node {
         Node::start_in(tempfile::tempdir().unwrap(), path)
     }
 
     fn start_in(directory: tempfile::TempDir, path: &str) -> Node {
-        let manifest = directory.path().join("test.toml");
-        std::fs::write(&manifest, MANIFEST.replace("PATH", path)).unwrap();
-        let state = directory.path().join("state");
-        let options = Options { manifest: Some(&manifest), state: &state, sets: &[], end_with_parent: true };
-        let mut starting = up::start(&options).unwrap();
-        let mut progress = Vec::new();
-        loop {
-            progress.push(starting.next_step());
-            if matches!(progress.last(), Some(Progress::Up | Progress::Failed { .. })) {
-                break;
-            }
-        }
-        Node { directory, keeper: Some(starting.into_keeper()), progress }
-    }
-
-    fn state(&self) -> PathBuf {
-        self.directory.path().join("state")
-    }
-
-    fn failure(&self) -> &str {
-        match self.progress.last() {
-            Some(Progress::Failed { reason }) => reason,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn assert_up(&self) {
-        assert_eq!(self.progress.last(), Some(&Progress::Up), "{:?}\n{}", self.progress, self.log("supervisor"));
-    }
-
-    fn log(&self, name: &str) -> String {
-        std::fs::read_to_string(self.state().join("logs").join(format!("{name}.log"))).unwrap_or_default()
-    }
-
-    /// Waits for the keeper's end.
-    fn wait(&mut self) -> Option<i32> {
-        self.keeper.take().unwrap().wait().unwrap().code()
-    }
-
-    fn keeper_pid(&self) -> i32 {
-        self.keeper.as_ref().unwrap().id() as i32
-    }
-
-    /// Runs a guest's program in a runtime of its own.
-    fn guest<T>(&self, program: impl AsyncFnOnce(Context) -> T) -> T {
-        let runtime = Runtime::new(RuntimeOptions::default()).unwrap();
-        runtime.block_on(async {
-            let cx = Context::guest(&self.state(), "test").unwrap();
-            let result = timeout(Duration::from_secs(60), program(cx)).await;
-            result.expect("a guest's program ends within a minute")
-        })
-    }
-
-    fn ps(&self) -> Vec<ComponentStatus> {
-        self.guest(async |cx| ps(&cx).await)
-    }
-
-    fn down(&mut self) {
-        self.down_with(0);
-    }
-
-    /// The node ends with this code: 1 if not everything was in order.
-    fn down_with(&mut self, code: i32) {
-        self.guest(async |cx| {
-            let control: control::Client = cx.connect("control").await.unwrap();
-            control.down(control.root()).await.unwrap();
-        });
-        assert_eq!(self.wait(), Some(code));
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        if let Some(mut keeper) = self.keeper.take() {
-            kill(keeper.id() as i32, "TERM");
-            let _ = keeper.wait();
-        }
-        if std::thread::panicking() {
-            for name in ["supervisor", "disk", "fs"] {
-                eprintln!("--- {name}.log\n{}", self.log(name));
-            }
-        }
-    }
-}
-
-async fn ps(cx: &Context) -> Vec<ComponentStatus> {
-    let control: control::Client = cx.connect("control").await.unwrap();
-    loop {
-        match control.ps(control.root(), 0).await {
-            // Another supervisor is asked.
-            Err(CallError::Failed { cause: Cause::PeerDied, .. }) => {}
-            page => return page.unwrap().components,
-        }
-    }
-}
-
-fn kill(pid: i32, signal: &str) {
-    let signal: nix::sys::signal::Signal = format!("SIG{signal}").parse().unwrap();
-    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
-}
-
-fn exists(pid: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-}
-
-fn children(pid: i32) -> Vec<i32> {
-    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    list.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
-}
-
-/// Waits for something that has to come.
-async fn until(what: &str, mut happened: impl AsyncFnMut() -> bool) {
-    let start = Instant::now();
-    while !happened().await {
-        assert!(start.elapsed() < Duration::from_secs(30), "{what} did not come");
-        sleep(Duration::from_millis(10)).await;
+        Node::of(directory, &MANIFEST.replace("PATH", path))
     }
 }
 
@@ -1376,15 +1257,7 @@ fn the_log_of_a_component_can_be_read_through_the_control_endpoint() {
     node.down();
 }
 
-// ---- A small harness ----
-
-macro_rules! tests {
-    ($($name:ident,)*) => {
-        const TESTS: &[(&str, fn())] = &[$((stringify!($name), $name as fn())),*];
-    };
-}
-
-tests! {
+common::tests! {
     a_node_starts_in_order_serves_and_ends_in_order,
     what_components_print_is_in_their_logs_with_time_stamps,
     a_component_that_fails_at_its_start_is_reported_with_its_last_words,
@@ -1420,33 +1293,9 @@ tests! {
 }
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args().skip(1).peekable();
-    match arguments.peek().map(String::as_str) {
-        Some("keeper") => return up::keeper_main(arguments.skip(1)),
-        Some("supervisor") => return up::supervisor_main(arguments.skip(1)),
-        Some("serve") => {
-            return match arguments.nth(1).as_deref() {
-                Some("block-file") => component::run(disk),
-                Some("fs-server") => component::run(files),
-                other => panic!("{other:?}"),
-            };
-        }
-        _ => {}
-    }
-    // As the usual harness: names are filters, `--list` lists, other options are of no interest here.
-    let mut filters: Vec<String> = arguments.collect();
-    if filters.iter().any(|argument| argument == "--list") {
-        TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
-        return ExitCode::SUCCESS;
-    }
-    filters.retain(|argument| !argument.starts_with('-'));
-    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
-    let mut failed = 0;
-    for (name, test) in TESTS.iter().filter(|(name, _)| wanted(name)) {
-        let outcome = std::panic::catch_unwind(test);
-        println!("test {name} ... {}", if outcome.is_ok() { "ok" } else { "FAILED" });
-        failed += u32::from(outcome.is_err());
-    }
-    println!("\ntest result: {failed} failed");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    common::main(TESTS, |name| match name {
+        "block-file" => component::run(disk),
+        "fs-server" => component::run(files),
+        other => panic!("{other:?}"),
+    })
 }

@@ -35,6 +35,7 @@ impl Component {
             estate: Estate::new(slot, records.clone()),
             holdings: Holdings::new(slot, records.clone()),
             wanted: Cell::new(false),
+            restarts_with: Cell::new(None),
             changes: Changes::default(),
             log,
             trouble: RefCell::default(),
@@ -66,6 +67,7 @@ impl Component {
             row: restarts.row(),
             disorder: self.disorder.get().into(),
             trouble: cut(&self.trouble.borrow()),
+            restarts_with: self.restarts_with.get().map_or(0, |index| index as u32 + 1),
         };
         if let Err(error) = self.record.tell(&tag) {
             eprintln!("supervisor: the keeper: {error}");
@@ -83,6 +85,7 @@ impl Component {
         self.disorder.set(tag.disorder != 0);
         self.crash.set(tag.crash.checked_sub(1));
         self.trouble.replace(read(&tag.trouble).unwrap_or_default());
+        self.restarts_with.set(tag.restarts_with.checked_sub(1).map(|index| index as usize));
         self.estate.recall(&self.entry, tag);
     }
 

@@ -117,12 +117,9 @@ impl control::Handler for Operator {
         let Some(node) = self.0.upgrade().filter(|node| !node.stopping.has_happened()) else { return Err(stopping) };
         let component = node.find(component).ok_or(CallError::Operation(RestartError::NoSuchComponent))?;
         let before = component.epoch.get();
-        component.wanted.set(true);
-        component.changes.happen();
-        let run = component.peer.borrow().clone();
-        if let Some(run) = run.filter(|run| !run.ended.has_happened()) {
-            stop(&node, &run).await;
-        }
+        let index = node.components.iter().position(|known| known.slot == component.slot).expect("it was found");
+        // Whoever asked may go meanwhile; what is begun is done.
+        kernel_ipc::runtime::spawn(node.clone().stop_together(index));
         while component.epoch.get() == before {
             let next = component.changes.next();
             if node.stopping.has_happened() {
@@ -185,14 +182,6 @@ impl control::Handler for Operator {
 fn this(node: &Node) -> SupervisorStatus {
     let restarts = u32::try_from(node.turn.saturating_sub(1)).unwrap_or(u32::MAX);
     SupervisorStatus { pid: std::process::id(), restarts }
-}
-
-/// Stops one run: in order, or else by force.
-async fn stop(node: &Rc<Node>, run: &Rc<Peer>) {
-    let asked = run.is_greeted() && run.send(&ToComponent::Stop, &[]).is_ok();
-    if !asked || kernel_ipc::runtime::timeout(super::peer::PATIENCE, run.ended.wait()).await.is_err() {
-        let _ = node.keeper.tell(Ask::Signal, run.slot, libc::SIGKILL as u64).await;
-    }
 }
 
 impl Node {

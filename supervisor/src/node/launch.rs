@@ -13,6 +13,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use super::peer::{Identity, Peer, Who};
 use super::records::{Kept, Kind, NumbersTag};
+use super::together::until_its_turn;
 use super::waits::{Either, either};
 use super::{Component, Fence, Node, Phase, messages};
 use crate::keeper::MAX_DEAD;
@@ -99,7 +100,13 @@ pub async fn tend(node: Rc<Node>, index: usize, mut stage: Stage) {
                 let served = run.ready_at.get().map(|at| at.elapsed());
                 Stage::Died(run, served)
             }
-            Stage::Died(run, served) => judge(&node, component, &run, served),
+            Stage::Died(run, served) => {
+                let next = judge(&node, component, &run, served);
+                if let Stage::Starts(_) = next {
+                    node.take_along(index, &run).await;
+                }
+                next
+            }
             Stage::GivenUp => {
                 if component.phase.get() != Phase::Failed {
                     component.log.note("given up: it died too often");
@@ -108,11 +115,14 @@ pub async fn tend(node: Rc<Node>, index: usize, mut stage: Stage) {
                 component.set_phase(Phase::Failed);
                 until_wanted(&node, index).await;
                 component.restarts.borrow_mut().forget();
+                component.wanted.set(false);
                 Stage::Starts(Duration::ZERO)
             }
             Stage::Starts(pause) => {
                 component.set_phase(Phase::Restarting);
                 sleep_unless_wanted(&node, index, pause).await;
+                component.wanted.set(false);
+                until_its_turn(&node, index).await;
                 if node.stopping.has_happened() {
                     return;
                 }
@@ -126,12 +136,16 @@ pub async fn tend(node: Rc<Node>, index: usize, mut stage: Stage) {
 
 /// What to do about a death.
 fn judge(node: &Node, component: &Component, run: &Rc<Peer>, served: Option<Duration>) -> Stage {
-    let (cause, end) = explain(run);
-    if cause == Cause::Own && served.is_some() {
+    let wanted = component.wanted.replace(false);
+    let (cause, end) = match node.taken_along_with(component, run) {
+        Some(other) => (Cause::Together, format!("restarted with {other}")),
+        None => explain(run),
+    };
+    let as_asked = wanted && run.wait_status.get() == Some(0);
+    if cause == Cause::Own && served.is_some() && !as_asked {
         let kept = node.keep_crash(component, run, &end);
         component.crash.set(kept.inspect_err(|error| eprintln!("supervisor: no crash bundle: {error}")).ok());
     }
-    let wanted = component.wanted.replace(false);
     let decision = match wanted {
         true => Decision::Restart(Duration::ZERO),
         false => component.restarts.borrow_mut().died(Instant::now(), cause, served),
@@ -168,9 +182,16 @@ async fn start_again(node: &Rc<Node>, index: usize) -> Stage {
 
 /// Starts a component and waits until it is ready.
 async fn launch(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
-    let peer = run(node, index).await?;
-    until_ready(node, index, &peer).await?;
-    Ok(peer)
+    loop {
+        let peer = run(node, index).await?;
+        match until_ready(node, index, &peer).await {
+            Ok(()) => return Ok(peer),
+            Err(_) if node.taken_along_with(&node.components[index], &peer).is_some() => {
+                until_its_turn(node, index).await;
+            }
+            Err(trouble) => return Err(trouble),
+        }
+    }
 }
 
 async fn sleep_unless_wanted(node: &Node, index: usize, pause: Duration) {
@@ -179,7 +200,8 @@ async fn sleep_unless_wanted(node: &Node, index: usize, pause: Duration) {
     }
 }
 
-async fn until_wanted(node: &Node, index: usize) {
+/// Waits until an operator wants it started now, or the node ends.
+pub async fn until_wanted(node: &Node, index: usize) {
     let component = &node.components[index];
     let wanted = async {
         loop {
@@ -259,6 +281,7 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
     }
     component.log.forget_last_lines();
     component.epoch.set(component.epoch.get() + 1);
+    component.restarts_with.set(None);
     let epoch = component.epoch.get();
     let incarnation = Incarnation(node.state.deal(1));
     let lender = component.estate.lender(|| LenderId(node.state.deal(1)));

@@ -24,6 +24,7 @@ mod sessions;
 mod shutdown;
 mod state;
 mod survival;
+mod together;
 mod waits;
 mod watchdog;
 
@@ -49,6 +50,7 @@ use crate::keeper::wire::{self, Ask, Request, SUPERVISOR_SLOT};
 use crate::lifecycle::Restarts;
 use crate::manifest::{self, Checked, Manifest, Origin};
 use crate::sys::process;
+use crate::ties::Ties;
 use crate::up::Progress;
 use adoption::Adoption;
 use holdings::Holdings;
@@ -104,6 +106,8 @@ struct Component {
     holdings: Holdings,
     /// An operator wants it started again now.
     wanted: Cell<bool>,
+    /// The component with which it is being restarted, itself if it was the first, until its next run begins.
+    restarts_with: Cell<Option<usize>>,
     /// Phase or run have changed.
     changes: Changes,
     log: Rc<Log>,
@@ -143,6 +147,7 @@ struct Node {
     system: String,
     system_log: Rc<Log>,
     components: Vec<Component>,
+    ties: Ties,
     state: State,
     keeper: Rc<Link>,
     records: Rc<Records>,
@@ -339,6 +344,7 @@ impl Node {
         let first_slot = SUPERVISOR_SLOT + 1;
         let system_log = Rc::new(Log::of_system(state.path()));
         let records = Rc::new(Records::new(keeper.clone()));
+        let ties = Ties::of(&checked.components);
         let components = checked.components.into_iter().zip(first_slot..).map(|(entry, slot)| {
             let log = Rc::new(Log::new(state.path(), &entry.name, &system_log));
             Component::new(entry, slot, log, &records)
@@ -355,6 +361,7 @@ impl Node {
             system: checked.system,
             system_log,
             components,
+            ties,
             state,
             keeper,
             records,
@@ -473,7 +480,11 @@ impl Node {
         if self.peers.borrow_mut().remove(&peer.incarnation).is_none() {
             return;
         }
+        peer.ended_at.set(Some(Instant::now()));
         peer.ended.happen();
+        if let Some(component) = self.component_of(peer) {
+            component.changes.happen();
+        }
         self.no_account_of(peer);
         // With it goes the fence of one that died before it was greeted: nobody else would ever end it.
         peer.greeting.borrow_mut().take();

@@ -60,6 +60,8 @@ pub struct Peer {
     pub table: RefCell<Option<(Kept, u32)>>,
     /// The regions that it has published.
     pub regions: RefCell<Vec<(RegionId, Rc<Kept>)>>,
+    /// When it began, as far as this supervisor knows.
+    pub begun: Instant,
     /// It says that it serves.
     pub ready: Event,
     /// It has said so; its introductions may still go on.
@@ -68,6 +70,8 @@ pub struct Peer {
     pub opening: Cell<usize>,
     /// It is dead, or a guest's connection has ended.
     pub ended: Event,
+    /// When that was.
+    pub ended_at: Cell<Option<Instant>>,
     /// Nothing more comes from its control socket.
     pub silent: Event,
     /// How its process ended.
@@ -195,10 +199,12 @@ impl Peer {
             record,
             table: RefCell::default(),
             regions: RefCell::default(),
+            begun: Instant::now(),
             ready: Event::default(),
             said_ready: Cell::new(false),
             opening: Cell::new(0),
             ended: Event::default(),
+            ended_at: Cell::new(None),
             silent: Event::default(),
             wait_status: Cell::new(None),
             ready_at: Cell::new(None),

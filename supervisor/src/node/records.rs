@@ -117,7 +117,9 @@ pub struct ComponentTag {
     /// It did not end in order.
     pub disorder: u32,
     /// The last thing that went wrong, cut.
-    pub trouble: [u8; NAME - 8],
+    pub trouble: [u8; NAME - 12],
+    /// The index of the component with which it is being restarted, and one more; 0: none.
+    pub restarts_with: u32,
 }
 
 /// A run of a component, or a guest.

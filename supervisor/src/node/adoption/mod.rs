@@ -7,7 +7,8 @@
 //!    slow: theirs is heard when it comes. What they say before it is void (see `kernel_ipc::broker`).
 //! 3. Each account is compared with the others ([claims]). A session is what both its ends say; one that only one end knows
 //!    is over, unless the other end has not said anything yet. Whoever knows something that is no more is told.
-//! 4. The deaths are told, as if they had happened now. Then the node goes on.
+//! 4. The deaths are told, as if they had happened now, and a restart of several that was begun is gone on with. Then the node
+//!    goes on.
 //!
 //! Nobody is believed about anybody else: who a peer is, what it has published and what is kept for it are the keeper's records,
 //! and a session that one end claims is one only if the other says so too.
@@ -20,7 +21,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kernel_ipc::broker::{Account, ToComponent, ToSupervisor};
-use kernel_ipc::runtime::timeout;
+use kernel_ipc::runtime::{spawn, timeout};
 use kernel_ipc::{Incarnation, SessionId};
 
 use super::peer::Peer;
@@ -83,6 +84,7 @@ impl Left {
         }
         node.adoption.borrow_mut().deaths_are_told = true;
         node.heard();
+        spawn(node.clone().end_the_marked());
     }
 }
 
