@@ -22,6 +22,7 @@ mod values;
 use std::cell::RefCell;
 
 use crate::capability::Grant;
+use crate::described::{Type, Types};
 use crate::lease::Lend;
 use crate::session::ClientSession;
 use crate::wire::{Handle, LeaseName};
@@ -38,10 +39,13 @@ impl std::fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// How much of a value stands in the fixed part.
+/// How much of a value stands in the fixed part, and how to say what the value is.
 pub trait Layout {
     /// Bytes in the fixed part.
     const FIXED_BYTES: usize;
+
+    /// The type as data. Its fixed part has [`FIXED_BYTES`](Layout::FIXED_BYTES).
+    fn describe(types: &mut Types) -> Type;
 }
 
 /// A value that can be sent.
@@ -168,16 +172,31 @@ impl Encoder {
 
     /// Writes a list's element: a fixed part of its own at the end of the tail.
     fn nested(&mut self, fixed_bytes: usize, write: impl FnOnce(&mut Encoder)) {
-        let end = self.buffers().payload.len();
-        let outer = std::mem::replace(&mut self.cursor, end);
-        self.buffers_mut().payload.resize(end + fixed_bytes, 0);
+        let outer = self.begin_nested(fixed_bytes);
         write(self);
+        self.end_nested(outer);
+    }
+
+    /// What is written from now on is a list's element; gives where the outer value goes on.
+    pub(crate) fn begin_nested(&mut self, fixed_bytes: usize) -> usize {
+        let end = self.buffers().payload.len();
+        self.buffers_mut().payload.resize(end + fixed_bytes, 0);
+        std::mem::replace(&mut self.cursor, end)
+    }
+
+    pub(crate) fn end_nested(&mut self, outer: usize) {
         self.cursor = outer;
     }
 
-    fn count(&mut self, count: usize) {
+    pub(crate) fn count(&mut self, count: usize) {
         let count = u32::try_from(count).expect("a message is far smaller than 4 GiB");
         self.fixed(&count.to_le_bytes());
+    }
+
+    /// Writes a byte string: its count, then the bytes.
+    pub(crate) fn counted(&mut self, bytes: &[u8]) {
+        self.count(bytes.len());
+        self.tail(bytes);
     }
 
     /// The payload so far.
@@ -301,6 +320,11 @@ impl<'a> Decoder<'a> {
         Decoder { leases, ..self }
     }
 
+    /// Adds all that came beside the payload, without a session on which it could be released.
+    pub(crate) fn with_beside(self, handles: &'a [Handle], leases: &'a [LeaseName]) -> Decoder<'a> {
+        Decoder { handles, leases, ..self }
+    }
+
     /// Adds what came beside a reply on `session`.
     pub(crate) fn with_reply(
         self,
@@ -343,7 +367,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Skips bytes of the fixed part that must be zero.
-    fn zeros(&mut self, count: usize) -> Result<(), Malformed> {
+    pub(crate) fn zeros(&mut self, count: usize) -> Result<(), Malformed> {
         let (bytes, rest) = self.fixed.split_at_checked(count).ok_or(Malformed)?;
         self.fixed = rest;
         if bytes.iter().all(|byte| *byte == 0) { Ok(()) } else { Err(Malformed) }
@@ -404,13 +428,23 @@ impl<'a> Decoder<'a> {
         read: impl FnOnce(&mut Decoder<'a>) -> Result<T, Malformed>,
     ) -> Result<T, Malformed> {
         let own = self.tail(fixed_bytes)?;
-        let outer = std::mem::replace(&mut self.fixed, own);
+        let outer = self.replace_fixed(own);
         let value = read(self)?;
         self.fixed = outer;
         Ok(value)
     }
 
-    fn count(&mut self) -> Result<usize, Malformed> {
+    /// Goes on with another fixed part; gives the old one.
+    pub(crate) fn replace_fixed(&mut self, fixed: &'a [u8]) -> &'a [u8] {
+        std::mem::replace(&mut self.fixed, fixed)
+    }
+
+    /// What is behind a value that stands alone: what else there is in a list that is kept as bytes.
+    pub(crate) fn rest(&self) -> Result<&'a [u8], Malformed> {
+        if self.fixed.is_empty() { Ok(self.tail) } else { Err(Malformed) }
+    }
+
+    pub(crate) fn count(&mut self) -> Result<usize, Malformed> {
         usize::try_from(u32::from_le_bytes(self.fixed()?)).map_err(|_| Malformed)
     }
 }

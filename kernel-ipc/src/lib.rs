@@ -11,6 +11,7 @@ pub mod broker;
 pub mod capability;
 pub mod codec;
 pub mod component;
+pub mod described;
 pub mod error;
 pub mod id;
 pub mod interface;

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use common::{run, run_waiting};
+use kernel_ipc::described::Details;
 use kernel_ipc::interface::{Description, Operation, Retry};
 use kernel_ipc::ledger::Records;
 use kernel_ipc::runtime::{self, Waiting};
@@ -66,6 +67,7 @@ const ADDER: Description = Description {
         operation(LIST, "list", Retry::Idempotent),
         operation(FAIL, "fail", Retry::Cached),
     ],
+    details: Details::none,
 };
 
 #[derive(Default)]

@@ -5,6 +5,7 @@
 
 use kernel_ipc::Rights;
 use kernel_ipc::codec::{self, Decode, Decoder, Encode, Encoder, Layout, Malformed};
+use kernel_ipc::described::{Definition, Type, Types};
 use kernel_ipc::interface::{Cap, Lease, LeasePart, OperationError, Wire, interface};
 use kernel_ipc::wire::MIN_PAYLOAD_BYTES;
 
@@ -235,9 +236,14 @@ impl std::fmt::Debug for Path<'_> {
 }
 
 macro_rules! checked_bytes {
-    ($($name:ident)*) => {$(
+    ($($name:ident $min:literal $max:ident $about:literal)*) => {$(
         impl Layout for $name<'_> {
             const FIXED_BYTES: usize = <[u8]>::FIXED_BYTES;
+
+            fn describe(types: &mut Types) -> Type {
+                let (min, max) = ($min, $max as u32);
+                types.define(stringify!($name), |_| Definition::Bytes { about: $about.into(), min, max })
+            }
         }
 
         impl Encode for $name<'_> {
@@ -254,7 +260,10 @@ macro_rules! checked_bytes {
     )*};
 }
 
-checked_bytes! { Name Path }
+checked_bytes! {
+    Name 1 NAME_MAX "A file name: no '/', no NUL, not \".\" or \"..\""
+    Path 0 PATH_MAX "Names joined by '/', relative to the directory that is named with it; empty: that directory itself"
+}
 
 /// What a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
@@ -302,6 +311,7 @@ pub struct DirectoryPage {
     /// Cursor for the next page; `None` after the last.
     pub next: Option<u64>,
     /// Packed entries.
+    #[packed(DirectoryEntry<'_>)]
     pub bytes: Vec<u8>,
 }
 

@@ -7,9 +7,30 @@
 //!   nanoseconds since the Unix epoch.
 //! * A client sees `Cap<Object>` and `Lease`, a handler `Granted<Object>`, `NewCap<Object>` and
 //!   `Lend`; both come from one trait per interface.
+//! * `released/` holds what each interface was when it was last released: what programs out there were built with.
 #![forbid(unsafe_code)]
+
+use kernel_ipc::interface::Description;
 
 pub mod block;
 pub mod control;
 pub mod fs;
 pub mod net;
+
+/// An interface of the kit.
+#[derive(Debug)]
+pub struct Known {
+    /// What it is now.
+    pub description: &'static Description,
+    /// What it was when it was last released, as JSON of a
+    /// [`described::Interface`](kernel_ipc::described::Interface).
+    pub released: &'static str,
+}
+
+/// All of them.
+pub static INTERFACES: [Known; 4] = [
+    Known { description: &block::DESCRIPTION, released: include_str!("../released/block.json") },
+    Known { description: &fs::DESCRIPTION, released: include_str!("../released/fs.json") },
+    Known { description: &net::DESCRIPTION, released: include_str!("../released/net.json") },
+    Known { description: &control::DESCRIPTION, released: include_str!("../released/control.json") },
+];

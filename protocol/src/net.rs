@@ -194,6 +194,7 @@ pub struct EventBatch {
     /// The cursor that consumes them all.
     pub next: u64,
     /// Packed events.
+    #[packed(PackedEvent<'_>)]
     pub bytes: Vec<u8>,
 }
 

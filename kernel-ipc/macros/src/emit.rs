@@ -5,13 +5,14 @@ use quote::{format_ident, quote};
 use syn::Type;
 use syn::visit_mut::{self, VisitMut};
 
+use crate::describe;
 use crate::parse::{Argument, Content, Interface, Operation, Retry};
 
 /// Everything that `#[interface]` puts beside the trait's place.
 pub fn interface(interface: &Interface) -> TokenStream {
     let kinds = kinds(interface);
     let rights = rights(interface);
-    let description = description(interface);
+    let description = describe::interface(interface);
     let client = client(interface);
     let blocking = blocking(interface);
     let handler = handler(interface);
@@ -48,65 +49,6 @@ fn rights(interface: &Interface) -> TokenStream {
         }
     });
     quote! { #(#constants)* }
-}
-
-fn description(interface: &Interface) -> TokenStream {
-    let name = &interface.name;
-    let text = format!("`{name}` as data.");
-    let kinds = interface.kinds.iter().map(|kind| kind.name.to_string());
-    let rights = interface.rights.iter().map(|right| {
-        let (name, bits) = (right.name.to_string().to_lowercase(), right.bits);
-        quote! { (#name, ::kernel_ipc::Rights::from_bits_retain(#bits)) }
-    });
-    let operations = interface.operations.iter().map(operation_description);
-    quote! {
-        #[doc = #text]
-        pub static DESCRIPTION: ::kernel_ipc::interface::Description = ::kernel_ipc::interface::Description {
-            name: #name,
-            kinds: &[#(#kinds),*],
-            rights: &[#(#rights),*],
-            operations: &[#(#operations),*],
-        };
-    }
-}
-
-fn operation_description(operation: &Operation) -> TokenStream {
-    let Operation { number, target_number, requires, signature, .. } = operation;
-    let name = operation.name.to_string();
-    let retry = match operation.retry {
-        Retry::Idempotent => quote! { Idempotent },
-        Retry::Cached => quote! { Cached },
-        Retry::Never => quote! { Never },
-    };
-    let deadline = match operation.deadline_ns {
-        Some(ns) => quote! { ::core::option::Option::Some(::core::time::Duration::from_nanos(#ns)) },
-        None => quote! { ::core::option::Option::None },
-    };
-    let handles = operation.arguments.iter().filter_map(|argument| match &argument.content {
-        Content::Handle { number, requires, .. } => {
-            let name = argument.name.to_string();
-            Some(quote! {
-                ::kernel_ipc::interface::HandleArgument {
-                    name: #name,
-                    kind: #number,
-                    requires: ::kernel_ipc::Rights::from_bits_retain(#requires),
-                }
-            })
-        }
-        Content::Value(_) => None,
-    });
-    quote! {
-        ::kernel_ipc::interface::Operation {
-            number: #number,
-            name: #name,
-            target_kind: #target_number,
-            requires: ::kernel_ipc::Rights::from_bits_retain(#requires),
-            retry: ::kernel_ipc::interface::Retry::#retry,
-            deadline: #deadline,
-            handles: &[#(#handles),*],
-            signature: #signature,
-        }
-    }
 }
 
 fn client(interface: &Interface) -> TokenStream {

@@ -1,10 +1,12 @@
 //! `#[interface]`, and the derives for what interfaces carry.
 //!
 //! * [`interface`] reads a trait into a model ([`parse`]), which is where everything a writer can get wrong is
-//!   reported, at its place; then the model is written out as code ([`emit`]), which cannot fail.
+//!   reported, at its place; then the model is written out as code ([`emit`]) and as data ([`describe`]).
 //! * What is written out is listed in `docs/interfaces.md`. It names everything by absolute path.
 #![forbid(unsafe_code)]
 
+mod describe;
+mod documentation;
 mod emit;
 mod object;
 mod operation_error;
@@ -48,8 +50,9 @@ pub fn interface(attribute: TokenStream, item: TokenStream) -> TokenStream {
 /// Lets a struct, or an enum without fields, be an argument or result.
 ///
 /// A struct is its fields in order. An enum is `#[repr(u8)]` with an explicit number for each variant, and is one byte;
-/// a number without a variant is malformed.
-#[proc_macro_derive(Wire)]
+/// a number without a variant is malformed. A field of packed elements says what they are, for whoever reads the
+/// description: `#[packed(DirectoryEntry<'_>)] bytes: Vec<u8>`.
+#[proc_macro_derive(Wire, attributes(packed))]
 pub fn wire(item: TokenStream) -> TokenStream {
     let item = parse_macro_input!(item as syn::DeriveInput);
     wire::derive(&item).unwrap_or_else(syn::Error::into_compile_error).into()

@@ -2,9 +2,10 @@
 
 use proc_macro2::{Ident, Span, TokenStream};
 use quote::quote;
-use syn::{Data, DeriveInput, Error, Expr, Fields, Lit, Meta, Result, Variant};
+use syn::{Data, DeriveInput, Error, Fields, Result, Variant};
 
-use crate::parse::docs;
+use crate::describe;
+use crate::documentation;
 use crate::wire::{Parts, check_repr, explicit_number, from, names, parts, pattern, to};
 
 /// Implements `OperationError`, `Display` and `Error`.
@@ -22,6 +23,7 @@ pub fn derive(item: &DeriveInput) -> Result<TokenStream> {
     let local = |name| Ident::new(name, Span::mixed_site());
     let (encoder, decoder) = (local("encoder"), local("decoder"));
     let (mut numbers, mut encodes, mut decodes, mut displays) = (vec![], vec![], vec![], vec![]);
+    let mut described = Vec::new();
     for variant in &data.variants {
         let number = explicit_number(variant)?;
         if number.base10_parse::<u16>()? == 0 {
@@ -56,9 +58,18 @@ pub fn derive(item: &DeriveInput) -> Result<TokenStream> {
             }
         });
         displays.push(display(variant)?);
+        described.push(describe::variant(variant, &number)?);
     }
+    let set = name.to_string();
     Ok(quote! {
         impl ::kernel_ipc::interface::OperationError for #name {
+            fn describe(
+                types: &mut ::kernel_ipc::described::Types,
+            ) -> (&'static str, ::std::vec::Vec<::kernel_ipc::described::Variant>) {
+                let _ = &types;
+                (#set, ::std::vec![#(#described),*])
+            }
+
             fn number(&self) -> u16 {
                 match self { #(#numbers)* }
             }
@@ -104,16 +115,7 @@ fn display(variant: &Variant) -> Result<TokenStream> {
 
 /// The first sentence of the documentation, without its full stop and with a small first letter.
 fn first_sentence(variant: &Variant) -> Result<String> {
-    let mut text = String::new();
-    for attribute in docs(&variant.attrs) {
-        if let Meta::NameValue(meta) = &attribute.meta
-            && let Expr::Lit(literal) = &meta.value
-            && let Lit::Str(line) = &literal.lit
-        {
-            text.push_str(&line.value());
-        }
-    }
-    let sentence = text.trim().split(". ").next().unwrap_or_default().trim_end_matches('.').replace('`', "");
+    let sentence = documentation::first_sentence(&variant.attrs);
     let mut characters = sentence.chars();
     match characters.next() {
         // An abbreviation keeps its capitals.
@@ -148,7 +150,10 @@ mod tests {
     fn the_text_of_an_error_is_its_first_sentence() {
         let text = |variant: Variant| first_sentence(&variant).expect("it is documented");
         assert_eq!(text(parse_quote! { /** No such name. Try another. */ Gone = 1 }), "no such name");
-        assert_eq!(text(parse_quote! { #[doc = " The data fails\n its `CRC`."] Bad = 1 }), "the data fails\n its CRC");
+        assert_eq!(
+            text(parse_quote! { #[doc = " The data fails"] #[doc = " its `CRC`."] Bad = 1 }),
+            "the data fails its CRC"
+        );
         assert_eq!(text(parse_quote! { /** CRC mismatch */ Bad = 1 }), "CRC mismatch");
     }
 }

@@ -8,6 +8,8 @@ use syn::parse::{Parse, ParseStream};
 use syn::spanned::Spanned;
 use syn::{Attribute, Error, FnArg, Ident, ItemTrait, LitInt, LitStr, Pat, Result, ReturnType, Token, TraitItem, Type};
 
+use crate::documentation::docs;
+
 /// An interface as its trait says it.
 pub struct Interface {
     pub name: String,
@@ -415,11 +417,6 @@ pub fn mentions(ty: &Type, name: &str) -> bool {
         })
     }
     in_stream(ty.to_token_stream(), name)
-}
-
-/// The documentation among `attributes`.
-pub fn docs(attributes: &[Attribute]) -> Vec<Attribute> {
-    attributes.iter().filter(|attribute| attribute.path().is_ident("doc")).cloned().collect()
 }
 
 /// A signature as a person writes it: the tokens' own text has a space around each of them.

@@ -4,6 +4,8 @@ use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, quote};
 use syn::{Data, DeriveInput, Error, Fields, GenericParam, Generics, Ident, Result};
 
+use crate::describe;
+
 /// Implements `Layout`, `Encode` and `Decode`.
 pub fn derive(item: &DeriveInput) -> Result<TokenStream> {
     match &item.data {
@@ -18,9 +20,12 @@ fn structure(item: &DeriveInput, fields: &Fields) -> Result<TokenStream> {
     let Borrows { generics, arguments, lifetime } = borrows(&item.generics)?;
     let Parts { fixed, encode, decode, .. } = parts(fields);
     let (pattern, to, from) = (pattern(fields), to(), from());
+    let describe = describe::layout(name, &describe::structure(&item.attrs, fields)?);
     Ok(quote! {
         impl #generics ::kernel_ipc::codec::Layout for #name #arguments {
             const FIXED_BYTES: usize = #fixed;
+
+            #describe
         }
 
         impl #generics ::kernel_ipc::codec::Encode for #name #arguments {
@@ -44,17 +49,22 @@ fn structure(item: &DeriveInput, fields: &Fields) -> Result<TokenStream> {
 fn enumeration(item: &DeriveInput, data: &syn::DataEnum) -> Result<TokenStream> {
     let name = &item.ident;
     check_repr(item, "u8")?;
-    let mut variants = Vec::new();
+    let (mut variants, mut described) = (Vec::new(), Vec::new());
     for variant in &data.variants {
         if !matches!(variant.fields, Fields::Unit) {
             return Err(Error::new_spanned(&variant.fields, "a variant with fields has no fixed size; use a struct"));
         }
-        variants.push((&variant.ident, explicit_number(variant)?));
+        let number = explicit_number(variant)?;
+        described.push(describe::variant(variant, &number)?);
+        variants.push((&variant.ident, number));
     }
+    let describe = describe::layout(name, &describe::enumeration(&item.attrs, &described));
     let (names, numbers): (Vec<_>, Vec<_>) = variants.into_iter().unzip();
     Ok(quote! {
         impl ::kernel_ipc::codec::Layout for #name {
             const FIXED_BYTES: usize = 1;
+
+            #describe
         }
 
         impl ::kernel_ipc::codec::Encode for #name {
@@ -195,12 +205,19 @@ mod tests {
         assert!(error(parse_quote! { #[repr(u8)] enum Kind { File { size: u64 } = 1 } }).contains("use a struct"));
         assert!(error(parse_quote! { union Either { a: u8, b: u8 } }).contains("union"));
         assert!(error(parse_quote! { struct Page<T>(T); }).contains("at most one lifetime"));
+        for packed in [
+            parse_quote! { struct Page { #[packed(Entry)] entries: Vec<u16> } },
+            parse_quote! { struct Page { #[packed(Entry)] #[packed(Other)] entries: Vec<u8> } },
+        ] {
+            assert!(error(packed).contains("in a `Vec<u8>`, of one type"));
+        }
     }
 
     #[test]
     fn structs_and_plain_enums_are_accepted() {
         assert!(derive(&parse_quote! { struct Entry<'a> { inode: u64, name: &'a [u8] } }).is_ok());
         assert!(derive(&parse_quote! { struct Nothing; }).is_ok());
+        assert!(derive(&parse_quote! { struct Page { #[packed(Entry<'_>)] entries: Vec<u8> } }).is_ok());
         assert!(derive(&parse_quote! { #[repr(u8)] enum Kind { File = 1, Directory = 2 } }).is_ok());
     }
 }

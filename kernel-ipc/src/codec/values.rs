@@ -1,12 +1,17 @@
 //! What can stand in a message: numbers, rights, strings, lists, options and tuples.
 
 use super::{Decode, Decoder, Encode, Encoder, Layout, Malformed};
+use crate::described::{Type, Types};
 use crate::rights::Rights;
 
 macro_rules! integers {
-    ($($integer:ident)*) => {$(
+    ($($integer:ident $name:ident)*) => {$(
         impl Layout for $integer {
             const FIXED_BYTES: usize = size_of::<$integer>();
+
+            fn describe(_: &mut Types) -> Type {
+                Type::$name
+            }
         }
         impl Encode for $integer {
             fn encode(&self, to: &mut Encoder) {
@@ -21,10 +26,14 @@ macro_rules! integers {
     )*};
 }
 
-integers! { u16 u32 u64 i64 }
+integers! { u16 U16 u32 U32 u64 U64 i64 I64 }
 
 impl Layout for u8 {
     const FIXED_BYTES: usize = 1;
+
+    fn describe(_: &mut Types) -> Type {
+        Type::U8
+    }
 }
 
 impl Encode for u8 {
@@ -50,6 +59,10 @@ impl Decode<'_> for u8 {
 
 impl Layout for bool {
     const FIXED_BYTES: usize = 1;
+
+    fn describe(_: &mut Types) -> Type {
+        Type::Bool
+    }
 }
 
 impl Encode for bool {
@@ -70,6 +83,10 @@ impl Decode<'_> for bool {
 
 impl Layout for Rights {
     const FIXED_BYTES: usize = 4;
+
+    fn describe(_: &mut Types) -> Type {
+        Type::Rights
+    }
 }
 
 impl Encode for Rights {
@@ -87,8 +104,12 @@ impl Decode<'_> for Rights {
 /// Strings and lists: a count in the fixed part.
 const COUNT_BYTES: usize = 4;
 
-impl<T> Layout for [T] {
+impl<T: Layout> Layout for [T] {
     const FIXED_BYTES: usize = COUNT_BYTES;
+
+    fn describe(types: &mut Types) -> Type {
+        types.list::<T>()
+    }
 }
 
 impl<T: Encode> Encode for [T] {
@@ -98,8 +119,12 @@ impl<T: Encode> Encode for [T] {
     }
 }
 
-impl<T> Layout for Vec<T> {
+impl<T: Layout> Layout for Vec<T> {
     const FIXED_BYTES: usize = COUNT_BYTES;
+
+    fn describe(types: &mut Types) -> Type {
+        types.list::<T>()
+    }
 }
 
 impl<T: Encode> Encode for Vec<T> {
@@ -124,6 +149,10 @@ impl<'a> Decode<'a> for &'a [u8] {
 
 impl Layout for str {
     const FIXED_BYTES: usize = COUNT_BYTES;
+
+    fn describe(_: &mut Types) -> Type {
+        Type::Text
+    }
 }
 
 impl Encode for str {
@@ -140,6 +169,10 @@ impl<'a> Decode<'a> for &'a str {
 
 impl Layout for String {
     const FIXED_BYTES: usize = COUNT_BYTES;
+
+    fn describe(_: &mut Types) -> Type {
+        Type::Text
+    }
 }
 
 impl Encode for String {
@@ -156,6 +189,10 @@ impl Decode<'_> for String {
 
 impl<T: Layout + ?Sized> Layout for &T {
     const FIXED_BYTES: usize = T::FIXED_BYTES;
+
+    fn describe(types: &mut Types) -> Type {
+        types.of::<T>()
+    }
 }
 
 impl<T: Encode + ?Sized> Encode for &T {
@@ -167,6 +204,10 @@ impl<T: Encode + ?Sized> Encode for &T {
 /// A flag, then the value's fixed part, which is zero when there is no value.
 impl<T: Layout> Layout for Option<T> {
     const FIXED_BYTES: usize = 1 + T::FIXED_BYTES;
+
+    fn describe(types: &mut Types) -> Type {
+        Type::Option(Box::new(types.of::<T>()))
+    }
 }
 
 impl<T: Encode> Encode for Option<T> {
@@ -194,6 +235,11 @@ macro_rules! tuples {
     ($(($($name:ident $index:tt),*))*) => {$(
         impl<$($name: Layout),*> Layout for ($($name,)*) {
             const FIXED_BYTES: usize = 0 $(+ $name::FIXED_BYTES)*;
+
+            #[allow(unused_variables, reason = "the empty tuple has no parts")]
+            fn describe(types: &mut Types) -> Type {
+                Type::Tuple(vec![$(types.of::<$name>()),*])
+            }
         }
         impl<$($name: Encode),*> Encode for ($($name,)*) {
             #[allow(unused_variables, reason = "the empty tuple writes nothing")]

@@ -5,6 +5,7 @@ use std::ops::{Bound, RangeBounds};
 
 use super::{Connection, Kind};
 use crate::codec::{Decode, Decoder, Encode, Encoder, Layout, Malformed};
+use crate::described::{Type, Types};
 use crate::session::ClientSession;
 use crate::wire::{Handle, LeaseName};
 
@@ -63,8 +64,12 @@ impl<K> std::fmt::Debug for Cap<K> {
     }
 }
 
-impl<K> Layout for Cap<K> {
+impl<K: Kind> Layout for Cap<K> {
     const FIXED_BYTES: usize = 0;
+
+    fn describe(types: &mut Types) -> Type {
+        Type::Capability { kind: types.kind(K::NUMBER) }
+    }
 }
 
 impl<K: Kind> Decode<'_> for Cap<K> {
@@ -125,6 +130,10 @@ impl Drop for Lease {
 
 impl Layout for Lease {
     const FIXED_BYTES: usize = 0;
+
+    fn describe(_: &mut Types) -> Type {
+        Type::Lease
+    }
 }
 
 impl Decode<'_> for Lease {
@@ -175,6 +184,10 @@ impl LeasePart {
 
 impl Layout for LeasePart {
     const FIXED_BYTES: usize = 16;
+
+    fn describe(_: &mut Types) -> Type {
+        Type::LeasePart
+    }
 }
 
 impl Encode for LeasePart {

@@ -1,15 +1,19 @@
 //! An interface as data: what `#[interface]` emits as `DESCRIPTION`.
 //!
 //! * The host end of a session reads it to check a call before any user code runs.
-//! * The manifest's checks read the names of rights from it; tracing and `atoll call` the rest.
+//! * The manifest's checks read the names of rights from it. What is of no use to a call stands in
+//!   [`described::Interface`](crate::described::Interface), which is made from it.
 //! * Everything in it is part of the interface's contract: numbers never change their meaning.
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+use crate::described::{Details, Types};
 use crate::rights::Rights;
 
 /// One interface and version.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Description {
     /// Name and version, as in a manifest: `"atoll.fs/1"`.
     pub name: &'static str,
@@ -19,6 +23,8 @@ pub struct Description {
     pub rights: &'static [(&'static str, Rights)],
     /// The operations, in ascending order of their numbers.
     pub operations: &'static [Operation],
+    /// The rest: types down to the bytes, and texts. See [`Interface::of`](crate::described::Interface::of).
+    pub details: fn(&mut Types) -> Details,
 }
 
 impl Description {
@@ -75,7 +81,8 @@ pub struct HandleArgument {
 }
 
 /// What may be done with a call whose answer is lost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum Retry {
     /// Running it twice is as good as once: it is run again.

@@ -2,6 +2,7 @@
 
 use super::{Kind, OperationError};
 use crate::codec::{Encode, Encoder, Layout};
+use crate::described::{Type, Types};
 use crate::lease::Lend;
 use crate::rights::Rights;
 use crate::session::{Grant, Payload, Response};
@@ -66,8 +67,12 @@ impl<T: Object> NewCap<T> {
     }
 }
 
-impl<T> Layout for NewCap<T> {
+impl<T: Object> Layout for NewCap<T> {
     const FIXED_BYTES: usize = 0;
+
+    fn describe(types: &mut Types) -> Type {
+        Type::Capability { kind: types.kind(T::Kind::NUMBER) }
+    }
 }
 
 impl<T: Object> Encode for NewCap<T> {
@@ -82,6 +87,10 @@ impl<T: Object> Encode for NewCap<T> {
 
 impl Layout for Lend {
     const FIXED_BYTES: usize = 0;
+
+    fn describe(_: &mut Types) -> Type {
+        Type::Lease
+    }
 }
 
 impl Encode for Lend {

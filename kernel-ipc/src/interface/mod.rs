@@ -21,6 +21,7 @@ pub use kernel_ipc_macros::{Object, OperationError, Wire, interface};
 pub use pending::{Arguments, Pending, Start};
 
 use crate::codec::{Encoder, Malformed};
+use crate::described::{Types, Variant};
 
 /// A kind of object that capabilities of an interface name. Written by `#[interface]`.
 pub trait Kind: 'static {
@@ -35,6 +36,9 @@ pub trait OperationError: std::error::Error + Sized + 'static {
 
     /// The error's fields.
     fn encode(&self) -> Encoder;
+
+    /// The set of errors as data: its name, and each error.
+    fn describe(types: &mut Types) -> (&'static str, Vec<Variant>);
 
     /// The error of this number with these fields.
     ///

@@ -8,7 +8,7 @@
 //! - A handler always runs to its end. When the session ends, it hears of it by its cancel token; what it then answers
 //!   is dropped.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::task::Poll;
@@ -17,6 +17,7 @@ use std::time::Duration;
 use super::client::ClientSession;
 use super::{Call, Grant, OpenError, Response, Service, SessionInfo, now};
 use crate::capability::Table;
+use crate::described::DESCRIBE;
 use crate::error::{Cause, Executed, Failure};
 use crate::interface::Retry;
 use crate::lease::{Lend, Lender};
@@ -27,6 +28,7 @@ use crate::wire::{Handle, LeaseName, Shape, Status, Submission, Violation, inlin
 
 mod cell;
 mod control;
+mod describe;
 mod names;
 mod quiet;
 mod survival;
@@ -147,6 +149,7 @@ impl HostSession {
             reclaiming: Cell::new(false),
             quiet: Quiet::default(),
             scratch: RefCell::new(Vec::new()),
+            description: OnceCell::new(),
             ended: Cell::new(None),
             on_end: Cell::new(None),
         });
@@ -216,8 +219,10 @@ struct Inner<S> {
     lent: RefCell<Vec<u32>>,
     reclaiming: Cell<bool>,
     quiet: Quiet,
-    /// Payloads of control calls.
+    /// Payloads of calls that no slot's call object is filled with: of control calls, and questions for the description.
     scratch: RefCell<Vec<u8>>,
+    /// The description, once somebody has asked.
+    description: OnceCell<Box<str>>,
     ended: Cell<Option<Option<Violation>>>,
     on_end: Cell<Option<EndHook>>,
 }
@@ -236,6 +241,7 @@ impl<S: Service> Inner<S> {
                 self.start(call.slot);
                 Ok(())
             }
+            Err(Cause::UnknownOperation) if call.operation == DESCRIBE => self.describe(call),
             Err(cause) => self.answer(call, Status::Failed(Failure::not_executed(cause)), &[], &[], &[]),
         }
     }

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
+use kernel_ipc::described::Details;
 use kernel_ipc::interface::{Description, HandleArgument, Operation, Retry};
 use kernel_ipc::lease::{Lend, Lender};
 use kernel_ipc::runtime::{self, Options, Runtime, Waiting};
@@ -54,6 +55,7 @@ pub const TEST: Description = Description {
         operation(BIG, "big", Rights::READ),
         operation(SLEEP, "sleep", Rights::READ),
     ],
+    details: Details::none,
 };
 
 /// Of every session's root.
