@@ -152,7 +152,7 @@ impl KeptSend {
 impl ConnectionRecord {
     /// A record of a new connection, which is nobody's yet. `None`: there is no room.
     pub(crate) fn create(ledger: &Rc<Ledger>, peer: &str) -> Option<ConnectionRecord> {
-        let index = ledger.free.borrow_mut().pop_first()?;
+        let index = ledger.take()?;
         let record = ConnectionRecord { ledger: ledger.clone(), index };
         let cleared = [at::SESSION, at::NUMBER, at::RECEIVED, at::CONSUMED, at::FREED_END, at::FREED_ID, at::FLAGS];
         for cleared in cleared.into_iter().chain([at::TRIMMED, at::REQUEST, at::ANSWER, at::HEAD_LENGTH, at::RESUMED]) {

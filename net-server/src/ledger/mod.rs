@@ -9,7 +9,7 @@
 //!
 //! ```text
 //! header, one page
-//!   0 magic "ATOLL-N1" | 8 version | 16 connections | 24 last serial
+//!   0 magic "ATOLL-N1" | 8 version | 16 connections | 24 last serial | 32 connections that were ever in use
 //! session, 16 KiB, SESSIONS of them                    (session.rs)
 //! connection, CONNECTION_BYTES, as many as the header says   (connection.rs)
 //! ```
@@ -18,6 +18,7 @@ mod connection;
 mod session;
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
@@ -28,13 +29,14 @@ pub(crate) use connection::{ConnectionRecord, Flags, KeptSend, reason};
 pub(crate) use session::{BatchEntry, Kind, LISTENERS, MAX_ENTRIES, SessionRecord};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ATOLL-N1");
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 mod header {
     pub const MAGIC: usize = 0;
     pub const VERSION: usize = 8;
     pub const CONNECTIONS: usize = 16;
     pub const SERIAL: usize = 24;
+    pub const TOUCHED: usize = 32;
     pub const BYTES: usize = 4096;
 }
 
@@ -56,8 +58,11 @@ impl std::fmt::Display for Poisoned {
 /// See the module's contract.
 pub(crate) struct Ledger {
     memory: Rc<SegmentWriter>,
-    /// Indices of connections that are free; the lowest is used next, so that few pages are.
-    free: RefCell<std::collections::BTreeSet<u32>>,
+    /// Indices of connections that are free again; the lowest is used next, so that few pages are.
+    free: RefCell<BTreeSet<u32>>,
+    /// Connections before this one were in use at some time. The next run does not look beyond it, and takes no page there.
+    touched: Cell<u32>,
+    connections: u32,
     serial: Cell<u64>,
 }
 
@@ -79,8 +84,13 @@ impl Ledger {
         memory.store_u64(header::VERSION, VERSION, Relaxed);
         memory.store_u64(header::CONNECTIONS, connections as u64, Relaxed);
         memory.store_u64(header::MAGIC, MAGIC, Release);
-        let free = RefCell::new((0..connections as u32).collect());
-        let ledger = Rc::new(Ledger { memory: Rc::new(memory), free, serial: Cell::new(0) });
+        let ledger = Rc::new(Ledger {
+            memory: Rc::new(memory),
+            free: RefCell::default(),
+            touched: Cell::new(0),
+            connections: connections as u32,
+            serial: Cell::new(0),
+        });
         Ok(Recovered { ledger, sessions: Vec::new(), connections: Vec::new() })
     }
 
@@ -94,16 +104,22 @@ impl Ledger {
             return Err(Poisoned("it has no header"));
         }
         let connections = usize::try_from(word(header::CONNECTIONS)).unwrap_or(usize::MAX);
-        if connections > MAX_CONNECTIONS || memory.len() < Ledger::bytes(connections) {
+        let touched = word(header::TOUCHED);
+        if connections > MAX_CONNECTIONS || memory.len() < Ledger::bytes(connections) || touched > connections as u64 {
             return Err(Poisoned("impossible measures"));
         }
-        let serial = Cell::new(word(header::SERIAL));
-        let ledger = Rc::new(Ledger { memory: Rc::new(memory), free: RefCell::default(), serial });
+        let ledger = Rc::new(Ledger {
+            free: RefCell::default(),
+            touched: Cell::new(touched as u32),
+            connections: connections as u32,
+            serial: Cell::new(word(header::SERIAL)),
+            memory: Rc::new(memory),
+        });
         let mut recovered = Recovered { sessions: Vec::new(), connections: Vec::new(), ledger: ledger.clone() };
         for index in 0..SESSIONS as u32 {
             recovered.sessions.extend(SessionRecord::recover(&ledger, index));
         }
-        for index in 0..connections as u32 {
+        for index in 0..touched as u32 {
             match ConnectionRecord::recover(&ledger, index) {
                 Some(record) => recovered.connections.push(record),
                 None => drop(ledger.free.borrow_mut().insert(index)),
@@ -114,14 +130,26 @@ impl Ledger {
 
     /// Whether another connection has room.
     pub(crate) fn has_room(&self) -> bool {
-        !self.free.borrow().is_empty()
+        self.touched.get() < self.connections || !self.free.borrow().is_empty()
     }
 
     /// How many connections have a record.
     #[cfg(test)]
     pub(crate) fn in_use(&self) -> usize {
-        (0..).map_while(|index| (self.memory.len() >= Ledger::bytes(index + 1)).then_some(index)).count()
-            - self.free.borrow().len()
+        self.touched.get() as usize - self.free.borrow().len()
+    }
+
+    /// The index of a connection that is free now.
+    fn take(&self) -> Option<u32> {
+        let again = self.free.borrow_mut().pop_first();
+        again.or_else(|| {
+            let fresh = self.touched.get();
+            (fresh < self.connections).then(|| {
+                self.touched.set(fresh + 1);
+                self.store(header::TOUCHED, u64::from(fresh) + 1);
+                fresh
+            })
+        })
     }
 
     /// A number that no record of this memory had before.

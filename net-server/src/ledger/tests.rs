@@ -139,6 +139,15 @@ fn there_is_a_bound_of_everything() {
     assert!(!ledger.has_room() && ConnectionRecord::create(&ledger, "").is_none());
     other.free();
     assert!(ledger.has_room());
+    // The next run has room where nobody has been, and where somebody was.
+    let next = Kept::new(2);
+    drop(ConnectionRecord::create(&Ledger::create(next.map(), 2).unwrap().ledger, ""));
+    let found = next.next_run();
+    assert_eq!((found.connections.len(), found.ledger.in_use()), (1, 1));
+    let second = ConnectionRecord::create(&found.ledger, "").unwrap();
+    assert!(!found.ledger.has_room());
+    second.free();
+    assert!(next.next_run().ledger.has_room() && next.next_run().ledger.in_use() == 1);
     assert!(!record.keep_send(1, SendFlags(0), 0, 0, &[0; 5000], &[]));
     assert!(!record.keep_send(1, SendFlags(0), 0, 0, b"", &[part(1); 9]));
     let accepted = (1..100).filter(|id| record.keep_send(*id, SendFlags(0), 0, 0, &[0; 4096], &[part(1); 8])).count();
@@ -164,6 +173,9 @@ fn memory_that_makes_no_sense_is_not_believed() {
         ledger.store(at + 4096 + 48, word);
         assert_eq!(session.batch(), None, "{next} {entries} {word}");
     }
+    ledger.store(header::TOUCHED, 4);
+    assert!(Ledger::recover(kept.map()).is_err(), "more were in use than there are");
+    ledger.store(header::TOUCHED, 0);
     ledger.store(header::CONNECTIONS, 4);
     assert!(Ledger::recover(kept.map()).is_err(), "more than there is room for");
     ledger.store(header::CONNECTIONS, u64::MAX);

@@ -497,9 +497,10 @@ impl Node {
         } else {
             self.forget_pins_for(peer.lender);
         }
+        // What it has said is still read, then it is silent. A guest may hold its end open; that of a dead component is held by
+        // its ring, which the kernel takes apart milliseconds later.
+        peer.channel.shut_down();
         if peer.who == Who::Guest {
-            // It may hold its end open, and say nothing more.
-            peer.channel.shut_down();
             let (node, slot) = (self.clone(), peer.slot);
             spawn(async move { node.keeper.tell(Ask::GuestGone, slot, 0).await });
         }
