@@ -19,6 +19,8 @@ pub mod header {
     pub const TABLE_EPOCH: usize = 24;
     /// Lease table, u64: how many entries follow.
     pub const TABLE_CAPACITY: usize = 32;
+    /// Lease table, u64: how many of them were ever used. Those after them are zero, and nobody needs to look at them.
+    pub const TABLE_USED: usize = 40;
 
     /// Pin segment, u64: the mapper's incarnation.
     pub const PINS_MAPPER: usize = 16;
@@ -40,7 +42,7 @@ pub const PINS_MAGIC: u64 = u64::from_le_bytes(*b"ATOLLPIN");
 /// `ATOLLSTA`, a status page.
 pub const STATUS_MAGIC: u64 = u64::from_le_bytes(*b"ATOLLSTA");
 /// The version of all three.
-pub const VERSION: u64 = 1;
+pub const VERSION: u64 = 2;
 
 /// Bytes of a lease entry.
 pub const ENTRY: usize = 64;

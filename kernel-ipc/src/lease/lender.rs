@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::kept::{Call, LeaseLedger};
 use super::layout::{ENTRY, HEADER, MAX_CAPACITY, TABLE_MAGIC, VERSION, header};
@@ -398,6 +398,8 @@ impl Lender {
         }
         let index = u32::try_from(self.ledger.len()).ok().filter(|index| *index < self.capacity)?;
         self.ledger.push(Record { generation: 1, state: State::Free });
+        // Release, before the entry's own word: whoever looks for leases here sees all that count.
+        self.table.store_u64(header::TABLE_USED, self.ledger.len() as u64, Release);
         Some(index)
     }
 

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::layout::{ENTRY, HEADER, MAX_CAPACITY, TABLE_MAGIC, VERSION, header};
 use super::pins::BadSegment;
@@ -137,7 +137,8 @@ impl View {
             let name = LeaseName { lender: self.lender, index, generation, length: fields.length };
             (fields.holder == holder.get()).then_some(name)
         };
-        (0..self.capacity).filter_map(lease).collect()
+        let used = self.table.load_u64(header::TABLE_USED, Acquire).min(self.capacity.into());
+        (0..used as u32).filter_map(lease).collect()
     }
 
     pub(super) fn capacity(&self) -> u32 {

@@ -9,7 +9,7 @@ use std::any::Any;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::super::kept::{Inherited, LeaseLedger};
 use super::super::layout::{entry, entry_at, header};
@@ -128,6 +128,7 @@ impl Lender {
             };
             this.ledger.push(Record { generation, state });
         }
+        this.table.store_u64(header::TABLE_USED, this.ledger.len() as u64, Release);
         // B3 for those that were dying: continued here, whatever the dead incarnation had done.
         protocol::settle(&this.table);
         Ok((this, inherited))
