@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use kernel_ipc::capability::{Grant, Table};
 use kernel_ipc::lease::layout::{
-    ENTRY, HEADER, TABLE_MAGIC, VERSION, entry, entry_at, header, pin_at, status_at, word,
+    ENTRY, HEADER, TABLE_MAGIC, TABLE_VERSION, entry, entry_at, header, pin_at, status_at, word,
 };
 use kernel_ipc::lease::{
     Ended, Held, Holder, Lend, Lender, Mapper, PinSegment, Pinned, Region, RegionReader, StaleLease, StatusReader,
@@ -49,7 +49,7 @@ fn pins() -> PinSegment {
 fn forged_table(entries: u32, claimed: u64) -> SegmentWriter {
     let table = SegmentWriter::create("forged", HEADER + entries as usize * ENTRY).expect("memory");
     table.store_u64(header::MAGIC, TABLE_MAGIC, Relaxed);
-    table.store_u64(header::VERSION, VERSION, Relaxed);
+    table.store_u64(header::VERSION, TABLE_VERSION, Relaxed);
     table.store_u64(header::TABLE_LENDER, LENDER.get(), Relaxed);
     table.store_u64(header::TABLE_EPOCH, EPOCH.get(), Relaxed);
     table.store_u64(header::TABLE_CAPACITY, claimed, Relaxed);

@@ -10,7 +10,7 @@ pub const HEADER: usize = 64;
 pub mod header {
     /// u64: which of the three this is.
     pub const MAGIC: usize = 0;
-    /// u64: [`super::VERSION`].
+    /// u64: [`super::TABLE_VERSION`] or [`super::VERSION`].
     pub const VERSION: usize = 8;
 
     /// Lease table, u64: the lender.
@@ -41,8 +41,10 @@ pub const TABLE_MAGIC: u64 = u64::from_le_bytes(*b"ATOLLLTB");
 pub const PINS_MAGIC: u64 = u64::from_le_bytes(*b"ATOLLPIN");
 /// `ATOLLSTA`, a status page.
 pub const STATUS_MAGIC: u64 = u64::from_le_bytes(*b"ATOLLSTA");
-/// The version of all three.
-pub const VERSION: u64 = 2;
+/// The version of lease tables.
+pub const TABLE_VERSION: u64 = 2;
+/// The version of the other two.
+pub const VERSION: u64 = 1;
 
 /// Bytes of a lease entry.
 pub const ENTRY: usize = 64;

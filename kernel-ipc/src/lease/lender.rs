@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::kept::{Call, LeaseLedger};
-use super::layout::{ENTRY, HEADER, MAX_CAPACITY, TABLE_MAGIC, VERSION, header};
+use super::layout::{ENTRY, HEADER, MAX_CAPACITY, TABLE_MAGIC, TABLE_VERSION, header};
 use super::pins::{AttachedPins, BadSegment};
 use super::protocol::{self, Fields};
 use super::status::StatusWord;
@@ -180,7 +180,7 @@ impl Lender {
         kept: Option<LeaseLedger<SegmentWriter>>,
     ) -> Self {
         table.store_u64(header::MAGIC, TABLE_MAGIC, Relaxed);
-        table.store_u64(header::VERSION, VERSION, Relaxed);
+        table.store_u64(header::VERSION, TABLE_VERSION, Relaxed);
         table.store_u64(header::TABLE_LENDER, id.get(), Relaxed);
         table.store_u64(header::TABLE_EPOCH, epoch.get(), Relaxed);
         table.store_u64(header::TABLE_CAPACITY, capacity.into(), Relaxed);

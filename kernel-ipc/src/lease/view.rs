@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use super::layout::{ENTRY, HEADER, MAX_CAPACITY, TABLE_MAGIC, VERSION, header};
+use super::layout::{ENTRY, HEADER, MAX_CAPACITY, TABLE_MAGIC, TABLE_VERSION, header};
 use super::pins::BadSegment;
 use super::protocol;
 use super::region::RegionReader;
@@ -88,7 +88,7 @@ impl View {
     ) -> Result<Self, BadSegment> {
         let entries = table.len().checked_sub(HEADER).ok_or(BadSegment("the lease table is too short"))? / ENTRY;
         let word = |at| table.load_u64(at, Relaxed);
-        if word(header::MAGIC) != TABLE_MAGIC || word(header::VERSION) != VERSION {
+        if word(header::MAGIC) != TABLE_MAGIC || word(header::VERSION) != TABLE_VERSION {
             return Err(BadSegment("not a lease table of this version"));
         }
         if word(header::TABLE_LENDER) != lender.get() || word(header::TABLE_EPOCH) != epoch.get() {
