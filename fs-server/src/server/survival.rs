@@ -28,12 +28,18 @@ pub(super) async fn follow(
     let Survived { records, effects, sessions, .. } = survived;
     let records = records.ok_or("no memory for effects")?;
     let ledger = Effects::new(cx.lender().borrow().id().get(), records);
-    for (_, grants) in &sessions {
-        for grant in grants {
-            volume.hold(NodeId::from_words(grant.object));
+    let held = volume.holds_effects_of(ledger.id());
+    let effects: Vec<_> = effects.into_iter().filter(|record| record.end > held).collect();
+    // The disk reads while the handles are counted and the first changes are done again.
+    let warming = runtime::spawn(warm(volume.clone(), looks(&effects)));
+    for (count, grant) in sessions.iter().flat_map(|(_, grants)| grants).enumerate() {
+        volume.hold(NodeId::from_words(grant.object));
+        if count % HELD_AT_A_TIME == 0 {
+            runtime::yield_now().await;
         }
     }
-    repeat(volume, ledger.id(), &effects).await?;
+    repeat(volume, ledger.id(), held, &effects).await?;
+    finish(warming).await;
     volume.reap().await?;
     volume.set_journal(Rc::new(ledger.clone()));
     if !effects.is_empty() {
@@ -66,13 +72,16 @@ impl Journal for Repeating {
 ///
 /// # Errors
 /// The disk does not take it now. Nothing is lost: the next run tries again.
-async fn repeat(volume: &Volume<LeasedDevice>, ledger: u64, effects: &[Record]) -> Result<(), component::Error> {
-    let held = volume.holds_effects_of(ledger);
-    warm(volume, effects.iter().filter(|record| record.end > held)).await;
+async fn repeat(
+    volume: &Volume<LeasedDevice>,
+    ledger: u64,
+    held: u64,
+    effects: &[Record],
+) -> Result<(), component::Error> {
     let journal = Rc::new(Repeating { id: ledger, done: Cell::new(held) });
     volume.set_journal(journal.clone());
     let (mut done, mut lost) = (0, 0);
-    for record in effects.iter().filter(|record| record.end > held) {
+    for record in effects {
         let result = match Effect::decode(&record.effect) {
             Ok(effect) => match volume.repeat(&effect).await {
                 Err(error @ (Error::Device(_) | Error::Busy | Error::NoSpace)) => {
@@ -101,11 +110,14 @@ async fn repeat(volume: &Volume<LeasedDevice>, ledger: u64, effects: &[Record]) 
 const WARMED: usize = 4096;
 const AT_A_TIME: usize = 64;
 
-/// Reads what changes that are done again one after the other will want to read, many at a time. It is in no cache.
-async fn warm(volume: &Volume<LeasedDevice>, effects: impl Iterator<Item = &Record>) {
+/// Handles that are counted before others have their turn.
+const HELD_AT_A_TIME: usize = 256;
+
+/// What changes that are done again one after the other will want to read.
+fn looks(effects: &[Record]) -> Vec<(NodeId, Look)> {
     let mut looks = Vec::new();
     let mut known = HashSet::new();
-    for record in effects.take(WARMED) {
+    for record in effects.iter().take(WARMED) {
         let (node, look) = match Effect::decode(&record.effect) {
             // The block that is written in part.
             Ok(Effect::Write { node, offset, .. }) => (node, Look::Read(offset.saturating_sub(1))),
@@ -120,6 +132,11 @@ async fn warm(volume: &Volume<LeasedDevice>, effects: impl Iterator<Item = &Reco
             looks.push((node, look));
         }
     }
+    looks
+}
+
+/// Reads it, many at a time. It is in no cache; whoever wants the same meanwhile waits for the same read.
+async fn warm(volume: Volume<LeasedDevice>, looks: Vec<(NodeId, Look)>) {
     let mut running = VecDeque::with_capacity(AT_A_TIME);
     for (node, look) in looks {
         if running.len() == AT_A_TIME
