@@ -159,6 +159,7 @@ fn word(state: State) -> &'static str {
         State::Quarantined => "quarantined",
         State::Stopped => "stopped",
         State::Hung => "hung",
+        State::Blocked => "blocked",
     }
 }
 

@@ -43,6 +43,37 @@ fn tasks_run_beside_each_other_and_their_results_come_through_join_handles() {
 }
 
 #[test]
+fn sleeps_are_told_before_and_after_and_nothing_runs_between() {
+    #[derive(Default)]
+    struct Sleeps {
+        asleep: Cell<bool>,
+        count: Cell<u32>,
+    }
+    impl runtime::Rest for Sleeps {
+        fn begins(&self) {
+            assert!(!self.asleep.replace(true));
+        }
+        fn ends(&self) {
+            assert!(self.asleep.replace(false));
+            self.count.set(self.count.get() + 1);
+        }
+    }
+    let sleeps = Rc::new(Sleeps::default());
+    runtime(Waiting::Block).block_on(async {
+        runtime::tell_of_rest(sleeps.clone());
+        for n in 1..=5 {
+            for _ in 0..10 {
+                assert!(!sleeps.asleep.get());
+                runtime::yield_now().await;
+            }
+            let before = sleeps.count.get();
+            runtime::sleep(Duration::from_millis(2)).await;
+            assert!(!sleeps.asleep.get() && sleeps.count.get() > before, "sleep {n}");
+        }
+    });
+}
+
+#[test]
 fn a_task_that_never_waits_for_anything_else_does_not_starve_the_others() {
     runtime(Waiting::Block).block_on(async {
         let stop = Rc::new(Cell::new(false));

@@ -100,6 +100,8 @@ pub enum State {
     Stopped = 8,
     /// Uses the processor and looks at nothing: it will be killed and started again if it goes on like that.
     Hung = 9,
+    /// Waits for something that does not come, uses no processor and looks at nothing: likewise.
+    Blocked = 10,
 }
 
 /// One component as `atoll ps` shows it.

@@ -71,6 +71,19 @@ impl<'r> Checker<'r> {
                 Restart::default()
             }),
             group: raw.group.as_ref().map(|group| group.text.clone()),
+            hung_after_seconds: self.hung_after(raw),
+        }
+    }
+
+    fn hung_after(&mut self, raw: &RawComponent) -> u32 {
+        let Some(given) = &raw.hung_after else { return policy::HUNG_AFTER_SECONDS };
+        match config::meaning(&policy::HUNG_AFTER, given) {
+            Ok(seconds) => seconds.as_u64().and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(u32::MAX),
+            Err(reason) => {
+                let title = format!("bad value for `{}` of component `{}`", policy::HUNG_AFTER.name, raw.name.text);
+                self.problem(Problem::at(&given.place, title, reason));
+                policy::HUNG_AFTER_SECONDS
+            }
         }
     }
 

@@ -57,6 +57,8 @@ pub struct Component {
     pub restart: Restart,
     /// The group that is restarted together, if it is in one.
     pub group: Option<String>,
+    /// So many seconds without a sign of life, of its processor time or of waiting, make it count as hung.
+    pub hung_after_seconds: u32,
 }
 
 /// Permission to connect to one endpoint.

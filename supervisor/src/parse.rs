@@ -59,6 +59,7 @@ pub(crate) struct RawComponent {
     pub config: Vec<(Word, RawValue)>,
     pub restart: Option<Word>,
     pub group: Option<Word>,
+    pub hung_after: Option<RawValue>,
 }
 
 /// A parsed manifest; `report` already holds what was wrong with its shape.
@@ -225,15 +226,18 @@ impl Parser {
             config: Vec::new(),
             restart: None,
             group: None,
+            hung_after: None,
         };
+        const KNOWN: &[&str] = &["run", "uses", "provides", "config", "restart", "group", "hung_after_seconds"];
         let what = format!("component `{}`", component.name.text);
-        for (key, value) in self.fields(table, &["run", "uses", "provides", "config", "restart", "group"], &what) {
+        for (key, value) in self.fields(table, KNOWN, &what) {
             match key.text.as_str() {
                 "run" => component.run = self.text(value, "`run`"),
                 "uses" => component.uses = self.uses(value),
                 "provides" => component.provides = self.provides(value),
                 "restart" => component.restart = self.text(value, "`restart`"),
                 "group" => component.group = self.group(value),
+                "hung_after_seconds" => component.hung_after = Some(raw_value(value)),
                 _ => component.config = self.config(value),
             }
         }
@@ -291,18 +295,7 @@ impl Parser {
         let Some(table) = self.table(value, "`config`") else {
             return Vec::new();
         };
-        entries(table)
-            .into_iter()
-            .map(|(key, value)| {
-                let literal = match value.get_ref() {
-                    DeValue::String(text) => Literal::Text(text.to_string()),
-                    DeValue::Integer(i) => Literal::Integer(u64::from_str_radix(i.as_str(), i.radix()).ok()),
-                    DeValue::Boolean(flag) => Literal::Flag(*flag),
-                    other => Literal::Other(type_name(other)),
-                };
-                (key, RawValue { literal, place: place(value.span()), set: false })
-            })
-            .collect()
+        entries(table).into_iter().map(|(key, value)| (key, raw_value(value))).collect()
     }
 
     /// Applies one `--set component.key=VALUE`.
@@ -412,6 +405,16 @@ fn entries<'t>(table: &'t DeTable<'t>) -> Vec<Entry<'t>> {
         .collect();
     entries.sort_by_key(|(key, _)| key.place.span.start);
     entries
+}
+
+fn raw_value(value: &Spanned<DeValue<'_>>) -> RawValue {
+    let literal = match value.get_ref() {
+        DeValue::String(text) => Literal::Text(text.to_string()),
+        DeValue::Integer(i) => Literal::Integer(u64::from_str_radix(i.as_str(), i.radix()).ok()),
+        DeValue::Boolean(flag) => Literal::Flag(*flag),
+        other => Literal::Other(type_name(other)),
+    };
+    RawValue { literal, place: place(value.span()), set: false }
 }
 
 fn place(span: Range<usize>) -> Place {

@@ -140,6 +140,12 @@ const TIB: u64 = 1 << 40;
 /// A time in seconds, up to a day.
 const SECONDS: Kind = Kind::Count { least: 1, most: 86_400 };
 
+/// When a component counts as hung: a field of every component's entry.
+pub const HUNG_AFTER: Field = Field { name: "hung_after_seconds", kind: SECONDS, default: Default::Absent };
+/// The same if the manifest does not say it. An executor answers within a turn, which lasts microseconds; what takes seconds
+/// of a turn is a bug, or a machine that swaps.
+pub const HUNG_AFTER_SECONDS: u32 = 4;
+
 const BUILTINS: &[Builtin] = &[
     Builtin {
         name: "block-file",

@@ -35,6 +35,8 @@ struct Disk {
 
 /// So many lines are written without an end, and without a word.
 const FOR_EVER: u64 = u64::MAX;
+/// Before these lines come something is waited for that never comes.
+const BLOCKED: u64 = u64::MAX - 1;
 
 /// The only object.
 struct Device;
@@ -108,7 +110,13 @@ impl block::Handler for Disk {
         while lines == FOR_EVER && self.cx.epoch().get() == 1 {
             std::hint::spin_loop();
         }
-        for line in 0..lines % FOR_EVER {
+        if lines == BLOCKED && self.cx.epoch().get() <= 2 {
+            // Another one: nobody ever writes into it.
+            let (mut pipe, _kept) = std::io::pipe().expect("a pipe");
+            let _ = std::io::Read::read(&mut pipe, &mut [0]);
+        }
+        let lines = if lines < BLOCKED { lines } else { 0 };
+        for line in 0..lines {
             println!("line {line}");
         }
         Ok(())
@@ -1206,6 +1214,48 @@ fn hung_is_restarted() {
     node.down();
 }
 
+/// One that waits in a handler for what never comes is shown as blocked, and started again; whoever waits for it is not. Also
+/// if the supervisor dies meanwhile.
+fn blocked_is_restarted() {
+    let manifest =
+        MANIFEST.replace("PATH", "plain").replace("[component.fs]", "hung_after_seconds = 3\n[component.fs]");
+    let mut node = Node::of(tempfile::tempdir().unwrap(), &manifest);
+    node.assert_up();
+    node.guest(async |cx| {
+        let disk: block::Client = cx.connect("disk.disk").await.unwrap();
+        let blocked = kernel_ipc::runtime::spawn({
+            let disk = disk.clone();
+            async move { disk.write_zeroes(disk.root(), BLOCKED, 1).await }
+        });
+        let waiting = kernel_ipc::runtime::spawn({
+            let cx = cx.clone();
+            async move { statfs(&cx).await }
+        });
+        for epoch in 1..=2 {
+            until("the hang to be noticed", async || {
+                let listed = ps(&cx).await;
+                assert_eq!(listed[1].state, State::Ready, "it waits for another one");
+                (listed[0].epoch, listed[0].state) == (epoch, State::Blocked)
+            })
+            .await;
+            if epoch == 1 {
+                until("the next run", async || ps(&cx).await[0].epoch == 2).await;
+                sleep(Duration::from_millis(200)).await;
+                kill(supervisor(&node), "KILL");
+            }
+        }
+        // Its client made the call once more, and no third time.
+        let failure = blocked.await.unwrap().unwrap_err();
+        assert!(matches!(failure, CallError::Failed { cause: Cause::PeerDied, .. }), "{failure:?}");
+        waiting.await.unwrap();
+        assert_eq!(statfs(&cx).await.0, 3);
+        let listed = ps(&cx).await;
+        assert!(listed[0].trouble.contains("hung: it waited in a handler for 3 s"), "{listed:?}");
+        assert_eq!((listed[0].restarts, listed[1].restarts), (2, 0));
+    });
+    node.down();
+}
+
 /// The disk's new run comes while its only mapper is stopped: others are served meanwhile, and the mapper finds what the
 /// disk lends when it goes on.
 fn one_that_was_stopped_is_introduced_when_it_goes_on() {
@@ -1288,6 +1338,7 @@ common::tests! {
     one_that_was_stopped_is_introduced_when_it_goes_on,
     stopped_is_not_dead,
     hung_is_restarted,
+    blocked_is_restarted,
     a_supervisor_that_hangs_does_not_keep_the_node_from_ending,
     the_log_of_a_component_can_be_read_through_the_control_endpoint,
 }

@@ -28,7 +28,7 @@ pub use channel::{Channel, ChannelError};
 pub use outbox::Outbox;
 
 /// Version of this protocol; both ends must speak the same one (there is one binary per node).
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// Longest message, in bytes of JSON.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -252,6 +252,11 @@ pub enum ToComponent {
         /// To match the answer.
         request: u64,
     },
+    /// Answer with `Pulse`, which every healthy executor does within one turn; and when there is nothing more to do, `Rests`.
+    AskPulse {
+        /// To match the answer.
+        request: u64,
+    },
     /// End in order: finish accepted calls, make state durable, exit with success.
     Stop,
     /// Another supervisor has taken over: answer with [`Account`]s that carry this number, then say again what is not
@@ -460,6 +465,15 @@ pub enum ToSupervisor {
         /// The counters.
         counters: CounterValues,
     },
+    /// Answers `AskPulse`.
+    Pulse {
+        /// Which question.
+        request: u64,
+    },
+    /// Said once after each `AskPulse`, when this component has nothing to do and falls asleep.
+    Rests,
+    /// Said when it wakes after `Rests`, before it does anything.
+    Wakes,
     /// Answers `Adopt`.
     Account(Box<Account>),
     /// This run cannot go on; it exits with failure after this message.
@@ -533,6 +547,7 @@ impl Message for ToComponent {
             | ToComponent::RegionPublished { .. }
             | ToComponent::MapperFenced { .. }
             | ToComponent::AskCounters { .. }
+            | ToComponent::AskPulse { .. }
             | ToComponent::Stop
             | ToComponent::Adopt { .. } => 0..=0,
         }
@@ -560,6 +575,9 @@ impl Message for ToSupervisor {
             | ToSupervisor::PinsAttached { .. }
             | ToSupervisor::Report { .. }
             | ToSupervisor::Counters { .. }
+            | ToSupervisor::Pulse { .. }
+            | ToSupervisor::Rests
+            | ToSupervisor::Wakes
             | ToSupervisor::Account(_)
             | ToSupervisor::Failed { .. } => 0..=0,
         }

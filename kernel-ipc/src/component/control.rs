@@ -135,6 +135,7 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
         ToComponent::AskCounters { request } => {
             cx.send(&ToSupervisor::Counters { request, counters: cx.0.counters.values() }, &[]);
         }
+        ToComponent::AskPulse { request } => cx.0.pulse.asked(cx, request),
         ToComponent::Stop => cx.0.stop.happen(),
         ToComponent::Adopt { turn } => adoption::account(cx, turn),
         ToComponent::Welcome(_)

@@ -30,6 +30,7 @@ mod endpoint;
 mod heritage;
 mod introductions;
 mod opening;
+mod pulse;
 mod start;
 pub mod waits;
 
@@ -176,6 +177,7 @@ struct Inner {
     outbox: Rc<Outbox<ToSupervisor>>,
     status: StatusReader,
     counters: Rc<Counters>,
+    pulse: Rc<pulse::Pulse>,
     stop: Event,
     /// Provided endpoints, by name.
     endpoints: RefCell<HashMap<String, Rc<dyn endpoint::Endpoint>>>,

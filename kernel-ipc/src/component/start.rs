@@ -19,11 +19,12 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 
 use super::heritage::{Left, Pins, Survival};
 use super::introductions::Introductions;
+use super::pulse::Pulse;
 use super::waits::Event;
 use super::{Context, ContextError, Counters, Error, Inner, control};
 use crate::broker::{Channel, ChannelError, Outbox, PROTOCOL, ToComponent, ToSupervisor, Welcome};
 use crate::lease::StatusReader;
-use crate::runtime::{Options, Runtime, spawn};
+use crate::runtime::{Options, Runtime, spawn, tell_of_rest};
 use crate::sys::descriptors;
 
 /// Runs a component's program: takes the control socket, makes the runtime (with this run's fence), runs `serve`, and
@@ -67,6 +68,7 @@ where
     let words = last_words();
     let program = async {
         context.attend();
+        tell_of_rest(context.0.pulse.clone());
         spawn(control::terminate(context.clone(), terminate));
         until_stopped_early(&context, serve(context.clone())).await
     };
@@ -206,7 +208,9 @@ fn inherit(channel: &Channel, messages: u32) -> Result<Left, ContextError> {
 impl Context {
     fn new(channel: Channel, welcome: Welcome, status: StatusReader) -> Context {
         let channel = Rc::new(channel);
+        let pulse = Rc::new(Pulse::new(channel.clone()));
         Context(Rc::new(Inner {
+            pulse,
             outbox: Rc::new(Outbox::new(channel.clone())),
             channel,
             status,

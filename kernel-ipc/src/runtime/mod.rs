@@ -80,6 +80,8 @@ struct Core {
     ring: SharedRing,
     ladder: RefCell<Ladder>,
     park: park::Park,
+    /// Who hears of each sleep.
+    rest: RefCell<Option<Rc<dyn Rest>>>,
     /// Since when nothing was found; `None` while there is work.
     idle_since: Cell<Option<Instant>>,
     /// How long that was when the clock was looked at last: near enough to learn from, and free.
@@ -146,6 +148,7 @@ impl Runtime {
             ring: Rc::new(RefCell::new(ring)),
             ladder: RefCell::new(Ladder::new(options.waiting)),
             park: park::Park::default(),
+            rest: RefCell::default(),
             idle_since: Cell::new(None),
             waited: Cell::new(Duration::ZERO),
         };
@@ -299,6 +302,24 @@ impl Core {
             self.ladder.borrow_mut().found(self.waited.get());
         }
     }
+}
+
+/// Hears of each sleep of a runtime's thread, on that thread. Called between the last look and the sleep, so it must neither
+/// make a task ready nor touch a source.
+pub trait Rest {
+    /// There is nothing to do; the thread falls asleep now.
+    fn begins(&self);
+
+    /// It is awake again, and has not looked at anything yet.
+    fn ends(&self);
+}
+
+/// Lets `rest` hear of the sleeps of this thread's runtime, instead of whoever did so before.
+///
+/// # Panics
+/// Outside a runtime.
+pub fn tell_of_rest(rest: Rc<dyn Rest>) {
+    current().rest.replace(Some(rest));
 }
 
 /// Runs `future` as a task of this thread's runtime. Allocates once.

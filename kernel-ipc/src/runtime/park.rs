@@ -61,7 +61,14 @@ pub(super) fn park(core: &Core) {
     // Looking again may have made tasks ready.
     if sleeps && core.tasks.ready_count() == 0 {
         let next = core.timers.borrow().next();
+        let rest = core.rest.borrow().clone();
+        if let Some(rest) = &rest {
+            rest.begins();
+        }
         sleep(core, &waits, &mut events, next.map(|deadline| deadline.saturating_duration_since(Instant::now())));
+        if let Some(rest) = &rest {
+            rest.ends();
+        }
     }
     core.tasks.remote.cancel_sleep();
     for position in 0..prepared {

@@ -204,6 +204,7 @@ async fn status(node: &Node, component: &Component) -> ComponentStatus {
         state: match component.phase.get() {
             _ if stopped => State::Stopped,
             Phase::Ready if run.as_ref().is_some_and(|run| run.watch.is_hung()) => State::Hung,
+            Phase::Ready if run.as_ref().is_some_and(|run| run.pulse.is_blocked()) => State::Blocked,
             Phase::Waiting => State::Waiting,
             Phase::Starting => State::Starting,
             Phase::Ready => State::Ready,

@@ -15,7 +15,7 @@ use super::peer::{Identity, Peer, Who};
 use super::records::{Kept, Kind, NumbersTag};
 use super::together::until_its_turn;
 use super::waits::{Either, either};
-use super::{Component, Fence, Node, Phase, messages};
+use super::{Component, Fence, Node, Phase, messages, pulse};
 use crate::keeper::MAX_DEAD;
 use crate::keeper::wire::{Ask, Request};
 use crate::lifecycle::{self, Cause, Decision};
@@ -95,6 +95,7 @@ pub async fn tend(node: Rc<Node>, index: usize, mut stage: Stage) {
         }
         stage = match stage {
             Stage::Serves(run) => {
+                either(run.ended.wait(), pulse::attend(&node, &run, component.entry.hung_after_seconds)).await;
                 run.ended.wait().await;
                 last_words(&run).await;
                 let served = run.ready_at.get().map(|at| at.elapsed());

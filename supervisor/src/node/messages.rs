@@ -218,6 +218,9 @@ async fn handle(
             }
         }
         ToSupervisor::Counters { request, counters } => drop(peer.asked.counters.answer(&request, counters)),
+        ToSupervisor::Pulse { request } => drop(peer.asked.pulse.answer(&request, ())),
+        ToSupervisor::Rests => peer.pulse.rests(true),
+        ToSupervisor::Wakes => peer.pulse.rests(false),
         ToSupervisor::Account(_) => return Err("it accounts for itself and was not asked to".into()),
         ToSupervisor::Failed { reason } => {
             *peer.trouble.borrow_mut() = Some(reason);

@@ -19,6 +19,7 @@ mod link;
 mod logs;
 mod messages;
 mod peer;
+mod pulse;
 mod records;
 mod sessions;
 mod shutdown;

@@ -13,6 +13,7 @@ use kernel_ipc::component::waits::{Answer, Event, question};
 use kernel_ipc::runtime::{JoinHandle, timeout};
 use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId, SessionId};
 
+use super::pulse::Pulse;
 use super::records::{Kept, PeerTag, cut};
 use super::watchdog::Watch;
 
@@ -88,8 +89,10 @@ pub struct Peer {
     pub slow: Cell<bool>,
     /// What it was asked.
     pub asked: Asked,
-    /// Whether it looks at anything.
+    /// Whether it looks at anything while it uses the processor.
     pub watch: Watch,
+    /// Whether it has something to do, and does it.
+    pub pulse: Pulse,
 }
 
 /// Questions to which a peer has not answered. All of them end unanswered when it is gone.
@@ -105,6 +108,8 @@ pub struct Asked {
     pub meet: Questions<(LenderId, Option<RegionId>), Result<(), String>>,
     /// `AskCounters`.
     pub counters: Questions<u64, CounterValues>,
+    /// `AskPulse`.
+    pub pulse: Questions<u64, ()>,
 }
 
 impl Asked {
@@ -115,6 +120,7 @@ impl Asked {
         self.attach.0.borrow_mut().clear();
         self.meet.0.borrow_mut().clear();
         self.counters.0.borrow_mut().clear();
+        self.pulse.0.borrow_mut().clear();
     }
 }
 
@@ -214,6 +220,7 @@ impl Peer {
             slow: Cell::new(false),
             asked: Asked::default(),
             watch,
+            pulse: Pulse::default(),
         })
     }
 

@@ -3,9 +3,9 @@
 //! - A timer on each component's processor time says when it has used another [`PERIOD`]. At rest no timer runs, and a
 //!   process that is stopped, or waits for the processor, does not age.
 //! - At each of these ticks it is asked something to which every healthy executor answers within one turn. At the
-//!   [`SHOWN_AFTER`]th tick without an answer it is shown as hung, at the [`KILLED_AFTER`]th it is killed: a death of its own
-//!   making.
-//! - One that waits for ever and uses nothing is not found. It answers nobody; `atoll restart` helps.
+//!   [`SHOWN_AFTER`]th tick without an answer it is shown as hung, after as many seconds as the manifest says it is killed: a death
+//!   of its own making.
+//! - One that waits for ever and uses nothing is found by its [pulse](super::pulse).
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -28,9 +28,7 @@ use super::peer::{Peer, Who};
 /// Processor time between two ticks.
 const PERIOD: Duration = Duration::from_secs(1);
 /// Ticks without an answer after which it is shown as hung.
-const SHOWN_AFTER: u32 = 2;
-/// Ticks without an answer after which it is killed.
-const KILLED_AFTER: u32 = 4;
+pub const SHOWN_AFTER: u32 = 2;
 
 /// The signal of the timers. Blocked, and read from a descriptor.
 const TICK: Signal = Signal::SIGVTALRM;
@@ -61,10 +59,14 @@ impl Watch {
 
 /// Whether somebody has stopped a process, or traces it.
 pub fn is_stopped(pid: u32) -> bool {
+    matches!(state(pid), Some('T' | 't'))
+}
+
+/// What a process does, as one letter of proc(5).
+pub fn state(pid: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name before it is in parentheses, and may have some of its own.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    matches!(state, Some('T' | 't'))
+    stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
 }
 
 fn timer(pid: u32, slot: u32) -> nix::Result<Timer> {
@@ -108,8 +110,8 @@ fn tick(node: &Weak<Node>, slot: u32) {
     if run.watch.ticks.get() == SHOWN_AFTER {
         eprintln!("supervisor: {} uses the processor and answers nothing", run.name);
     }
-    if run.watch.ticks.get() >= KILLED_AFTER {
-        let seconds = PERIOD.as_secs() * u64::from(KILLED_AFTER);
+    let seconds = node.component_of(&run).map_or(u32::MAX, |component| component.entry.hung_after_seconds);
+    if run.watch.ticks.get() >= seconds {
         node.end_for_fault(&run, &format!("hung: it used the processor for {seconds} s and answered nothing"));
     }
 }
