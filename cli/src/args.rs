@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
@@ -89,6 +90,13 @@ pub enum Verb {
     /// Work with files of the running system
     #[command(subcommand)]
     Fs(Fs),
+    /// Show interfaces, and compare them with what was released
+    Interface {
+        #[command(subcommand)]
+        what: Option<Interface>,
+    },
+    /// Call an operation of any endpoint of the running system
+    Call(Call),
     /// Measure, each time beside a floor in the same run
     #[command(subcommand)]
     Bench(Bench),
@@ -142,6 +150,62 @@ fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if (0.01..=100.0).contains(&rate) => Ok(rate),
         _ => Err("give a number from 0.01 to 100".into()),
+    }
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Interface {
+    /// List the interfaces of this program
+    List,
+    /// Show an interface: kinds, rights, operations, types, errors
+    Show {
+        /// `fs`, `atoll.fs` or `atoll.fs/1`; or an endpoint of the running system, whose host is asked
+        #[arg(value_name = "NAME|ENDPOINT")]
+        name: String,
+    },
+    /// Say what has changed since an interface was released, and whom it breaks; exit code 1: somebody, without a new version
+    Check {
+        /// The interface; all, if none is given
+        name: Option<String>,
+        /// Compare with the description in this file, as `atoll interface show NAME --json` prints it
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        against: Option<PathBuf>,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+The host says what its interface is; `atoll interface show ENDPOINT` shows it.
+
+Capabilities and leases in a result are called $1, $2 and so on in the order in which they come. Later calls can name \
+them, as arguments and as what the call is made on:
+
+  atoll call fs 'open {\"path\": \"www\", \"want\": [\"read\"]}' \\
+    --then 'readdir {\"dir\": \"$1\", \"cursor\": 0, \"max\": 9}'")]
+pub struct Call {
+    /// `component.endpoint`, or `control`; of a built-in component its name is enough
+    pub endpoint: String,
+    /// The operation's name, perhaps with its arguments behind it
+    pub operation: String,
+    /// Its arguments, a JSON object; `-` reads it from standard input
+    #[arg(value_name = "JSON")]
+    pub arguments: Option<String>,
+    /// Make another call on the same session; may be given again
+    #[arg(long, value_name = "OPERATION JSON")]
+    pub then: Vec<String>,
+    /// Wait at most so many seconds for each answer, and not as long as the interface says
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub deadline: Option<Duration>,
+    /// Show the bytes of leases too, of each at most the first MiB
+    #[arg(long)]
+    pub data: bool,
+}
+
+/// A time of whole seconds, up to a day.
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(seconds) if (1..=86_400).contains(&seconds) => Ok(Duration::from_secs(seconds)),
+        _ => Err("give a number from 1 to 86400".into()),
     }
 }
 

@@ -8,6 +8,7 @@
 mod args;
 mod bar;
 mod bench;
+mod call;
 mod chaos;
 mod check;
 mod control;
@@ -15,6 +16,7 @@ mod crash;
 mod demo;
 mod explain;
 mod fs;
+mod interface;
 mod interrupt;
 mod node;
 mod output;
@@ -51,6 +53,8 @@ fn main() -> ExitCode {
         Verb::Logs { component } => control::logs(&cli.common, component.as_deref()),
         Verb::Supervisor(args::Supervisor::Restart) => control::replace_supervisor(&cli.common),
         Verb::Fs(verb) => fs::run(&cli.common, verb),
+        Verb::Interface { what } => interface::interface(&cli.common, what.as_ref()),
+        Verb::Call(what) => call::call(&cli.common, what),
         Verb::Bench(what) => bench::bench(&cli.common, what),
     };
     match done {

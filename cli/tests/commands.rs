@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use common::{System, said};
 
 /// A command line of each verb that has something to do, and one that can do nothing.
-const NEED_A_SYSTEM: [&[&str]; 13] = [
+const NEED_A_SYSTEM: [&[&str]; 15] = [
     &["down"],
     &["ps"],
     &["ps", "--io"],
@@ -22,6 +22,8 @@ const NEED_A_SYSTEM: [&[&str]; 13] = [
     &["fs", "stat", "/www"],
     &["fs", "df"],
     &["fs", "sync"],
+    &["call", "fs", "statfs"],
+    &["interface", "show", "disk.disk"],
 ];
 
 fn code(system: &System, arguments: &[&str]) -> i32 {
@@ -73,6 +75,13 @@ fn every_verb_ends_with_2_when_it_is_used_wrongly() {
         "fs df all",
         "fs sync now",
         "fs check --image",
+        "interface nonsense",
+        "interface show",
+        "interface check --against",
+        "call",
+        "call fs.root",
+        "call fs.root stat { }",
+        "call fs.root stat {} --deadline 0",
         "bench",
         "bench nonsense",
         "bench http --seconds 0",

@@ -34,6 +34,11 @@ impl Change {
     }
 }
 
+/// Whether a change breaks somebody, and the version does not say so.
+pub fn breaks_unsaid(old: &Interface, new: &Interface, changes: &[Change]) -> bool {
+    new.version() <= old.version() && changes.iter().any(Change::breaks)
+}
+
 /// Whom a change breaks: clients of before, clients of now.
 #[derive(Clone, Copy)]
 struct Breaks(bool, bool);

@@ -32,7 +32,8 @@ pub use ask::{AskError, DESCRIBE, ask};
 pub use book::{Book, Entry};
 pub use call::NoResult;
 pub use check::{Checked, Fault};
-pub use compare::{Change, compare};
+pub use compare::{Change, breaks_unsaid, compare};
+pub use decode::bytes as bytes_as_json;
 pub use encode::{Message, Wrong};
 pub use types::{Details, Signature, Types};
 

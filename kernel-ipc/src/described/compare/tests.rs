@@ -65,6 +65,19 @@ fn an_operation_may_come_and_must_not_go() {
 }
 
 #[test]
+fn a_new_version_says_that_somebody_is_broken() {
+    let (before, mut now) = (shop(), shop());
+    assert!(!breaks_unsaid(&before, &now, &compare(&before, &now)));
+    now.operations[0].deadline_ns = None;
+    assert!(!breaks_unsaid(&before, &now, &compare(&before, &now)));
+    now.operations.pop();
+    for (version, unsaid) in [("test.shop/1", true), ("test.shop/2", false)] {
+        now.name = version.into();
+        assert_eq!(breaks_unsaid(&before, &now, &compare(&before, &now)), unsaid);
+    }
+}
+
+#[test]
 fn who_is_broken_by_a_right_depends_on_who_asks_for_it() {
     assert_change(
         |shop| shop.operations[2].requires.push("buy".into()),
