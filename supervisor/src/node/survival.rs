@@ -254,16 +254,19 @@ impl Node {
     }
 
     /// Whose leases somebody else's run will inherit: the dead runs of every other component that survives, and its next run
-    /// until that is ready.
+    /// until that is ready. That may be one which the last supervisor had half started and which is being killed: it has
+    /// inherited already.
     pub(super) fn heirs(&self, peer: &Peer) -> Vec<Incarnation> {
+        let living = self.living();
         let others = (0..).zip(&self.components).filter(|(index, _)| peer.who != Who::Component(*index));
-        let of = |component: &Component| {
+        let of = |(index, component): (usize, &Component)| {
             let mut heirs = component.estate.ancestors();
-            let run = component.peer.borrow().as_ref().map(|run| run.incarnation);
-            heirs.extend(run.filter(|_| !heirs.is_empty()));
+            if !heirs.is_empty() {
+                heirs.extend(living.iter().filter(|run| run.who == Who::Component(index)).map(|run| run.incarnation));
+            }
             heirs
         };
-        others.flat_map(|(_, component)| of(component)).collect()
+        others.flat_map(of).collect()
     }
 
     /// What comes behind the greeting of a run.
