@@ -35,12 +35,14 @@ pub struct Config {
     connections: usize,
     /// Seconds after which a connection whose peer takes nothing is reset.
     stall_seconds: u64,
+    /// Send pages without a copy also where the kernel will copy them.
+    always_zero_copy: bool,
 }
 
 impl Default for Config {
     fn default() -> Config {
         let host::Options { limits, connections, .. } = host::Options::default();
-        Config { connections, stall_seconds: limits.stall.as_secs() }
+        Config { connections, stall_seconds: limits.stall.as_secs(), always_zero_copy: false }
     }
 }
 
@@ -110,6 +112,9 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
     let config: Config = cx.config()?;
     let mut options = host::Options { connections: config.connections, ..host::Options::default() };
     options.limits.stall = Duration::from_secs(config.stall_seconds);
+    if config.always_zero_copy {
+        options.limits.zero_copy = core::zero_copy::Policy::Always;
+    }
     let stack = go_on(&cx, options).await?;
     let root = async |_: &_| Ok(NewCap::new(host::Root, Rights::all()).to_grant());
     cx.provide("net", Rc::new(Dispatcher(stack)), root)?;

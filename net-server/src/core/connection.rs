@@ -19,7 +19,7 @@ use kernel_ipc::lease::Liveness;
 use protocol::net::{RECEIVE_WINDOW, Reason, Released, SendError, SendFlags};
 
 use super::events::{EventQueue, MAX_INLINE_BYTES, Occurrence};
-use super::zero_copy::ZeroCopy;
+use super::zero_copy::{Policy, ZeroCopy};
 
 /// Bytes to be sent: a copied header or leased pages. Clones are further claims to the same bytes.
 pub trait Chunk: Clone {
@@ -33,7 +33,7 @@ pub trait Chunk: Clone {
     fn liveness(&self) -> Liveness;
 }
 
-/// What bounds a connection.
+/// What bounds a connection, and how it sends.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Most sends that wait or are under way, notifications included.
@@ -46,6 +46,8 @@ pub struct Limits {
     pub progress_bytes: u64,
     /// Time for the peer's end of stream after everything was delivered and this side was shut.
     pub linger: Duration,
+    /// Which pages are sent without a copy.
+    pub zero_copy: Policy,
 }
 
 impl Default for Limits {
@@ -56,6 +58,7 @@ impl Default for Limits {
             stall: Duration::from_secs(60),
             progress_bytes: 16 << 10,
             linger: Duration::from_secs(5),
+            zero_copy: Policy::default(),
         }
     }
 }
@@ -177,7 +180,7 @@ impl<C: Chunk> Connection<C> {
             receiving: false,
             unconsumed: 0,
             input_ended: false,
-            zero_copy: ZeroCopy::new(local),
+            zero_copy: ZeroCopy::new(limits.zero_copy, local),
             sent_bytes: 0,
             progress: Progress { since: now, delivered: 0 },
             lingering_since: None,

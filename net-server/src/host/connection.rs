@@ -498,6 +498,13 @@ pub(crate) fn hand_over(
             listener.add_unheard(Newcomer::handed_over(socket, record, at, keeping));
         }
         // Dropped without a client, it is reset.
-        _ => drop(Newcomer::again(socket, Some(record), Some(keeping))),
+        (listener, position) => {
+            // One that was over already has no position.
+            if position.is_some() {
+                let why = if listener.is_some() { "its record does not say how" } else { "nobody listens there" };
+                tracing::warn!("connection {} cannot go on without its client: {why}", record.number());
+            }
+            drop(Newcomer::again(socket, Some(record), Some(keeping)));
+        }
     }
 }

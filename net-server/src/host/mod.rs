@@ -13,6 +13,7 @@ pub mod address;
 pub(crate) mod berth;
 pub(crate) mod chunk;
 mod connection;
+mod farewell;
 pub(crate) mod kept;
 pub(crate) mod listener;
 mod newcomer;

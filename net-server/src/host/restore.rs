@@ -12,12 +12,14 @@ use std::rc::Rc;
 
 use kernel_ipc::capability::Grant;
 use kernel_ipc::interface::Granted;
+use kernel_ipc::runtime;
 use kernel_ipc::runtime::io::File;
 use kernel_ipc::session::SessionInfo;
 use protocol::net::{Reason, Released};
 
 use super::chunk::{Bytes, Inherited};
 use super::connection::{Connection, RECEIVE_BYTES, hand_over, tell_again, tell_received};
+use super::farewell::farewell;
 use super::kept::{KeptSession, how};
 use super::listener::Listener;
 use super::session::{Session, Shared};
@@ -75,19 +77,32 @@ pub(crate) fn restore(shared: &Rc<Shared>, left: Left) -> Vec<(SessionInfo, Rc<S
         record.free();
     }
     for (record, socket) in of_session.into_values().flatten() {
-        forsake(shared, record, socket);
+        forsake(shared, &restored, record, socket);
     }
     restored
 }
 
-/// Nobody goes on with this connection.
-fn forsake(shared: &Shared, record: ConnectionRecord, socket: Option<File>) {
+/// The session of this connection does not go on.
+fn forsake(shared: &Shared, restored: &[(SessionInfo, Rc<Session>)], record: ConnectionRecord, socket: Option<File>) {
     let own = socket.as_ref().and_then(socket::own_address);
-    let listener = own.and_then(|own| shared.vacant.at(own));
+    // Its client's next run may listen already: the connection was on its way to it when the dead run of this process died.
+    let served = |own| restored.iter().find_map(|(_, session)| session.listener_at(own));
+    let listener = own.and_then(|own| shared.vacant.at(own).or_else(|| served(own)));
     match (socket, &shared.keeping) {
+        (Some(socket), Some(keeping)) if is_ending(&record, &socket) => {
+            drop(runtime::spawn(farewell(socket, record, keeping.clone(), shared.options.limits)));
+        }
         (Some(socket), Some(keeping)) => hand_over(socket, record, listener.as_deref(), keeping),
         _ => record.free(),
     }
+}
+
+/// Whether everything is sent and the connection only waits for its end.
+fn is_ending(record: &ConnectionRecord, socket: &File) -> bool {
+    let flags = record.flags();
+    let is_lost = flags.has(Flags::RESET) || flags.has(Flags::LOST) || flags.over().is_some();
+    let position = sys::socket_state(socket.as_fd()).ok().and_then(|state| state.position());
+    !is_lost && position.is_some_and(|at| at.shut)
 }
 
 fn restore_session(
