@@ -128,6 +128,9 @@ pub struct Chaos {
     /// How long
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub seconds: u64,
+    /// End after so many disturbances instead, however long they take
+    #[arg(long, value_name = "N", conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub count: Option<u64>,
     /// Disturbances a second, on average
     #[arg(long, value_name = "N", default_value_t = 2.0, value_parser = rate)]
     pub rate: f64,

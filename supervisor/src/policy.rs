@@ -178,6 +178,7 @@ const BUILTINS: &[Builtin] = &[
         config: &[
             Field { name: "connections", kind: Kind::Count { least: 1, most: 60_000 }, default: Default::Absent },
             Field { name: "stall_seconds", kind: SECONDS, default: Default::Absent },
+            Field { name: "always_zero_copy", kind: Kind::Flag, default: Default::Absent },
         ],
         uses: &[Need { name: "pages", interface: "atoll.block/1", rights: &["map"] }],
         provides: &[Offer { name: "net", interface: "atoll.net/1" }],

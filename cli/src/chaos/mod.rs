@@ -50,7 +50,7 @@ struct Done {
 /// Disturbs the running system and reports.
 pub fn chaos(common: &Common, options: &Chaos) -> Result<(), Failed> {
     interrupt::watch()?;
-    let bar = Bar::new(Counts::Things, options.seconds);
+    let bar = Bar::new(Counts::Things, options.count.unwrap_or(options.seconds));
     let found = visit(common, async |context| disturb(&context, options, &bar).await);
     bar.end();
     let report = found?;
@@ -70,23 +70,34 @@ async fn disturb(context: &Context, options: &Chaos, bar: &Bar) -> Result<report
     let mut calls = probes::start(context, over.clone(), tally.clone()).await;
     let listens = before.iter().find_map(|one| one.listen.parse().ok());
     let browser = listens.map(Browser::start);
-    let plan = plan::plan(options.seed, options.rate, options.seconds, &options.kinds, victims.len());
-    let start = Instant::now();
-    let mut under_way = Vec::new();
+    let plan = plan::plan(options.seed, options.rate, &options.kinds, victims.len());
+    let (start, seconds) = (Instant::now(), Duration::from_secs(options.seconds));
+    let (mut under_way, happened) = (Vec::new(), Rc::new(Cell::new(0)));
     for mut disturbance in plan {
+        let is_over = options.count.map_or(disturbance.at >= seconds, |count| happened.get() >= count);
+        if is_over {
+            break;
+        }
         if victims[disturbance.component] == SUPERVISOR {
             disturbance.kind = Kind::Kill;
         }
-        wait_until(start, disturbance.at, bar).await;
+        let so_far = || options.count.map_or(start.elapsed().as_secs(), |_| happened.get());
+        wait_until(start, disturbance.at, || bar.to(so_far())).await;
         if interrupt::check().is_err() {
             break;
         }
         bar.name(&format!("{} {}", disturbance.kind.name(), victims[disturbance.component]));
         let victim = victims[disturbance.component].clone();
-        under_way.push(runtime::spawn(carry_out(context.clone(), control.clone(), victim, disturbance)));
+        let (carried_out, happened) =
+            (carry_out(context.clone(), control.clone(), victim, disturbance), happened.clone());
+        under_way.push(runtime::spawn(async move {
+            let done = carried_out.await?;
+            happened.set(happened.get() + u64::from(done.at.is_some()));
+            Ok::<Done, Failed>(done)
+        }));
     }
-    if interrupt::check().is_ok() {
-        wait_until(start, Duration::from_secs(options.seconds), bar).await;
+    if options.count.is_none() && interrupt::check().is_ok() {
+        wait_until(start, seconds, || bar.to(start.elapsed().as_secs())).await;
     }
     let mut done = Vec::new();
     for task in under_way {
@@ -124,14 +135,14 @@ fn victims(all: &[ComponentStatus], only: &[String]) -> Result<Vec<String>, Fail
     Ok(all.into_iter().filter(|name| is_wanted(name)).map(str::to_owned).collect())
 }
 
-/// Sleeps until `at` after `start`, and shows how the time goes. Ends early when the user wants it.
-async fn wait_until(start: Instant, at: Duration, bar: &Bar) {
+/// Sleeps until `at` after `start`, and lets `show` show how it goes. Ends early when the user wants it.
+async fn wait_until(start: Instant, at: Duration, show: impl Fn()) {
     while let Some(left) = at.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
         if interrupt::check().is_err() {
             return;
         }
         runtime::sleep(left.min(Duration::from_millis(100))).await;
-        bar.to(start.elapsed().as_secs());
+        show();
     }
 }
 

@@ -8,6 +8,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod http;
+pub mod network;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
