@@ -9,6 +9,7 @@ use serde_json::json;
 use supervisor::crash::{self, CrashBundle, CrashedCall};
 
 use crate::args::{Common, Crash};
+use crate::interface;
 use crate::node::visit;
 use crate::output::{self, Align, Failed, Table};
 use crate::why::lost;
@@ -72,6 +73,9 @@ fn show(common: &Common, number: u64) -> Result<(), Failed> {
                 if request.on_root { "the session's root".into() } else { format!("object {:x?}", request.object) };
             let cut = if request.payload.len() >= KEPT { " (the first of them)" } else { "" };
             output::line(&format!("  on {on}, {} bytes{cut}: {}", request.payload.len(), hex(&request.payload)))?;
+            if let Some(arguments) = interface::arguments(&call.interface, call.operation, &request.payload) {
+                output::line(&format!("  asked for {} {arguments}", call.name))?;
+            }
         }
     }
     for line in &bundle.last_lines {

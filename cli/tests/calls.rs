@@ -184,3 +184,23 @@ fn a_change_that_breaks_somebody_is_told_with_exit_code_1() {
     assert_eq!(other.status.code(), Some(1));
     assert!(said(&other).contains("it describes atoll.block/1, which is another one"), "{}", said(&other));
 }
+
+#[test]
+fn what_a_crash_was_asked_is_shown_as_it_was_meant() {
+    let system = System::empty();
+    let payload: Vec<u8> = [&3u32.to_le_bytes()[..], b"a/b"].concat();
+    let request = json!({ "object": [1, 0], "on_root": true, "payload": payload });
+    let call = json!({
+        "client": "httpd", "endpoint": "fs.root", "interface": "atoll.fs/1", "operation": 8, "name": "lookup",
+        "seq": 1, "crashes": 2, "quarantined": true, "request": request,
+    });
+    let crash = json!({
+        "crash": 1, "unix_seconds": 0, "component": "fs", "epoch": 2, "how": "killed by SIGABRT",
+        "last_lines": [], "calls": [call],
+    });
+    let crashes = system.state().join("crashes");
+    std::fs::create_dir_all(&crashes).expect("a directory");
+    std::fs::write(crashes.join("1.json"), crash.to_string()).expect("a file");
+    let shown = system.ok(&["crash", "show", "1"]);
+    assert!(shown.contains("\n  asked for lookup {\"path\":\"a/b\"}\n"), "{shown}");
+}

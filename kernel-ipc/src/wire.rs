@@ -411,7 +411,7 @@ impl Outstanding {
 pub struct Submission {
     /// Slot that carries the call.
     pub slot: u16,
-    /// The interface's operation, or a [`control`] operation on a control slot.
+    /// The interface's operation, or [`DESCRIBE`](crate::described::DESCRIBE), or a [`control`] operation on a control slot.
     pub operation: u16,
     /// The call's number on its slot.
     pub seq: u64,

@@ -21,7 +21,7 @@ fn what_was_released_is_still_understood() {
         let changes = compare(&released, &now);
         assert!(
             !breaks_unsaid(&released, &now, &changes),
-            "{} is not what it was, and has no new version: {changes:#?}",
+            "{} is not what it was, and has no new version (see the head of this test): {changes:#?}",
             now.name
         );
     }

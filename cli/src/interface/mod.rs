@@ -7,10 +7,10 @@ mod page;
 
 use kernel_ipc::broker::OpenError;
 use kernel_ipc::component::{ConnectError, Connection, Context};
-use kernel_ipc::described::{self, AskError, Change, Checked, Interface};
+use kernel_ipc::described::{self, AskError, Book, Change, Checked, Interface, Message};
 use kernel_ipc::{Cause, Failure};
 use protocol::{INTERFACES, Known};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::{self, Common};
 use crate::node::visit;
@@ -36,6 +36,14 @@ fn known(name: &str) -> Option<&'static Known> {
 
 fn described(known: &Known) -> Result<Checked, Failed> {
     Interface::of(known.description).check().map_err(|fault| Failed::new(fault.to_string()))
+}
+
+/// What the payload of a call means, whose operation takes nothing beside it; `None` if it means nothing to this program.
+pub fn arguments(interface: &str, operation: u16, payload: &[u8]) -> Option<Value> {
+    let interface = described(known(interface)?).ok()?;
+    let operation = interface.operations.iter().find(|known| known.number == operation)?;
+    let message = Message { payload: payload.to_vec(), ..Message::default() };
+    interface.decode_arguments(operation, &message, &mut Book::default()).ok()
 }
 
 fn list(common: &Common) -> Result<(), Failed> {
@@ -215,4 +223,19 @@ fn write(compared: &Compared) -> Result<(), Failed> {
         output::line(&format!("  {}: {}; {whom}", change.place, change.what))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_that_was_kept_means_something() {
+        let lookup = protocol::fs::DESCRIPTION.operations.iter().find(|operation| operation.name == "lookup");
+        let number = lookup.expect("it is there").number;
+        let means = |interface: &str, payload: &[u8]| arguments(interface, number, payload);
+        assert_eq!(means("atoll.fs/1", b"\x03\0\0\0a/b"), Some(json!({ "path": "a/b" })));
+        assert_eq!(means("atoll.fs/1", b"\x04\0\0\0a/b"), None);
+        assert_eq!(means("atoll.fs/9", b"\x03\0\0\0a/b"), None);
+    }
 }

@@ -56,9 +56,9 @@ impl std::error::Error for AskError {}
 /// # Errors
 /// See [`AskError`].
 pub async fn ask(session: &ClientSession) -> Result<Checked, AskError> {
-    let mut json = Vec::new();
+    let mut gathered = Vec::new();
     loop {
-        let offset = u32::try_from(json.len()).map_err(|_| AskError::Malformed)?;
+        let offset = u32::try_from(gathered.len()).map_err(|_| AskError::Malformed)?;
         let request = Request {
             operation: DESCRIBE,
             handle: session.root(),
@@ -69,16 +69,24 @@ pub async fn ask(session: &ClientSession) -> Result<Checked, AskError> {
             retry: Retry::Idempotent,
         };
         let reply = session.call(request).await.map_err(AskError::Failed)?;
-        let (length, part) = Decoder::whole::<(u32, &[u8])>(&reply.payload).map_err(|_| AskError::Malformed)?;
-        json.extend_from_slice(part);
-        let is_sound = reply.operation_error.is_none() && length <= MAX_BYTES && json.len() <= length as usize;
-        if !is_sound || part.is_empty() {
+        if reply.operation_error.is_some() {
             return Err(AskError::Malformed);
         }
-        if json.len() == length as usize {
-            return Interface::from_json(&json).map_err(AskError::Fault);
+        if gather(&mut gathered, &reply.payload)? {
+            return Interface::from_json(&gathered).map_err(AskError::Fault);
         }
     }
+}
+
+/// Adds a reply's part; says whether it was the last.
+fn gather(gathered: &mut Vec<u8>, reply: &[u8]) -> Result<bool, AskError> {
+    let (length, part) = Decoder::whole::<(u32, &[u8])>(reply).map_err(|_| AskError::Malformed)?;
+    gathered.extend_from_slice(part);
+    // Each part is something, so that a host cannot keep its client asking for ever.
+    if part.is_empty() || length > MAX_BYTES || gathered.len() > length as usize {
+        return Err(AskError::Malformed);
+    }
+    Ok(gathered.len() == length as usize)
 }
 
 /// What a host answers to a request with this payload; `json` keeps the description for the next part.
@@ -97,4 +105,55 @@ pub(crate) fn page(
     let rest = json.as_bytes().get(offset as usize..).ok_or(Cause::BadArguments)?;
     let part = rest.get(..PART).unwrap_or(rest);
     Ok(Encoder::of(&(u32::try_from(json.len()).map_err(|_| Cause::ReplyTooLarge)?, part)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Details, testing};
+    use super::*;
+
+    /// The shop, with more said of it than there is room for in one part.
+    static LONG: Description = Description {
+        name: testing::DESCRIPTION.name,
+        kinds: testing::DESCRIPTION.kinds,
+        rights: testing::DESCRIPTION.rights,
+        operations: testing::DESCRIPTION.operations,
+        details: |types| Details { about: include_str!("ask.rs"), ..(testing::DESCRIPTION.details)(types) },
+    };
+
+    fn reply(length: u32, part: &[u8]) -> Vec<u8> {
+        Encoder::of(&(length, part)).payload().to_vec()
+    }
+
+    #[test]
+    fn the_parts_of_a_description_are_all_of_it() {
+        let (kept, mut gathered) = (OnceCell::new(), Vec::new());
+        let mut parts = 0;
+        loop {
+            let offset = (gathered.len() as u32).to_le_bytes();
+            let page = page(&LONG, &kept, &offset).expect("there is more");
+            parts += 1;
+            if gather(&mut gathered, page.payload()).expect("the host is honest") {
+                break;
+            }
+        }
+        assert!(parts > 1, "it is longer than a part");
+        assert_eq!(*Interface::from_json(&gathered).expect("sound"), Interface::of(&LONG));
+    }
+
+    #[test]
+    fn a_host_that_lies_about_its_parts_is_not_asked_again() {
+        for (gathered, lie) in [
+            (&b"{"[..], reply(10, b"")),
+            (b"", reply(0, b"")),
+            (b"{", reply(2, b"abc")),
+            (b"{}", reply(1, b"}")),
+            (b"", reply(MAX_BYTES + 1, b"{")),
+            (b"", b"{}".to_vec()),
+            (b"", [reply(9, b"{"), b"}".to_vec()].concat()),
+        ] {
+            let refused = gather(&mut gathered.to_vec(), &lie);
+            assert!(matches!(refused, Err(AskError::Malformed)), "{lie:?}");
+        }
+    }
 }

@@ -141,3 +141,41 @@ fn enter<T: PartialEq>(table: &mut BTreeMap<String, T>, name: &str, value: T) ->
     table.insert(entered.clone(), value);
     entered
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+    use crate::interface::Wire;
+
+    /// It contains itself.
+    #[derive(Wire)]
+    struct Tree {
+        branches: Vec<Tree>,
+    }
+
+    /// Of the same name as another one.
+    #[derive(Wire)]
+    struct Item {
+        weight: u8,
+    }
+
+    #[test]
+    fn a_type_that_contains_itself_does_not_pass() {
+        let mut types = Types::new(&testing::DESCRIPTION);
+        assert_eq!(types.of::<Tree>(), Type::Named("Tree".into()));
+        let (types, _) = types.into_tables();
+        let mut shop = testing::shop();
+        shop.types.extend(types);
+        assert_eq!(shop.check().expect_err("endless").0, "type `Tree` contains itself, or too many others");
+        let _ = Tree { branches: vec![] }.branches;
+    }
+
+    #[test]
+    fn two_types_of_one_name_stay_apart() {
+        let mut types = Types::new(&testing::DESCRIPTION);
+        let names = [types.of::<testing::Item>(), types.of::<Item>(), types.of::<testing::Item>()];
+        assert_eq!(names, ["Item", "Item2", "Item"].map(|name| Type::Named(name.into())));
+        let _ = Item { weight: 1 }.weight;
+    }
+}

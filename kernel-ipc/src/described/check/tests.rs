@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::super::testing::shop;
+use super::super::{Book, Message};
 use super::*;
 
 /// The shop with something changed in its JSON.
@@ -105,9 +106,10 @@ fn few_lines_cannot_make_a_large_type() {
 }
 
 proptest! {
-    /// Whatever is damaged in a description, it is refused or sound.
+    /// Whatever is damaged in a description, it is refused or sound: any bytes are something by it, or malformed.
     #[test]
     fn a_damaged_description_is_refused_or_sound(
+        payload in proptest::collection::vec(0u8..4, 0..60),
         damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         swap in any::<(prop::sample::Index, prop::sample::Index)>(),
     ) {
@@ -122,6 +124,16 @@ proptest! {
         if let Ok(checked) = Interface::from_json(&bytes) {
             for ty in checked.types.keys() {
                 prop_assert!(checked.fixed_bytes(&Type::Named(ty.clone())) <= MAX_WINDOW_BYTES as usize);
+            }
+            let message = Message { payload, ..Message::default() };
+            for operation in &checked.operations {
+                let mut book = Book::default();
+                if let Ok(value) = checked.decode_arguments(operation, &message, &mut book)
+                    && operation.target.kind == checked.kinds[0].name
+                {
+                    let again = checked.encode_arguments(operation, &value, &book);
+                    prop_assert_eq!(again.as_ref(), Ok(&message), "{}", operation.name);
+                }
             }
         }
     }
