@@ -178,8 +178,13 @@ fn fact(no_result: &NoResult) -> Value {
             json!({ "number": number, "name": name, "about": about, "fields": fields })
         }
         NoResult::Failed(failure) => {
-            let cause = failure.cause as u16;
-            json!({ "cause": format!("{:?}", failure.cause), "number": cause, "executed": failure.executed })
+            let cause = format!("{:?}", failure.cause);
+            let (name, number) = (cause.split(' ').next(), failure.cause.number());
+            let mut fact = json!({ "cause": name, "number": number, "executed": failure.executed });
+            if let Cause::Poisoned { crash } = failure.cause {
+                fact["crash"] = json!(crash);
+            }
+            fact
         }
     }
 }

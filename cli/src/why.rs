@@ -40,6 +40,14 @@ pub fn lost(what: &impl Display, cause: Cause, executed: Executed) -> Failed {
             ("its server was restarted meanwhile".to_string(), Some("try again; `atoll logs` says why"))
         }
         Cause::Deadline => ("there was no answer in time".to_string(), Some("`atoll ps` shows how it is")),
+        Cause::Poisoned { crash } => {
+            let help = match crash {
+                0 => "`atoll crash list` has them".to_string(),
+                crash => format!("`atoll crash show {crash}` says what is known of the last one"),
+            };
+            let words = format!("{what}: its server crashed on it twice, so it does not run again; {ran}");
+            return Failed::new(words).help(help);
+        }
         other => (format!("the call failed ({other:?})"), None),
     };
     Failed { help: help.map(str::to_string), ..Failed::new(format!("{what}: {words}; {ran}")) }
@@ -196,5 +204,22 @@ impl Words for SyncError {
                 Some("`atoll logs disk` says how"),
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_made_a_poisoned_request_is_told_where_to_look() {
+        let failed = lost(&"/www/a", Cause::Poisoned { crash: 3 }, Executed::No);
+        assert_eq!(
+            failed.message,
+            "/www/a: its server crashed on it twice, so it does not run again; nothing was done"
+        );
+        assert!(failed.help.is_some_and(|help| help.starts_with("`atoll crash show 3`")));
+        let unknown = lost(&"/www/a", Cause::Poisoned { crash: 0 }, Executed::Unknown);
+        assert!(unknown.help.is_some_and(|help| help.starts_with("`atoll crash list`")));
     }
 }

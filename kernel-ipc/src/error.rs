@@ -33,16 +33,29 @@ macro_rules! causes {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $text:literal;)*) => {
         /// Why a call failed outside of its operation's own errors.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-        #[repr(u16)]
         pub enum Cause {
-            $($(#[$doc])* $name = $number,)*
+            $($(#[$doc])* $name,)*
+            /// The request was under way at two crashes of its host, and does not run again.
+            Poisoned {
+                /// The number of the last one, which `atoll crash show` takes; 0 if nobody knows it.
+                crash: u32,
+            },
         }
 
         impl Cause {
-            /// The cause with this number, if there is one.
-            pub const fn from_number(number: u16) -> Option<Cause> {
-                match number {
-                    $($number => Some(Cause::$name),)*
+            /// Its number.
+            pub const fn number(self) -> u16 {
+                match self {
+                    $(Cause::$name => $number,)*
+                    Cause::Poisoned { .. } => POISONED,
+                }
+            }
+
+            /// The cause with this number and [detail](Self::detail), if there is one.
+            pub const fn from_number(number: u16, detail: u32) -> Option<Cause> {
+                match (number, detail) {
+                    $(($number, 0) => Some(Cause::$name),)*
+                    (POISONED, crash) => Some(Cause::Poisoned { crash }),
                     _ => None,
                 }
             }
@@ -50,7 +63,11 @@ macro_rules! causes {
 
         impl std::fmt::Display for Cause {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(match self { $(Cause::$name => $text,)* })
+                match self {
+                    $(Cause::$name => f.write_str($text),)*
+                    Cause::Poisoned { crash: 0 } => f.write_str(QUARANTINED),
+                    Cause::Poisoned { crash } => write!(f, "{QUARANTINED} (crash {crash})"),
+                }
             }
         }
     };
@@ -95,8 +112,20 @@ causes! {
     ReplyTooLarge = 18, "the reply does not fit the window";
     /// Policy forbids it.
     Refused = 19, "refused by policy";
-    /// The request was under way at two crashes of its host, and does not run again: `atoll crash list` shows them.
-    Poisoned = 20, "the request is quarantined: its host crashed twice on it";
+}
+
+/// The number of [`Cause::Poisoned`].
+const POISONED: u16 = 20;
+const QUARANTINED: &str = "the request is quarantined: its host crashed twice on it";
+
+impl Cause {
+    /// What a peer has to know beside the number: the crash of [`Cause::Poisoned`], else 0.
+    pub const fn detail(self) -> u32 {
+        match self {
+            Cause::Poisoned { crash } => crash,
+            _ => 0,
+        }
+    }
 }
 
 /// Why a call failed, and whether it ran.
@@ -181,9 +210,19 @@ mod tests {
     #[test]
     fn every_cause_is_found_by_its_number_and_no_other_is() {
         for number in 1..=20 {
-            assert_eq!(Cause::from_number(number).map(|cause| cause as u16), Some(number));
+            assert_eq!(Cause::from_number(number, 0).map(Cause::number), Some(number));
         }
-        assert_eq!(Cause::from_number(0), None);
-        assert_eq!(Cause::from_number(21), None);
+        assert_eq!(Cause::from_number(0, 0), None);
+        assert_eq!(Cause::from_number(21, 0), None);
+    }
+
+    #[test]
+    fn only_a_quarantine_has_a_detail() {
+        let poisoned = Cause::Poisoned { crash: 7 };
+        assert_eq!(Cause::from_number(poisoned.number(), poisoned.detail()), Some(poisoned));
+        assert_eq!(poisoned.to_string(), "the request is quarantined: its host crashed twice on it (crash 7)");
+        for number in 1..20 {
+            assert_eq!(Cause::from_number(number, 7), None);
+        }
     }
 }

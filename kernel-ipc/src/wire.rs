@@ -7,7 +7,7 @@
 //! segment
 //! offset  size  line  what                                       C-segment            S-segment
 //!      0     8   0    magic                                      "ATOLL-C1"           "ATOLL-S1"
-//!      8     4        version                                    1                    1
+//!      8     4        version                                    2                    2
 //!     12     2        slots (normal)                             asked                granted (the same)
 //!     14     2        control slots                              4                    4
 //!     16     8        epoch of the endpoint                      0 when not known     this epoch
@@ -33,7 +33,7 @@
 //!  0     0      lap u16 | flags u16 | slot u16 | operation u16      stored last (release), loaded first (acquire)
 //!  1     8      seq u64                                   the same seq
 //!  2    16      payload length u32 | capabilities u8 | leases u8 | zero u16
-//!  3    24      handle: index u32 | generation u32        status: outcome u8 | executed u8 | number u16 | zero u32
+//!  3    24      handle: index u32 | generation u32        status: outcome u8 | executed u8 | number u16 | detail u32
 //!  4    32      deadline u64: CLOCK_MONOTONIC ns, 0 none  zero
 //!  5    40      trace u64                                 the same trace
 //!  6    48      inline 16 bytes: the payload, if it is not longer
@@ -62,7 +62,7 @@ pub const MAGIC_CLIENT: u64 = u64::from_le_bytes(*b"ATOLL-C1");
 /// Magic of an S-segment.
 pub const MAGIC_HOST: u64 = u64::from_le_bytes(*b"ATOLL-S1");
 /// Version of the layout in this file.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Slots reserved for control calls, after the normal ones.
 pub const CONTROL_SLOTS: u16 = 4;
@@ -472,17 +472,19 @@ impl Status {
         match self {
             Status::Done => 0,
             Status::OperationError(number) => 1 | u64::from(number) << 16,
-            Status::Failed(failure) => 2 | (failure.executed as u64) << 8 | (failure.cause as u64) << 16,
+            Status::Failed(Failure { cause, executed }) => {
+                2 | (executed as u64) << 8 | u64::from(cause.number()) << 16 | u64::from(cause.detail()) << 32
+            }
         }
     }
 
     pub(crate) fn from_word(word: u64) -> Result<Status, Violation> {
         let number = (word >> 16) as u16;
-        match (word >> 32, word as u8, (word >> 8) as u8) {
+        match ((word >> 32) as u32, word as u8, (word >> 8) as u8) {
             (0, 0, 0) if number == 0 => Ok(Status::Done),
             (0, 1, 0) => Ok(Status::OperationError(number)),
-            (0, 2, executed @ 0..=2) => {
-                let cause = Cause::from_number(number).ok_or(Violation::Status)?;
+            (detail, 2, executed @ 0..=2) => {
+                let cause = Cause::from_number(number, detail).ok_or(Violation::Status)?;
                 Ok(Status::Failed(Failure { cause, executed: Executed::from_number(executed) }))
             }
             _ => Err(Violation::Status),
@@ -609,6 +611,7 @@ mod tests {
             Status::Done,
             Status::OperationError(515),
             Status::Failed(Failure { cause: Cause::Refused, executed: Executed::Unknown }),
+            Status::Failed(Failure { cause: Cause::Poisoned { crash: u32::MAX }, executed: Executed::No }),
         ] {
             let completion = Completion {
                 slot: 19,

@@ -526,7 +526,7 @@ fn a_request_that_crashes_its_host_twice_is_quarantined() {
         assert_eq!(number(&make(1).await.unwrap().payload), 0);
         let failure = make(CURSED).await.unwrap_err();
         // It is of the class whose answer is kept, and there is none.
-        assert_eq!((failure.cause, failure.executed), (Cause::Poisoned, Executed::No));
+        assert_eq!((failure.cause, failure.executed), (Cause::Poisoned { crash: 2 }, Executed::No));
         assert_eq!(number(&make(2).await.unwrap().payload), 1, "the slot goes on, and so does what was there");
         let listed = ps(&cx).await;
         let fs = listed.iter().find(|one| one.name == "fs").unwrap();

@@ -291,6 +291,11 @@ impl<M: Kept> SessionLedger<M> {
         self.memory.store(header::CRASH, number, Release);
     }
 
+    /// The last crash that was counted; 0: none. Every call that was under way then, and is not done, was counted with it.
+    pub fn last_crash(&self) -> u64 {
+        self.memory.load(header::CRASH)
+    }
+
     /// The calls that were under way when the host of this session died. Changes nothing; some of them may have a record in
     /// the component's ring all the same.
     ///

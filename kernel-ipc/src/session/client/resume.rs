@@ -232,7 +232,7 @@ impl Inner {
     /// A refusal, as the caller has to take it: one that is of this time only says nothing of the times before.
     pub(super) fn truthful(&self, slot: u16, failure: Failure) -> Failure {
         match &self.survival {
-            _ if failure.cause == Cause::Poisoned => failure,
+            _ if matches!(failure.cause, Cause::Poisoned { .. }) => failure,
             Some(survival) if survival.seen(slot) && failure.executed == crate::Executed::No => {
                 Failure::unknown(failure.cause)
             }

@@ -277,7 +277,9 @@ impl<S: Service> Inner<S> {
         tracing::error!("a call of {} is quarantined, operation {}", self.info.client_name, cell.operation);
         // The commit of one whose answer is kept would be its effect, and there is none.
         let executed = if cell.retry == Some(Retry::Cached) { Executed::No } else { Executed::Unknown };
-        let failure = Failure { cause: Cause::Poisoned, executed };
+        let crash = self.survival.as_ref().map_or(0, |survival| survival.session.last_crash());
+        let cause = Cause::Poisoned { crash: u32::try_from(crash).unwrap_or(0) };
+        let failure = Failure { cause, executed };
         self.slots.borrow_mut().recovered(slot, seq);
         let call = Submission { slot, seq, operation: cell.operation, ..Submission::default() };
         let refused = self.completion(&call, Status::Failed(failure), &[], &[], &[]).ok_or(Violation::Length)?;
