@@ -158,6 +158,14 @@ fn an_error_has_its_name_and_a_failure_says_whether_it_ran() {
         assert_eq!(below, Err(error));
 
         // What is wrong is not sent, not even when the host is gone.
+        let pointed = call(&interface, &session, &mut book, "point", at(5)).await;
+        assert!(pointed.is_ok());
+        let long = json!({ "telescope": "$1", "filters": "x".repeat(5000), "seconds": 0 });
+        let Err(NoResult::Wrong(wrong)) = call(&interface, &session, &mut book, "look", long).await else {
+            panic!("there is no room for it")
+        };
+        let text = "expected at most 8 leases and 16 capabilities, and all in 4096 bytes, found 0, 0 and 5012 bytes";
+        assert_eq!(wrong.to_string(), text);
         drop(host);
         let wrong = call(&interface, &session, &mut book, "point", json!({ "at": { "ascension": 1 } })).await;
         let Err(NoResult::Wrong(wrong)) = wrong else { panic!("{wrong:?}") };

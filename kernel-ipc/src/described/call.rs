@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{Book, Checked, Message, Operation, Wrong};
 use crate::codec::Malformed;
 use crate::session::{ClientSession, Reply, Request};
+use crate::wire::{MAX_CAPABILITIES, MAX_LEASES};
 use crate::{Cause, Executed, Failure};
 
 /// Why a call gave no result.
@@ -53,6 +54,7 @@ impl Checked {
             deadline,
             retry: operation.retry,
         };
+        session.extent(&request).map_err(|window_bytes| NoResult::Wrong(too_large(window_bytes, &message)))?;
         let reply = session.call(request).await.map_err(NoResult::Failed)?;
         self.answer(session, operation, reply, book).unwrap_or_else(|Malformed| {
             // As the generated client does: no correct host answers what its interface does not know.
@@ -78,5 +80,17 @@ impl Checked {
         let error = self.error(&operation.error, number).ok_or(Malformed)?;
         let fields = self.decode_fields(&error.fields, &payload)?;
         Ok(Err(NoResult::Error { number, name: error.name.clone(), about: error.about.clone(), fields }))
+    }
+}
+
+fn too_large(window_bytes: u32, message: &Message) -> Wrong {
+    let Message { payload, capabilities, leases, .. } = message;
+    let (most_leases, most_capabilities) = (MAX_LEASES, MAX_CAPABILITIES);
+    Wrong {
+        place: String::new(),
+        expected: format!(
+            "at most {most_leases} leases and {most_capabilities} capabilities, and all in {window_bytes} bytes"
+        ),
+        found: Some(format!("{}, {} and {} bytes", leases.len(), capabilities.len(), payload.len())),
     }
 }

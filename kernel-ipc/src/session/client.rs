@@ -151,15 +151,24 @@ impl ClientSession {
         ClientSession(Rc::new(Registered { inner, _source: source }))
     }
 
+    /// How a request lies in a window.
+    ///
+    /// # Errors
+    /// It does not fit: the bytes of a window.
+    #[inline]
+    pub(crate) fn extent(&self, request: &Request<'_>) -> Result<Extent, u32> {
+        let window_bytes = self.0.inner.shape.window_bytes;
+        let extent = extent_of(request.leases.len(), request.capabilities.len(), request.payload.len());
+        extent.filter(|extent| extent.check(window_bytes).is_ok()).ok_or(window_bytes)
+    }
+
     /// Makes one call. Dropping the future parks its slot and sends a cancel.
     ///
     /// # Errors
     /// A [`Failure`] that says whether the call ran. The operation's own error is a [`Reply`].
     pub async fn call(&self, request: Request<'_>) -> Result<Reply, Failure> {
         let inner = &self.0.inner;
-        let extent = extent_of(request.leases.len(), request.capabilities.len(), request.payload.len());
-        let extent = extent.filter(|extent| extent.check(inner.shape.window_bytes).is_ok());
-        let extent = extent.ok_or(Failure::not_executed(Cause::BadArguments))?;
+        let extent = self.extent(&request).map_err(|_| Failure::not_executed(Cause::BadArguments))?;
         if request.deadline == Some(Duration::ZERO) {
             return Err(Failure::not_executed(Cause::Deadline));
         }
