@@ -8,14 +8,15 @@
 use std::io::Read;
 use std::time::Duration;
 
-use kernel_ipc::Cause;
-use kernel_ipc::component::Context;
+use kernel_ipc::component::{Connection, Context};
 use kernel_ipc::described::{self, Book, Checked, Definition, Entry, NoResult, Operation, Type};
+use kernel_ipc::interface::Retry;
 use kernel_ipc::session::ClientSession;
+use kernel_ipc::{Cause, Executed, Failure};
 use serde_json::{Value, json};
 
 use crate::args::{Call, Common};
-use crate::interface::{Host, host};
+use crate::interface::{AGAIN, Host, host};
 use crate::node::visit;
 use crate::output::{self, Failed};
 use crate::why::lost;
@@ -39,7 +40,8 @@ pub fn call(common: &Common, call: &Call) -> Result<(), Failed> {
         // All of them, before the first is made.
         let steps = steps.collect::<Result<Vec<_>, Failed>>()?;
         let session = connection.session().await.map_err(|failure| Failed::new(failure.to_string()))?;
-        let mut caller = Caller { context, endpoint, interface: &interface, session, book: Book::default(), call };
+        let (interface, book) = (&interface, Book::default());
+        let mut caller = Caller { context, endpoint, interface, connection, session, book, call };
         let mut facts = Vec::new();
         let mut done = Ok(());
         for (operation, arguments) in steps {
@@ -96,6 +98,7 @@ struct Caller<'a> {
     context: Context,
     endpoint: String,
     interface: &'a Checked,
+    connection: Connection,
     session: ClientSession,
     book: Book,
     call: &'a Call,
@@ -104,13 +107,30 @@ struct Caller<'a> {
 impl Caller<'_> {
     async fn step(&mut self, operation: &Operation, arguments: &Value) -> Result<Value, NoResult> {
         let deadline = self.call.deadline.or(operation.deadline_ns.map(Duration::from_nanos));
-        let result = self.interface.call(&self.session, operation, arguments, deadline, &mut self.book).await;
+        let mut again = AGAIN;
+        let result = loop {
+            match self.interface.call(&self.session, operation, arguments, deadline, &mut self.book).await {
+                Err(NoResult::Failed(failure)) if again > 0 && self.may_ask_again(operation, failure) => {
+                    again -= 1;
+                    self.session = self.connection.session().await.map_err(NoResult::Failed)?;
+                }
+                result => break result,
+            }
+        };
         result.map(|mut result| {
             if self.call.data {
                 self.add_data(&mut result);
             }
             result
         })
+    }
+
+    /// Whether the host's next incarnation can be asked the same: what may run twice, or has not run, and names nothing that
+    /// the dead one gave.
+    fn may_ask_again(&self, operation: &Operation, failure: Failure) -> bool {
+        let is_death = matches!(failure.cause, Cause::PeerDied | Cause::StaleEpoch);
+        let is_harmless = failure.executed == Executed::No || operation.retry == Retry::Idempotent;
+        is_death && is_harmless && self.book.entries().is_empty()
     }
 
     /// Puts the bytes of leases beside their names.
@@ -193,4 +213,16 @@ fn fact(no_result: &NoResult) -> Value {
 fn lower(text: &str) -> String {
     let mut characters = text.chars();
     characters.next().into_iter().flat_map(char::to_lowercase).chain(characters).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quarantined_call_names_its_crash() {
+        let failure = Failure { cause: Cause::Poisoned { crash: 3 }, executed: Executed::No };
+        let expected = json!({ "cause": "Poisoned", "number": 20, "executed": "no", "crash": 3 });
+        assert_eq!(fact(&NoResult::Failed(failure)), expected);
+    }
 }

@@ -4,8 +4,11 @@ mod common;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
-use common::{Random, System, field, said};
+use common::{Over, Random, System, field, kill_now, said};
 use serde_json::Value;
 
 #[test]
@@ -43,6 +46,36 @@ fn another_supervisor_takes_over_while_files_are_put_and_nothing_else_restarts()
             assert_eq!(before[what], after[what], "{}: {what}", before["name"]);
         }
     }
+    assert!(system.ok(&["down"]).contains("the disk is clean"));
+}
+
+/// Also if it dies before it has answered, or while it lets somebody in.
+#[test]
+fn what_an_operator_asks_is_answered_whoever_dies_meanwhile() {
+    let system = System::start(&[]);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            let mut dice = Random(5);
+            let mut deaths = 0;
+            while !over.load(Relaxed) {
+                kill_now(system.supervisor()["pid"].as_i64().expect("a pid") as i32);
+                deaths += 1;
+                std::thread::sleep(Duration::from_millis(dice.below(60)));
+            }
+            deaths
+        });
+        let _over = Over(&over);
+        for _ in 0..12 {
+            assert!(system.ok(&["ps"]).contains("httpd"));
+            system.ok(&["logs"]);
+            system.ok(&["restart", "httpd"]);
+            assert!(system.ok(&["call", "control", "ps", "{\"cursor\": 0}"]).contains("httpd"));
+            system.ok(&["interface", "show", "control"]);
+        }
+        over.store(true, Relaxed);
+        assert!(killer.join().expect("it went on") > 10);
+    });
     assert!(system.ok(&["down"]).contains("the disk is clean"));
 }
 

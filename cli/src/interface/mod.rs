@@ -90,6 +90,9 @@ pub struct Host {
     pub interface: Checked,
 }
 
+/// How often a host's next incarnation is asked.
+pub const AGAIN: u32 = 100;
+
 /// Connects to an endpoint of whatever interface, and asks what that is. `fs` is `fs.root`, if that is there.
 ///
 /// # Errors
@@ -98,8 +101,18 @@ pub async fn host(context: &Context, name: &str) -> Result<Host, Failed> {
     let (endpoint, speaks) = find(context, name).await?;
     let failed = |error: &dyn std::fmt::Display| Failed::new(format!("{endpoint}: {error}"));
     let connection = context.connection(&endpoint, &speaks).await.map_err(|error| failed(&error))?;
-    let session = connection.session().await.map_err(|failure| failed(&failure))?;
-    let interface = match described::ask(&session).await {
+    let mut again = AGAIN;
+    let said = loop {
+        let session = connection.session().await.map_err(|failure| failed(&failure))?;
+        match described::ask(&session).await {
+            // The next incarnation says the same.
+            Err(AskError::Failed(Failure { cause: Cause::PeerDied | Cause::StaleEpoch, .. })) if again > 0 => {
+                again -= 1
+            }
+            said => break said,
+        }
+    };
+    let interface = match said {
         Ok(interface) if interface.name == speaks => interface,
         Ok(other) => return Err(failed(&format_args!("it says that it is {} and not {speaks}", other.name))),
         // A host that was built before hosts said what they are.
