@@ -117,6 +117,26 @@ fn a_download_goes_on_whoever_is_killed() {
     assert!(kills > 3, "{kills} kills");
 }
 
+/// All four are restarted at each death of the disk.
+#[test]
+fn a_download_goes_on_while_everything_is_restarted_with_the_disk() {
+    let system = System::empty();
+    let manifest = system.file("rest.toml");
+    let text = include_str!("../../systems/web.toml");
+    let text = text.replace("[component.disk]", "[component.disk]\nrestart = \"rest-for-one\"");
+    std::fs::write(&manifest, text).expect("a manifest");
+    system.up(&[manifest.to_str().expect("UTF-8")]);
+    let content = Random(19).bytes(96 << 20);
+    put(&system, "file.bin", &content);
+    let listen = system.listen();
+    let kills = killing(&system, &["disk"], 8, |_| download(&listen, &content));
+    assert!(kills > 3, "{kills} kills");
+    wait_for("everything to serve", || system.ps().iter().all(|one| one["state"] == "ready"));
+    let httpd = system.component("httpd");
+    assert!(httpd["restarts"].as_u64().is_some_and(|restarts| restarts > 3), "{httpd}");
+    assert_eq!(httpd["trouble"], "restarted with disk");
+}
+
 #[test]
 fn no_byte_of_a_request_is_lost_or_taken_twice_by_the_network_server() {
     requests_in_pieces(&["net"]);

@@ -2,7 +2,7 @@
 //!
 //! - It is one thread; its tasks share a [`Node`], and nothing is borrowed across an await.
 //! - It is not on the data path. It wakes when a process dies, a session is opened, a component prints, or somebody asks
-//!   `atoll.control/1`; at rest it sleeps.
+//!   `atoll.control/1`, and once a second while a component has something to do; at rest it sleeps.
 //! - Every process is started by the keeper, which also tells who died; this module decides what to do about it.
 //! - It can be killed at any moment: what the next supervisor has to know is a [record](records) at the keeper before anybody
 //!   acts on it, or is known to those who live, and they are asked ([adoption]).
