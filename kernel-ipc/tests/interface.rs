@@ -12,7 +12,7 @@ use kernel_ipc::interface::{
 use kernel_ipc::lease::Lend;
 use kernel_ipc::runtime;
 use kernel_ipc::session::{
-    Call, ClientSession, Grant, HostSession, Request, Response, Service, SessionInfo, in_process,
+    Call, ClientSession, Grant, HostSession, Offer, Request, Response, Service, SessionInfo, in_process,
 };
 use kernel_ipc::wire::Shape;
 use kernel_ipc::{CallError, Cause, Executed, Failure, Handle, LeaseName, LenderId, RegionId, Rights};
@@ -245,6 +245,17 @@ const ROOT_RIGHTS: Rights = Rights::from_bits_retain(LOOKUP.bits() | READ.bits()
 fn session_of<S: Service>(service: S, id: u64, rights: Rights) -> (ClientSession, HostSession) {
     let root = NewCap::new(ShelfNumber(42), rights).with_badge(77).to_grant();
     in_process(Shape::default(), root, Rc::new(service), info(id), Some(lender()))
+}
+
+/// The same between two ends that could be two processes.
+fn shared_session_of<S: Service>(service: S, id: u64, rights: Rights) -> (ClientSession, HostSession) {
+    let root = NewCap::new(ShelfNumber(42), rights).with_badge(77).to_grant();
+    let offer = Offer::new(Shape::default()).expect("a segment");
+    let segment = offer.fd().try_clone_to_owned().expect("a descriptor");
+    let host = HostSession::start(segment, root, Rc::new(service), info(id), Some(lender())).expect("served");
+    let segment = host.fd().expect("a segment").try_clone_to_owned().expect("a descriptor");
+    let client = offer.open(segment, host.info().id, host.info().epoch).expect("opened");
+    (client, host)
 }
 
 struct Ends {
@@ -501,7 +512,7 @@ impl Mortal {
                 let saw = Rc::new(Seen::default());
                 seen.borrow_mut().push(saw.clone());
                 let id = seen.borrow().len() as u64;
-                let ends = session_of(Dispatcher(Librarian(saw)), id, ROOT_RIGHTS);
+                let ends = shared_session_of(Dispatcher(Librarian(saw)), id, ROOT_RIGHTS);
                 let session = ends.0.clone();
                 sessions.borrow_mut().push(ends);
                 session

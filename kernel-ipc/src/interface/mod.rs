@@ -12,6 +12,7 @@ mod client;
 mod description;
 mod host;
 mod pending;
+mod under_way;
 
 pub use crate::component::{Client as Connect, Connection};
 pub use client::{Cap, Lease, LeasePart};

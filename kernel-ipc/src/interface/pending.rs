@@ -4,9 +4,10 @@ use std::future::Future;
 use std::time::Duration;
 
 use super::client::Place;
+use super::under_way::Begin;
 use super::{Cap, Connection, Kind, Operation, OperationError, Retry};
 use crate::codec::{Decode, Decoder, Encode, Encoder, Malformed};
-use crate::session::{self, ClientSession, Reply, Request};
+use crate::session::{self, ClientSession, Reply, Request, Sent};
 use crate::wire::{Handle, LeaseName};
 use crate::{CallError, Cause, Executed, Failure, runtime};
 
@@ -17,7 +18,7 @@ pub struct Pending<S> {
     start: S,
 }
 
-/// What begins a call. Implemented by the closures that generated clients make: this keeps a call's future out of a box.
+/// What begins a call.
 pub trait Start {
     /// What the call gives.
     type Output;
@@ -26,15 +27,6 @@ pub trait Start {
 
     /// Begins the call.
     fn start(self, deadline: Option<Duration>) -> Self::Future;
-}
-
-impl<C: FnOnce(Option<Duration>) -> F, F: Future> Start for C {
-    type Output = F::Output;
-    type Future = F;
-
-    fn start(self, deadline: Option<Duration>) -> F {
-        self(deadline)
-    }
 }
 
 impl<S: Start> Pending<S> {
@@ -124,42 +116,53 @@ impl<'a> Arguments<'a> {
     }
 
     /// The call of `operation` with these arguments.
-    pub fn call<R, E>(
-        self,
-        operation: &'static Operation,
-    ) -> Pending<impl Start<Output = Result<R, CallError<E>>> + use<'a, R, E>>
+    pub fn call<R, E>(self, operation: &'static Operation) -> Pending<Begin<'a, R, E>>
     where
         R: for<'p> Decode<'p>,
         E: OperationError,
     {
-        let start = async move |deadline| {
-            let (session, reply) = self.send(operation, deadline).await?;
-            result(&session, &reply)
-        };
-        Pending { deadline: operation.deadline, start }
+        Pending { deadline: operation.deadline, start: Begin::new(self, operation) }
     }
 
-    /// Sends the call, once more if the host dies on it and `operation` may be repeated.
+    /// Publishes the call, if nothing has to be waited for first. The wait, if there is one, is [`send`](Self::send)'s.
     ///
-    /// Only a call that names nothing but roots is repeated: its other handles would be stale.
-    async fn send(
+    /// # Errors
+    /// What was found wrong: nothing was sent.
+    pub(super) fn begin(&mut self, operation: &Operation, deadline: Option<Duration>) -> Result<Option<Sent>, Failure> {
+        if let Some(failure) = self.failure {
+            return Err(failure);
+        }
+        let Some(session) = self.session_now()? else { return Ok(None) };
+        self.place_root(session.root());
+        session.begin(&self.request(operation, deadline))
+    }
+
+    /// Whether a call that failed like this is made once more: its host died on it, and `operation` may be repeated. Only
+    /// a call that names nothing but roots: its other handles would be stale.
+    pub(super) fn may_repeat(&self, operation: &Operation, failure: Failure) -> bool {
+        let may = match operation.retry {
+            Retry::Idempotent => true,
+            Retry::Cached => failure.executed == Executed::No,
+            Retry::Never => false,
+        };
+        may && failure.cause == Cause::PeerDied && self.session.is_none()
+    }
+
+    /// Makes the call, and once more if it has to be. `first` is what came of it before. The deadline holds for all of it.
+    pub(super) async fn send(
         mut self,
         operation: &Operation,
         deadline: Option<Duration>,
+        first: Option<Failure>,
     ) -> Result<(ClientSession, Reply), Failure> {
         let begun = session::now();
-        let first = match self.attempt(operation, deadline).await {
-            Err(failure) if failure.cause == Cause::PeerDied && self.session.is_none() => failure,
-            other => return other,
+        let first = match first {
+            Some(first) => first,
+            None => match self.attempt(operation, deadline).await {
+                Err(failure) if self.may_repeat(operation, failure) => failure,
+                other => return other,
+            },
         };
-        let repeat = match operation.retry {
-            Retry::Idempotent => true,
-            Retry::Cached => first.executed == Executed::No,
-            Retry::Never => false,
-        };
-        if !repeat {
-            return Err(first);
-        }
         let spent = Duration::from_nanos(session::now().saturating_sub(begun));
         let left = deadline.map(|deadline| deadline.saturating_sub(spent));
         // What failed now without running may have run before.
@@ -179,7 +182,12 @@ impl<'a> Arguments<'a> {
         }
         let session = self.session(deadline).await?;
         self.place_root(session.root());
-        let request = Request {
+        let reply = session.call(self.request(operation, deadline)).await?;
+        Ok((session, reply))
+    }
+
+    fn request(&self, operation: &Operation, deadline: Option<Duration>) -> Request<'_> {
+        Request {
             operation: operation.number,
             handle: self.target,
             payload: self.encoder.payload(),
@@ -187,9 +195,7 @@ impl<'a> Arguments<'a> {
             leases: self.encoder.leases(),
             deadline,
             retry: operation.retry,
-        };
-        let reply = session.call(request).await?;
-        Ok((session, reply))
+        }
     }
 
     /// Puts the root of this attempt's session where the arguments name a root.
@@ -202,26 +208,32 @@ impl<'a> Arguments<'a> {
         }
     }
 
-    /// The session of the handles. Waits only for a connection that has to be made anew.
-    async fn session(&self, deadline: Option<Duration>) -> Result<ClientSession, Failure> {
+    /// The session of the handles, if there is one now.
+    ///
+    /// # Errors
+    /// The handles are of a session that is over, or not the connection's.
+    fn session_now(&self) -> Result<Option<ClientSession>, Failure> {
         let stale = Failure::not_executed(Cause::StaleEpoch);
         match (self.session, self.connection) {
             (Some(session), _) if !session.is_open() => Err(stale),
             (Some(session), Some(connection)) if !same(session, &connection.last_session()) => Err(stale),
-            (Some(session), _) => Ok(session.clone()),
-            (None, Some(connection)) => {
-                let last = connection.last_session();
-                if last.is_open() {
-                    return Ok(last);
-                }
-                match deadline {
-                    Some(deadline) => runtime::timeout(deadline, connection.session())
-                        .await
-                        .unwrap_or(Err(Failure::not_executed(Cause::Deadline))),
-                    None => connection.session().await,
-                }
-            }
+            (Some(session), _) => Ok(Some(session.clone())),
+            (None, Some(connection)) => Ok(Some(connection.last_session()).filter(ClientSession::is_open)),
             (None, None) => Err(stale),
+        }
+    }
+
+    /// The same. Waits only for a connection that has to be made anew.
+    async fn session(&self, deadline: Option<Duration>) -> Result<ClientSession, Failure> {
+        if let Some(session) = self.session_now()? {
+            return Ok(session);
+        }
+        let connection = self.connection.ok_or(Failure::not_executed(Cause::StaleEpoch))?;
+        match deadline {
+            Some(deadline) => runtime::timeout(deadline, connection.session())
+                .await
+                .unwrap_or(Err(Failure::not_executed(Cause::Deadline))),
+            None => connection.session().await,
         }
     }
 }
@@ -230,17 +242,23 @@ fn same(one: &ClientSession, other: &ClientSession) -> bool {
     one.id() == other.id()
 }
 
-/// Decodes a reply. What it brought and nobody took is released.
-fn result<R, E>(session: &ClientSession, reply: &Reply) -> Result<R, CallError<E>>
+/// What a reply says. What it brought and nobody took is released.
+pub(super) fn decoded<R, E>(
+    session: &ClientSession,
+    operation_error: Option<u16>,
+    payload: &[u8],
+    capabilities: &[Handle],
+    leases: &[LeaseName],
+) -> Result<R, CallError<E>>
 where
     R: for<'p> Decode<'p>,
     E: OperationError,
 {
-    let decoded = match reply.operation_error {
-        None => decode_result(session, reply).map(Ok),
+    let decoded = match operation_error {
+        None => decode_result(session, payload, capabilities, leases).map(Ok),
         Some(number) => {
-            release(session, &reply.capabilities, &reply.leases);
-            E::decode(number, &reply.payload).map(|error| Err(CallError::Operation(error)))
+            release(session, capabilities, leases);
+            E::decode(number, payload).map(|error| Err(CallError::Operation(error)))
         }
     };
     decoded.unwrap_or_else(|Malformed| {
@@ -250,13 +268,18 @@ where
     })
 }
 
-fn decode_result<'p, R: Decode<'p>>(session: &'p ClientSession, reply: &'p Reply) -> Result<R, Malformed> {
-    let decoder = Decoder::new(R::FIXED_BYTES, &reply.payload);
+fn decode_result<'p, R: Decode<'p>>(
+    session: &'p ClientSession,
+    payload: &'p [u8],
+    capabilities: &'p [Handle],
+    leases: &'p [LeaseName],
+) -> Result<R, Malformed> {
+    let decoder = Decoder::new(R::FIXED_BYTES, payload);
     let Ok(decoder) = decoder else {
-        release(session, &reply.capabilities, &reply.leases);
+        release(session, capabilities, leases);
         return Err(Malformed);
     };
-    let mut decoder = decoder.with_reply(session, &reply.capabilities, &reply.leases);
+    let mut decoder = decoder.with_reply(session, capabilities, leases);
     let value = R::decode(&mut decoder);
     let (capabilities, leases) = decoder.untaken();
     release(session, capabilities, leases);

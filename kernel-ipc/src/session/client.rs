@@ -11,7 +11,7 @@
 //! - One session belongs to one thread. Between two polls nothing of the host's is looked at, and what is looked at is
 //!   copied first.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
@@ -35,7 +35,11 @@ mod waits;
 
 use control::Pending;
 pub use resume::Resumed;
-use waits::{Answer, FreeSlot};
+use waits::{Answered, FreeSlot};
+pub(crate) use waits::{Given, Sent};
+
+/// Calls in a row that a host in the same thread answers at once. Then all others of the thread have their turn.
+const AT_ONCE: u32 = 64;
 
 /// A session that a client has asked for: its C-segment exists, the host's S-segment is awaited.
 #[derive(Debug)]
@@ -145,6 +149,8 @@ impl ClientSession {
             ended: Cell::new(None),
             timer: RefCell::new(None),
             timer_at: Cell::new(u64::MAX),
+            near: OnceCell::new(),
+            looked: Cell::new(0),
             on_end: Cell::new(None),
         });
         let source = runtime::register(inner.clone());
@@ -157,9 +163,13 @@ impl ClientSession {
     /// It does not fit: the bytes of a window.
     #[inline]
     pub(crate) fn extent(&self, request: &Request<'_>) -> Result<Extent, u32> {
-        let window_bytes = self.0.inner.shape.window_bytes;
-        let extent = extent_of(request.leases.len(), request.capabilities.len(), request.payload.len());
-        extent.filter(|extent| extent.check(window_bytes).is_ok()).ok_or(window_bytes)
+        self.0.inner.extent(request).ok_or(self.0.inner.shape.window_bytes)
+    }
+
+    /// The host is in this very thread: calls are answered at once, if the host can.
+    pub(super) fn is_near(&self, host: &Rc<dyn Source>) {
+        // There is one host for as long as a session in one process lasts.
+        let _ = self.0.inner.near.set(Rc::downgrade(host));
     }
 
     /// Makes one call. Dropping the future parks its slot and sends a cancel.
@@ -168,13 +178,9 @@ impl ClientSession {
     /// A [`Failure`] that says whether the call ran. The operation's own error is a [`Reply`].
     pub async fn call(&self, request: Request<'_>) -> Result<Reply, Failure> {
         let inner = &self.0.inner;
-        let extent = self.extent(&request).map_err(|_| Failure::not_executed(Cause::BadArguments))?;
-        if request.deadline == Some(Duration::ZERO) {
-            return Err(Failure::not_executed(Cause::Deadline));
-        }
-        let deadline = wire_deadline(request.deadline);
+        let (extent, deadline) = inner.admit(&request)?;
         inner.free_slot(deadline).await?;
-        inner.submit(&request, extent, deadline)?.await
+        self.submitted(inner.submit(&request, extent, deadline)?, deadline).await
     }
 
     /// Gives a capability back. Does not wait; releases travel in batches.
@@ -273,6 +279,9 @@ struct Inner {
     /// Wakes callers at their deadlines; armed for `timer_at`, the earliest of them or earlier.
     timer: RefCell<Option<JoinHandle<()>>>,
     timer_at: Cell<u64>,
+    /// The host, if it is in this very thread, and how often it was looked at since the runtime's last turn.
+    near: OnceCell<Weak<dyn Source>>,
+    looked: Cell<u32>,
     /// Called once, with nothing borrowed.
     on_end: Cell<Option<Box<dyn FnOnce()>>>,
 }
@@ -280,7 +289,7 @@ struct Inner {
 /// Where a caller waits for its answer.
 #[derive(Default)]
 struct SlotCell {
-    answer: RefCell<Option<Result<Reply, Failure>>>,
+    answer: RefCell<Answered>,
     /// Of the caller that waits, or of one that did: waking it for nothing does no harm, and it is often the same.
     waker: RefCell<Option<Waker>>,
     /// As on the wire; 0: none.
@@ -311,8 +320,31 @@ impl Inner {
         FreeSlot { session: self, deadline, ticket: None }
     }
 
-    /// Publishes a call on a free slot.
-    fn submit(&self, request: &Request<'_>, extent: Extent, deadline: u64) -> Result<Answer<'_>, Failure> {
+    /// Whether a caller that comes now has a slot at once.
+    fn has_turn(&self) -> bool {
+        self.waiters.borrow().is_empty()
+            && self.slots.borrow().has_free()
+            && !self.suspended.get()
+            && self.ended.get().is_none()
+    }
+
+    /// How a request lies in a window; `None`: it does not fit.
+    fn extent(&self, request: &Request<'_>) -> Option<Extent> {
+        let extent = extent_of(request.leases.len(), request.capabilities.len(), request.payload.len());
+        extent.filter(|extent| extent.check(self.shape.window_bytes).is_ok())
+    }
+
+    /// What can be said of a call before it has a slot: its extent, and its deadline as on the wire.
+    fn admit(&self, request: &Request<'_>) -> Result<(Extent, u64), Failure> {
+        let extent = self.extent(request).ok_or(Failure::not_executed(Cause::BadArguments))?;
+        if request.deadline == Some(Duration::ZERO) {
+            return Err(Failure::not_executed(Cause::Deadline));
+        }
+        Ok((extent, wire_deadline(request.deadline)))
+    }
+
+    /// Publishes a call on a free slot: which, and its seq.
+    fn submit(&self, request: &Request<'_>, extent: Extent, deadline: u64) -> Result<(u16, u64), Failure> {
         let begun = self.slots.borrow_mut().begin(self.link.borrow().sent());
         let (slot, seq) = begun.ok_or(Failure::not_executed(Cause::Busy))?;
         let submission = Submission {
@@ -341,7 +373,7 @@ impl Inner {
         if deadline < self.timer_at.get() && deadline != 0 {
             self.arm(deadline);
         }
-        Ok(Answer { session: self, slot, seq, taken: false })
+        Ok((slot, seq))
     }
 
     /// One completion: checked, copied out, delivered or released.
@@ -354,34 +386,38 @@ impl Inner {
             self.slots.borrow_mut().take(completion.slot);
             return Ok(());
         }
-        let reply = self.read(completion);
-        match (ended, reply) {
-            (Ended::Deliver, reply) => {
+        match ended {
+            Ended::Deliver => {
                 let cell = &self.cells[usize::from(completion.slot)];
-                cell.answer.replace(Some(reply));
+                *cell.answer.borrow_mut() = self.read(completion);
                 cell.wake();
             }
-            (Ended::Discard, Ok(reply)) => {
-                self.release(&reply);
+            Ended::Discard => {
+                self.release(&self.read(completion));
                 self.slot_is_free();
             }
-            (Ended::Discard, Err(_)) => self.slot_is_free(),
         }
         Ok(())
     }
 
     /// Copies a reply out of the host's window.
-    fn read(&self, completion: &Completion) -> Result<Reply, Failure> {
+    #[inline]
+    fn read(&self, completion: &Completion) -> Answered {
         let operation_error = match completion.status {
             Status::Done => None,
             Status::OperationError(number) => Some(number),
-            Status::Failed(failure) => return Err(self.truthful(completion.slot, failure)),
+            Status::Failed(failure) => return Answered::Failed(self.truthful(completion.slot, failure)),
         };
-        let (slot, extent) = (completion.slot, completion.extent);
+        let extent = completion.extent;
         if extent.is_inline() && extent.leases == 0 && extent.capabilities == 0 {
-            let payload = Payload::inline(completion.inline, extent.length as usize);
-            return Ok(Reply { operation_error, payload, capabilities: Vec::new(), leases: Vec::new() });
+            return Answered::Inline { operation_error, words: completion.inline, length: extent.length as u8 };
         }
+        Answered::Reply(self.read_window(completion, operation_error))
+    }
+
+    /// The same of a reply that is not short.
+    fn read_window(&self, completion: &Completion, operation_error: Option<u16>) -> Reply {
+        let (slot, extent) = (completion.slot, completion.extent);
         let lease = |i: u8| {
             let mut name = [0; LeaseName::BYTES];
             self.link.borrow().read_window(slot, usize::from(i) * LeaseName::BYTES, &mut name);
@@ -400,16 +436,18 @@ impl Inner {
             self.link.borrow().read_window(slot, extent.payload_offset(), payload.bytes_mut());
             payload
         };
-        Ok(Reply {
+        Reply {
             operation_error,
             payload,
             capabilities: (0..extent.capabilities).map(handle).collect(),
             leases: (0..extent.leases).map(lease).collect(),
-        })
+        }
     }
 
-    fn release(&self, reply: &Reply) {
-        if !(reply.capabilities.is_empty() && reply.leases.is_empty()) {
+    fn release(&self, answered: &Answered) {
+        if let Answered::Reply(reply) = answered
+            && !(reply.capabilities.is_empty() && reply.leases.is_empty())
+        {
             self.later(|pending| {
                 pending.handles.extend(&reply.capabilities);
                 pending.leases.extend(&reply.leases);
@@ -458,7 +496,7 @@ impl Inner {
             let seen = self.survival.as_ref().is_some_and(|survival| survival.seen(slot));
             let executed = if position < read || seen { Executed::Unknown } else { Executed::No };
             if let Some(cell) = self.cells.get(usize::from(slot)) {
-                cell.answer.replace(Some(Err(Failure { cause, executed })));
+                cell.answer.replace(Answered::Failed(Failure { cause, executed }));
                 cell.wake();
             }
         }
@@ -471,6 +509,16 @@ impl Inner {
         }
         if let Some(hook) = self.on_end.take() {
             hook();
+        }
+    }
+
+    /// Lets a host in this very thread answer what was just published, as a function call would.
+    fn look_at_once(&self) {
+        let Some(host) = self.near.get().filter(|_| self.looked.get() < AT_ONCE) else { return };
+        self.looked.set(self.looked.get() + 1);
+        if let Some(host) = host.upgrade() {
+            host.poll();
+            self.drain();
         }
     }
 
@@ -489,10 +537,7 @@ impl Inner {
         if self.slots.borrow_mut().park(slot) {
             self.later(|pending| pending.cancels.push((slot, seq)));
         } else {
-            let answer = cell.answer.take();
-            if let Some(Ok(reply)) = answer {
-                self.release(&reply);
-            }
+            self.release(&cell.answer.take());
             self.slot_is_free();
         }
     }
@@ -549,6 +594,7 @@ impl Inner {
 
 impl Source for Inner {
     fn poll(&self) -> bool {
+        self.looked.set(0);
         if self.ended.get().is_some() || self.suspended.get() {
             return false;
         }

@@ -181,7 +181,10 @@ pub fn in_process<S: Service>(
     let (table, handle) = table_with(root);
     let (client, host) = in_process::pair(shape);
     let client = ClientSession::over(client, handle, info.id, info.epoch);
-    (client, HostSession::serve(host, None, table, service, info, lender))
+    let host = HostSession::serve(host, None, table, service, info, lender);
+    let source: Rc<dyn Source> = host.inner.clone();
+    client.is_near(&source);
+    (client, host)
 }
 
 fn table_with(root: Grant) -> (Table, Handle) {

@@ -13,6 +13,7 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 
+use super::waits::Answered;
 use super::{ClientSession, Inner, Offer};
 use crate::error::{Cause, Failure};
 use crate::id::Epoch;
@@ -221,7 +222,7 @@ impl Inner {
         match ended {
             Ended::Deliver => {
                 let cell = &self.cells[usize::from(slot)];
-                cell.answer.replace(Some(Err(Failure::unknown(Cause::PeerDied))));
+                cell.answer.replace(Answered::Failed(Failure::unknown(Cause::PeerDied)));
                 cell.wake();
             }
             Ended::Discard => self.slot_is_free(),

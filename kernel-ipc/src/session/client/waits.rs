@@ -3,10 +3,12 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use super::{Inner, Waiter};
+use super::{ClientSession, Inner, Waiter};
 use crate::error::{Cause, Failure};
-use crate::session::{Reply, now};
+use crate::session::{Payload, Reply, Request, now};
+use crate::wire::{INLINE_BYTES, inline_bytes};
 
 /// Waits for a free slot.
 pub(super) struct FreeSlot<'a> {
@@ -69,41 +71,149 @@ impl Drop for FreeSlot<'_> {
     }
 }
 
-/// Waits for the answer to a published call.
-pub(super) struct Answer<'a> {
-    pub(super) session: &'a Inner,
-    pub(super) slot: u16,
-    pub(super) seq: u64,
-    pub(super) taken: bool,
+/// What stands in a slot's cell for its caller.
+#[derive(Default)]
+pub(super) enum Answered {
+    /// Nothing yet.
+    #[default]
+    Nothing,
+    /// A reply that came whole in its descriptor, as most do: so short that it is copied once, when it is used.
+    Inline { operation_error: Option<u16>, words: [u64; 2], length: u8 },
+    /// Any other.
+    Reply(Reply),
+    /// The call failed.
+    Failed(Failure),
 }
 
-impl Future for Answer<'_> {
-    type Output = Result<Reply, Failure>;
+/// An answer, as its caller takes it.
+pub(crate) enum Given<'a> {
+    /// The operation's error, if there is one, and the payload. Nothing came beside it.
+    Inline(Option<u16>, &'a [u8]),
+    /// A reply.
+    Reply(Reply),
+    /// A failure of the call.
+    Failed(Failure),
+}
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let cell = &self.session.cells[usize::from(self.slot)];
-        let answer = cell.answer.take();
-        if let Some(answer) = answer {
-            cell.deadline.set(0);
-            self.session.slots.borrow_mut().take(self.slot);
-            self.taken = true;
-            self.session.slot_is_free();
-            return Poll::Ready(answer);
+impl Given<'_> {
+    fn into_result(self) -> Result<Reply, Failure> {
+        match self {
+            Given::Inline(operation_error, payload) => {
+                Ok(Reply { operation_error, payload: Payload::from(payload), ..Reply::default() })
+            }
+            Given::Reply(reply) => Ok(reply),
+            Given::Failed(failure) => Err(failure),
         }
+    }
+}
+
+/// A call that was published and has not ended for its caller. Dropping it parks its slot and sends a cancel.
+pub(crate) struct Sent {
+    session: ClientSession,
+    slot: u16,
+    seq: u64,
+    /// As on the wire.
+    deadline: u64,
+    taken: bool,
+}
+
+impl ClientSession {
+    /// Publishes a call at once, if there is a free slot and nobody waits for one.
+    ///
+    /// # Errors
+    /// As [`call`](ClientSession::call).
+    #[inline]
+    pub(crate) fn begin(&self, request: &Request<'_>) -> Result<Option<Sent>, Failure> {
+        let inner = &self.0.inner;
+        let (extent, deadline) = inner.admit(request)?;
+        if !inner.has_turn() {
+            return Ok(None);
+        }
+        let sent = self.submitted(inner.submit(request, extent, deadline)?, deadline);
+        inner.look_at_once();
+        Ok(Some(sent))
+    }
+
+    pub(super) fn submitted(&self, (slot, seq): (u16, u64), deadline: u64) -> Sent {
+        Sent { session: self.clone(), slot, seq, deadline, taken: false }
+    }
+}
+
+impl Sent {
+    /// What is left of its deadline.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        (self.deadline != 0).then(|| Duration::from_nanos(self.deadline.saturating_sub(now())))
+    }
+
+    /// Hands the answer to `take` when it is there.
+    #[inline]
+    pub(crate) fn poll_with<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: impl FnOnce(&ClientSession, Given<'_>) -> T,
+    ) -> Poll<T> {
+        let inner = &self.session.0.inner;
+        let cell = &inner.cells[usize::from(self.slot)];
+        let mut answer = cell.answer.borrow_mut();
+        // A short reply is copied out of the cell and nothing else is moved.
+        let (words, given) = match &*answer {
+            Answered::Nothing => {
+                drop(answer);
+                return self.wait(cx).map(|failure| take(&self.session, Given::Failed(failure)));
+            }
+            Answered::Inline { operation_error, words, length } => (*words, Some((*operation_error, *length))),
+            Answered::Reply(_) | Answered::Failed(_) => ([0; 2], None),
+        };
+        let other = match given {
+            Some(_) => {
+                *answer = Answered::Nothing;
+                Answered::Nothing
+            }
+            None => std::mem::take(&mut *answer),
+        };
+        drop(answer);
+        cell.deadline.set(0);
+        inner.slots.borrow_mut().take(self.slot);
+        self.taken = true;
+        inner.slot_is_free();
+        let bytes = inline_bytes(words);
+        let given = match (given, other) {
+            (Some((operation_error, length)), _) => {
+                Given::Inline(operation_error, &bytes[..usize::from(length).min(INLINE_BYTES)])
+            }
+            (None, Answered::Reply(reply)) => Given::Reply(reply),
+            (None, Answered::Failed(failure)) => Given::Failed(failure),
+            (None, _) => unreachable!("it was looked at above"),
+        };
+        Poll::Ready(take(&self.session, given))
+    }
+
+    /// There is no answer: the deadline has passed, or the caller is woken when there is one.
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+        let inner = &self.session.0.inner;
+        let cell = &inner.cells[usize::from(self.slot)];
         if cell.is_late.get() {
             self.taken = true;
-            self.session.give_up(self.slot, self.seq);
-            return Poll::Ready(Err(Failure::unknown(Cause::Deadline)));
+            inner.give_up(self.slot, self.seq);
+            return Poll::Ready(Failure::unknown(Cause::Deadline));
         }
         cell.waker.borrow_mut().get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
         Poll::Pending
     }
 }
 
-impl Drop for Answer<'_> {
+impl Future for Sent {
+    type Output = Result<Reply, Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.poll_with(cx, |_, given| given.into_result())
+    }
+}
+
+impl Drop for Sent {
     fn drop(&mut self) {
         if !self.taken {
-            self.session.give_up(self.slot, self.seq);
+            self.session.0.inner.give_up(self.slot, self.seq);
         }
     }
 }
