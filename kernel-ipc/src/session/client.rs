@@ -35,8 +35,8 @@ mod waits;
 
 use control::Pending;
 pub use resume::Resumed;
+pub(crate) use waits::Sent;
 use waits::{Answered, FreeSlot};
-pub(crate) use waits::{Given, Sent};
 
 /// Calls in a row that a host in the same thread answers at once. Then all others of the thread have their turn.
 const AT_ONCE: u32 = 64;

@@ -23,8 +23,8 @@ use crate::wire::{Handle, INLINE_BYTES, LeaseName, Violation, inline_bytes};
 
 pub use crate::capability::Grant;
 pub use call::Call;
+pub(crate) use client::Sent;
 pub use client::{ClientSession, Offer, Resumed, WeakSession};
-pub(crate) use client::{Given, Sent};
 pub use host::{ComponentLedger, Heritage, HostSession, Ledgers, in_process};
 
 /// One call, as a client makes it.

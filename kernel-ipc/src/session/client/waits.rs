@@ -85,28 +85,6 @@ pub(super) enum Answered {
     Failed(Failure),
 }
 
-/// An answer, as its caller takes it.
-pub(crate) enum Given<'a> {
-    /// The operation's error, if there is one, and the payload. Nothing came beside it.
-    Inline(Option<u16>, &'a [u8]),
-    /// A reply.
-    Reply(Reply),
-    /// A failure of the call.
-    Failed(Failure),
-}
-
-impl Given<'_> {
-    fn into_result(self) -> Result<Reply, Failure> {
-        match self {
-            Given::Inline(operation_error, payload) => {
-                Ok(Reply { operation_error, payload: Payload::from(payload), ..Reply::default() })
-            }
-            Given::Reply(reply) => Ok(reply),
-            Given::Failed(failure) => Err(failure),
-        }
-    }
-}
-
 /// A call that was published and has not ended for its caller. Dropping it parks its slot and sends a cancel.
 pub(crate) struct Sent {
     session: ClientSession,
@@ -145,47 +123,52 @@ impl Sent {
         (self.deadline != 0).then(|| Duration::from_nanos(self.deadline.saturating_sub(now())))
     }
 
-    /// Hands the answer to `take` when it is there.
+    /// Hands the answer, when it is there, to `short` (the operation's error and the payload of a reply that brought
+    /// nothing else and is at most [`INLINE_BYTES`] long) or to `other`.
+    ///
+    /// Two ways, because a short reply must not be copied as a part of something larger: a load that is wider than the
+    /// stores before it waits until they have left for the cache, behind every line that another core still has.
     #[inline]
     pub(crate) fn poll_with<T>(
         &mut self,
         cx: &mut Context<'_>,
-        take: impl FnOnce(&ClientSession, Given<'_>) -> T,
+        short: impl FnOnce(&ClientSession, Option<u16>, &[u8]) -> T,
+        other: impl FnOnce(&ClientSession, Result<Reply, Failure>) -> T,
     ) -> Poll<T> {
-        let inner = &self.session.0.inner;
-        let cell = &inner.cells[usize::from(self.slot)];
+        let cell = &self.session.0.inner.cells[usize::from(self.slot)];
         let mut answer = cell.answer.borrow_mut();
-        // A short reply is copied out of the cell and nothing else is moved.
-        let (words, given) = match &*answer {
-            Answered::Nothing => {
+        if let Answered::Inline { operation_error, words, length } = &*answer {
+            let (operation_error, words, length) = (*operation_error, *words, usize::from(*length));
+            *answer = Answered::Nothing;
+            drop(answer);
+            self.end();
+            return Poll::Ready(short(
+                &self.session,
+                operation_error,
+                &inline_bytes(words)[..length.min(INLINE_BYTES)],
+            ));
+        }
+        let ended = match std::mem::take(&mut *answer) {
+            Answered::Reply(reply) => Ok(reply),
+            Answered::Failed(failure) => Err(failure),
+            Answered::Nothing | Answered::Inline { .. } => {
                 drop(answer);
-                return self.wait(cx).map(|failure| take(&self.session, Given::Failed(failure)));
+                return self.wait(cx).map(|failure| other(&self.session, Err(failure)));
             }
-            Answered::Inline { operation_error, words, length } => (*words, Some((*operation_error, *length))),
-            Answered::Reply(_) | Answered::Failed(_) => ([0; 2], None),
-        };
-        let other = match given {
-            Some(_) => {
-                *answer = Answered::Nothing;
-                Answered::Nothing
-            }
-            None => std::mem::take(&mut *answer),
         };
         drop(answer);
-        cell.deadline.set(0);
+        self.end();
+        Poll::Ready(other(&self.session, ended))
+    }
+
+    /// The answer is out of the cell: the slot is free.
+    #[inline]
+    fn end(&mut self) {
+        let inner = &self.session.0.inner;
+        inner.cells[usize::from(self.slot)].deadline.set(0);
         inner.slots.borrow_mut().take(self.slot);
         self.taken = true;
         inner.slot_is_free();
-        let bytes = inline_bytes(words);
-        let given = match (given, other) {
-            (Some((operation_error, length)), _) => {
-                Given::Inline(operation_error, &bytes[..usize::from(length).min(INLINE_BYTES)])
-            }
-            (None, Answered::Reply(reply)) => Given::Reply(reply),
-            (None, Answered::Failed(failure)) => Given::Failed(failure),
-            (None, _) => unreachable!("it was looked at above"),
-        };
-        Poll::Ready(take(&self.session, given))
     }
 
     /// There is no answer: the deadline has passed, or the caller is woken when there is one.
@@ -206,7 +189,10 @@ impl Future for Sent {
     type Output = Result<Reply, Failure>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.poll_with(cx, |_, given| given.into_result())
+        let short = |_: &_, operation_error, payload: &[u8]| {
+            Ok(Reply { operation_error, payload: Payload::from(payload), ..Reply::default() })
+        };
+        self.poll_with(cx, short, |_, other| other)
     }
 }
 
