@@ -128,6 +128,7 @@ impl<'a> Arguments<'a> {
     ///
     /// # Errors
     /// What was found wrong: nothing was sent.
+    #[inline(always)]
     pub(super) fn begin(&mut self, operation: &Operation, deadline: Option<Duration>) -> Result<Option<Sent>, Failure> {
         if let Some(failure) = self.failure {
             return Err(failure);

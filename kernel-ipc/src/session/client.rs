@@ -389,30 +389,33 @@ impl Inner {
         match ended {
             Ended::Deliver => {
                 let cell = &self.cells[usize::from(completion.slot)];
-                *cell.answer.borrow_mut() = self.read(completion);
+                self.read(completion, &mut cell.answer.borrow_mut());
                 cell.wake();
             }
             Ended::Discard => {
-                self.release(&self.read(completion));
+                let mut unwanted = Answered::Nothing;
+                self.read(completion, &mut unwanted);
+                self.release(&unwanted);
                 self.slot_is_free();
             }
         }
         Ok(())
     }
 
-    /// Copies a reply out of the host's window.
+    /// Copies a reply out of the host's window, to where it stays.
     #[inline]
-    fn read(&self, completion: &Completion) -> Answered {
+    fn read(&self, completion: &Completion, to: &mut Answered) {
         let operation_error = match completion.status {
             Status::Done => None,
             Status::OperationError(number) => Some(number),
-            Status::Failed(failure) => return Answered::Failed(self.truthful(completion.slot, failure)),
+            Status::Failed(failure) => return *to = Answered::Failed(self.truthful(completion.slot, failure)),
         };
         let extent = completion.extent;
         if extent.is_inline() && extent.leases == 0 && extent.capabilities == 0 {
-            return Answered::Inline { operation_error, words: completion.inline, length: extent.length as u8 };
+            *to = Answered::Inline { operation_error, words: completion.inline, length: extent.length as u8 };
+        } else {
+            *to = Answered::Reply(self.read_window(completion, operation_error));
         }
-        Answered::Reply(self.read_window(completion, operation_error))
     }
 
     /// The same of a reply that is not short.
@@ -463,7 +466,10 @@ impl Inner {
             let Some(raw) = self.link.borrow().receive() else { break };
             found = true;
             let completed = match raw.flags() {
-                0 => Completion::check(&raw, self.shape).and_then(|completion| self.complete(&completion)),
+                0 => match &Completion::check(&raw, self.shape) {
+                    Ok(completion) => self.complete(completion),
+                    Err(violation) => Err(*violation),
+                },
                 _ => self.resumed(&raw),
             };
             if completed.is_err() {

@@ -347,25 +347,26 @@ impl<S: Service> Inner<S> {
 
     /// Answers with what the service said.
     fn finish(&self, slot: u16, seq: u64, call: &mut Call, response: Response) {
-        let Response { operation_error, payload, grants, lends, failure } = response;
         let submission =
             Submission { slot, seq, operation: call.operation, trace: call.trace, ..Submission::default() };
-        let status = operation_error.map_or(Status::Done, Status::OperationError);
+        let status = response.operation_error.map_or(Status::Done, Status::OperationError);
         let kept = self.survival.is_some()
             && status == Status::Done
-            && failure.is_none()
+            && response.failure.is_none()
             && S::INTERFACE.operation(call.operation).is_some_and(|operation| operation.retry == Retry::Cached);
-        if failure.is_none()
+        // Looked at where it stands: most are short, and not worth moving.
+        if response.failure.is_none()
             && !kept
-            && grants.is_empty()
-            && lends.is_empty()
-            && payload.len() <= self.shape.window_bytes as usize
+            && response.grants.is_empty()
+            && response.lends.is_empty()
+            && response.payload.len() <= self.shape.window_bytes as usize
         {
-            if let Err(violation) = self.answer(&submission, status, &[], &[], &payload) {
+            if let Err(violation) = self.answer(&submission, status, &[], &[], &response.payload) {
                 self.end(Some(violation));
             }
             return;
         }
+        let Response { payload, grants, lends, failure, .. } = response;
         let mut names = Names::default();
         let outcome = match failure {
             Some(failure) => Err(failure),
@@ -560,7 +561,10 @@ impl<S: Service> Source for Inner<S> {
             let accepted = if self.awaits_resume() {
                 self.resume(&raw)
             } else {
-                Submission::check(&raw, self.shape).and_then(|call| self.accept(&call))
+                match &Submission::check(&raw, self.shape) {
+                    Ok(call) => self.accept(call),
+                    Err(violation) => Err(*violation),
+                }
             };
             if let Err(violation) = accepted {
                 self.end(Some(violation));
