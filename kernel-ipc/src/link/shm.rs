@@ -7,7 +7,8 @@
 //!   messages it publishes before the sleeper gets up.
 //! - Closing stores the state and then changes the tail by 2^31, so that a peer that is just going to sleep does not.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::fence;
@@ -61,8 +62,9 @@ pub struct ShmLink {
     /// Messages sent; what `mine` says at the last flush is `flushed`.
     sent: Cell<u64>,
     flushed: Cell<u64>,
-    /// Messages received.
+    /// Messages received, and what was copied of those after them.
     received: Cell<u64>,
+    ahead: RefCell<Ahead>,
     /// What the peer had read when we last looked.
     read_by_peer: Cell<u64>,
     /// Our latest announcement, and the peer's that we have answered.
@@ -71,6 +73,19 @@ pub struct ShmLink {
     closed: Cell<bool>,
     system_calls: Cell<u64>,
     events: Option<EventDoorbells>,
+}
+
+/// Most messages that are copied before their turn. Their lines come from the other core at the same time then, and not
+/// one after the other.
+const AHEAD: u64 = 8;
+
+/// See [`AHEAD`].
+#[derive(Debug, Default)]
+struct Ahead {
+    lines: VecDeque<[u64; 8]>,
+    /// Messages that were found without missing one in between: a single call at a time is not looked beyond, because its
+    /// peer writes the next line only afterwards.
+    in_a_row: u32,
 }
 
 /// Descriptors instead of futex words.
@@ -170,6 +185,7 @@ impl ShmLink {
             sent: Cell::new(0),
             flushed: Cell::new(0),
             received: Cell::new(0),
+            ahead: RefCell::default(),
             read_by_peer: Cell::new(0),
             wants: Cell::new(0),
             rung: Cell::new(0),
@@ -191,8 +207,18 @@ impl ShmLink {
         u64::from(((position >> self.lap_shift) as u16).wrapping_add(1))
     }
 
+    /// The message at a position of the peer's ring, if it is there.
+    #[inline]
+    fn line_at(&self, position: u64) -> Option<[u64; 8]> {
+        let lap = self.lap(position);
+        self.theirs.load_line(self.entry_offset(position), |first| first & LAP_MASK == lap)
+    }
+
     /// Whether the next message is there, without taking it.
     fn has_message(&self) -> bool {
+        if !self.ahead.borrow().lines.is_empty() {
+            return true;
+        }
         let position = self.received.get();
         let first = self.theirs.load_u64(self.entry_offset(position), Acquire);
         first & LAP_MASK == self.lap(position)
@@ -248,8 +274,22 @@ impl Link for ShmLink {
     #[inline]
     fn receive(&self) -> Option<RawDescriptor> {
         let position = self.received.get();
-        let lap = self.lap(position);
-        let mut line = self.theirs.load_line(self.entry_offset(position), |first| first & LAP_MASK == lap)?;
+        let ahead = self.ahead.borrow_mut().lines.pop_front();
+        let mut line = match ahead {
+            Some(line) => line,
+            None => {
+                let mut ahead = self.ahead.borrow_mut();
+                let Some(line) = self.line_at(position) else {
+                    ahead.in_a_row = 0;
+                    return None;
+                };
+                ahead.in_a_row += 1;
+                if ahead.in_a_row > 1 {
+                    ahead.lines.extend((1..=AHEAD).map_while(|next| self.line_at(position + next)));
+                }
+                line
+            }
+        };
         line[0] &= !LAP_MASK;
         self.received.set(position + 1);
         // Release: the copy above comes before the peer's permission to overwrite. Stored before anything is done
