@@ -92,6 +92,8 @@ impl Link for InProcessLink {
         Ok(())
     }
 
+    fn publish(&self) {}
+
     fn flush(&self) {}
 
     fn receive(&self) -> Option<RawDescriptor> {

@@ -34,14 +34,17 @@ pub trait Link {
     /// How many messages this end has sent: the position of the next one.
     fn sent(&self) -> u64;
 
-    /// Writes `body` into the window of `slot` and publishes `descriptor` (whose lap is 0). A peer that is awake sees
-    /// it at once; a sleeping one after [`flush`](Self::flush).
+    /// Writes `body` into the window of `slot` and sends `descriptor` (whose lap is 0). A peer that is awake sees it after
+    /// [`publish`](Self::publish) at the latest; a sleeping one after [`flush`](Self::flush).
     ///
     /// # Errors
     /// [`Violation::Overrun`] if the peer has left so many messages unread that there is no room.
     fn send(&self, descriptor: &RawDescriptor, slot: u16, body: &Body<'_>) -> Result<(), Violation>;
 
-    /// Wakes the peer if it sleeps and something was sent since it went to sleep. At most one system call.
+    /// Lets a peer that is awake see all that was sent.
+    fn publish(&self);
+
+    /// The same, and wakes the peer if it sleeps and something was sent since it went to sleep. At most one system call.
     fn flush(&self);
 
     /// Takes the next message, if there is one; its lap is 0 again. Tells the peer that it was read.

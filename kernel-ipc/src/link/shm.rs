@@ -1,6 +1,7 @@
 //! A link through two sealed segments, one written by each end. The layout is drawn in [`wire`](crate::wire).
 //!
 //! - A reader watches the next descriptor itself (its lap), copies the line once and never looks back.
+//! - Lines are written and read a few at a time ([`lines`]): [`publish`](Link::publish) writes what is left.
 //! - The tail is stored by [`flush`](Link::flush), once per batch. It may lag behind the descriptors, never lead.
 //! - Sleeping is the protocol of [`dekker`] between the sleeper's wants-wake word and the producer's tail.
 //! - wants-wake counts: odd while its writer sleeps or is about to. A producer rings once per odd value, however many
@@ -8,7 +9,6 @@
 //! - Closing stores the state and then changes the tail by 2^31, so that a peer that is just going to sleep does not.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::fence;
@@ -25,6 +25,10 @@ use crate::wire::{
     CONTROL_SLOTS, DESCRIPTOR_BYTES, Handle, LeaseName, MAGIC_CLIENT, MAGIC_HOST, RawDescriptor, Shape, VERSION,
     Violation, header, state,
 };
+
+mod lines;
+
+use lines::{Ahead, Staged};
 
 /// Added to the tail by [`ShmLink::close`].
 const CLOSED_TAIL: u64 = 1 << 31;
@@ -59,8 +63,9 @@ pub struct ShmLink {
     /// Of the shape: where position p stands in the ring and which lap it is in, without computing the ring's size anew.
     mask: u64,
     lap_shift: u32,
-    /// Messages sent; what `mine` says at the last flush is `flushed`.
+    /// Messages sent; those that are not in the ring yet; what `mine` says at the last flush is `flushed`.
     sent: Cell<u64>,
+    staged: RefCell<Staged>,
     flushed: Cell<u64>,
     /// Messages received, and what was copied of those after them.
     received: Cell<u64>,
@@ -73,19 +78,6 @@ pub struct ShmLink {
     closed: Cell<bool>,
     system_calls: Cell<u64>,
     events: Option<EventDoorbells>,
-}
-
-/// Most messages that are copied before their turn. Their lines come from the other core at the same time then, and not
-/// one after the other.
-const AHEAD: u64 = 8;
-
-/// See [`AHEAD`].
-#[derive(Debug, Default)]
-struct Ahead {
-    lines: VecDeque<[u64; 8]>,
-    /// Messages that were found without missing one in between: a single call at a time is not looked beyond, because its
-    /// peer writes the next line only afterwards.
-    in_a_row: u32,
 }
 
 /// Descriptors instead of futex words.
@@ -183,6 +175,7 @@ impl ShmLink {
             mask: u64::from(shape.ring_entries()) - 1,
             lap_shift: shape.ring_entries().trailing_zeros(),
             sent: Cell::new(0),
+            staged: RefCell::default(),
             flushed: Cell::new(0),
             received: Cell::new(0),
             ahead: RefCell::default(),
@@ -214,9 +207,25 @@ impl ShmLink {
         self.theirs.load_line(self.entry_offset(position), |first| first & LAP_MASK == lap)
     }
 
+    /// Writes one message.
+    #[inline]
+    fn write_line(&self, position: u64, line: &[u64; 8]) {
+        // The line's Release makes the window visible before it (paired in `receive`).
+        self.mine.store_line(self.entry_offset(position), line);
+    }
+
+    /// Writes the last messages that were sent.
+    fn write_lines(&self, lines: &[[u64; 8]]) {
+        let first = self.sent.get() - lines.len() as u64;
+        if lines.len() > 1 {
+            (first..self.sent.get()).for_each(|position| self.mine.prepare_line(self.entry_offset(position)));
+        }
+        (first..).zip(lines).for_each(|(position, line)| self.write_line(position, line));
+    }
+
     /// Whether the next message is there, without taking it.
     fn has_message(&self) -> bool {
-        if !self.ahead.borrow().lines.is_empty() {
+        if !self.ahead.borrow().is_empty() {
             return true;
         }
         let position = self.received.get();
@@ -256,14 +265,27 @@ impl Link for ShmLink {
         let position = self.sent.get();
         let mut line = descriptor.0;
         line[0] |= self.lap(position);
-        // The line's Release makes the window visible before it (paired in `receive`).
-        self.mine.store_line(self.entry_offset(position), &line);
         self.sent.set(position + 1);
+        let mut staged = self.staged.borrow_mut();
+        if staged.is_first() {
+            self.write_line(position, &line);
+        } else if staged.push(&line) {
+            self.write_lines(staged.take());
+        }
         Ok(())
     }
 
     #[inline]
+    fn publish(&self) {
+        let mut staged = self.staged.borrow_mut();
+        if staged.end_turn() {
+            self.write_lines(staged.take());
+        }
+    }
+
+    #[inline]
     fn flush(&self) {
+        self.publish();
         let sent = self.sent.get();
         if sent != self.flushed.get() && !self.closed.get() {
             self.flushed.set(sent);
@@ -274,22 +296,7 @@ impl Link for ShmLink {
     #[inline]
     fn receive(&self) -> Option<RawDescriptor> {
         let position = self.received.get();
-        let ahead = self.ahead.borrow_mut().lines.pop_front();
-        let mut line = match ahead {
-            Some(line) => line,
-            None => {
-                let mut ahead = self.ahead.borrow_mut();
-                let Some(line) = self.line_at(position) else {
-                    ahead.in_a_row = 0;
-                    return None;
-                };
-                ahead.in_a_row += 1;
-                if ahead.in_a_row > 1 {
-                    ahead.lines.extend((1..=AHEAD).map_while(|next| self.line_at(position + next)));
-                }
-                line
-            }
-        };
+        let mut line = self.ahead.borrow_mut().next(|beyond| self.line_at(position + beyond))?;
         line[0] &= !LAP_MASK;
         self.received.set(position + 1);
         // Release: the copy above comes before the peer's permission to overwrite. Stored before anything is done
@@ -321,6 +328,7 @@ impl Link for ShmLink {
     }
 
     fn close(&self) {
+        self.publish();
         if !self.closed.replace(true) {
             self.mine.store_u32(header::STATE, state::CLOSED, Release);
             self.rung.set(dekker::ring(self, self.sent.get() ^ CLOSED_TAIL, self.rung.get()));

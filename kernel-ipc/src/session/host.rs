@@ -231,6 +231,35 @@ struct Inner<S> {
 }
 
 impl<S: Service> Inner<S> {
+    /// Serves what has come. True if anything had.
+    fn receive_all(&self) -> bool {
+        // At most a ring at a time: a client that never stops calling must not keep the thread here.
+        for round in 0..self.shape.ring_entries() {
+            let Some(raw) = self.link.receive() else {
+                if round == 0 && self.link.is_closed_by_peer() {
+                    self.end(None);
+                    return true;
+                }
+                return round > 0;
+            };
+            let accepted = if self.awaits_resume() {
+                self.resume(&raw)
+            } else {
+                match &Submission::check(&raw, self.shape) {
+                    Ok(call) => self.accept(call),
+                    Err(violation) => Err(*violation),
+                }
+            };
+            if let Err(violation) = accepted {
+                self.end(Some(violation));
+            }
+            if self.ended.get().is_some() {
+                return true;
+            }
+        }
+        true
+    }
+
     /// Receives one descriptor's call: it is refused at once, answered at once (control), or handed to its slot.
     fn accept(&self, call: &Submission) -> Result<(), Violation> {
         self.slots.borrow_mut().accept(call.slot, call.seq)?;
@@ -549,31 +578,11 @@ impl<S: Service> Source for Inner<S> {
             return false;
         }
         self.flush();
-        // At most a ring at a time: a client that never stops calling must not keep the thread here.
-        for round in 0..self.shape.ring_entries() {
-            let Some(raw) = self.link.receive() else {
-                if round == 0 && self.link.is_closed_by_peer() {
-                    self.end(None);
-                    return true;
-                }
-                return round > 0;
-            };
-            let accepted = if self.awaits_resume() {
-                self.resume(&raw)
-            } else {
-                match &Submission::check(&raw, self.shape) {
-                    Ok(call) => self.accept(call),
-                    Err(violation) => Err(*violation),
-                }
-            };
-            if let Err(violation) = accepted {
-                self.end(Some(violation));
-            }
-            if self.ended.get().is_some() {
-                return true;
-            }
+        let found = self.receive_all();
+        if found {
+            self.link.publish();
         }
-        true
+        found
     }
 
     fn prepare_sleep(&self) -> Sleep {

@@ -162,6 +162,26 @@ impl SegmentWriter {
         words[0].store(line[0], Ordering::Release);
     }
 
+    /// Has the processor fetch a line that will soon be written, while other things are done. A hint; a line that is not
+    /// there is nothing.
+    #[inline]
+    pub fn prepare_line(&self, offset: usize) {
+        if offset < self.map.len() {
+            // SAFETY: inside the mapping (checked above).
+            let line = unsafe { self.map.as_mut_ptr().add(offset) };
+            // SAFETY: a prefetch changes no memory and no register, and cannot fault.
+            #[cfg(target_arch = "x86_64")]
+            unsafe {
+                std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly));
+            }
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            unsafe {
+                std::arch::asm!("prfm pstl1keep, [{}]", in(reg) line, options(nostack, preserves_flags, readonly));
+            }
+        }
+    }
+
     /// Copies bytes into the segment, in no particular order.
     ///
     /// # Errors
