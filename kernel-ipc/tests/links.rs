@@ -82,6 +82,7 @@ fn messages_arrive_once_in_order_and_unchanged_round_after_round() {
                 send(from, sent).expect("room");
                 sent += 1;
             }
+            from.publish();
             assert_eq!(from.sent(), sent);
             while let Some(raw) = to.receive() {
                 assert_eq!(raw, message(received), "{carrier}");
@@ -103,6 +104,7 @@ fn names_and_payloads_stand_in_the_window_of_their_slot() {
             let payload = bytes(4056 - usize::from(slot));
             let body = Body { leases: &leases, capabilities: &capabilities, payload: &payload };
             from.send(&message(1), slot, &body).expect("room");
+            from.publish();
             assert!(to.receive().is_some());
 
             let mut lease = [0; 24];
@@ -251,6 +253,7 @@ fn a_peer_that_has_not_rung_yet_for_more_than_a_ring_is_no_liar() {
     over_each_carrier(|carrier, from, to| {
         for number in 0..100 {
             send(from, number).expect("room");
+            from.publish();
             assert!(to.receive().is_some());
         }
         assert!(to.prepare_sleep().is_ok(), "{carrier}: a reader that polls is ahead of the bell");

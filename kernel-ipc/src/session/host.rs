@@ -507,10 +507,11 @@ impl<S: Service> Inner<S> {
         self.link.send(&completion.to_raw(), call.slot, &Body { leases, capabilities, payload })
     }
 
-    /// Wakes the client if there is something that it waits for.
+    /// Lets the client see what was answered, and wakes it if there is something that it waits for.
     fn flush(&self) {
-        if self.quiet.is_over(self.link.sent()) {
-            self.link.flush();
+        match self.quiet.is_over(self.link.sent()) {
+            true => self.link.flush(),
+            false => self.link.publish(),
         }
     }
 
