@@ -53,10 +53,13 @@ pub struct UnderWay<'a, R, E> {
     result: PhantomData<fn() -> (R, E)>,
 }
 
+/// The long way.
+type Slow<'a> = Pin<Box<dyn Future<Output = Result<(ClientSession, Reply), Failure>> + 'a>>;
+
 enum Stage<'a> {
     Begin,
     Sent(Sent),
-    Slow(Pin<Box<dyn Future<Output = Result<(ClientSession, Reply), Failure>> + 'a>>),
+    Slow(Slow<'a>),
     Done,
 }
 
