@@ -33,8 +33,9 @@ impl Node {
     /// A component's run is dead and the component will be started again: ends all that are restarted with it.
     pub(super) async fn take_along(&self, index: usize, dead: &Peer) {
         let first = self.components[index].restarts_with.get();
-        if first.is_some_and(|first| first != index) || self.stopping.has_happened() {
-            return; // Those were marked with it.
+        let is_marked = first.is_some_and(|first| first != index); // And with it all whom it would take along.
+        if is_marked || self.ties.together(index).len() == 1 || self.stopping.has_happened() {
+            return;
         }
         let ended_at = dead.ended_at.get();
         for run in self.mark(index, |run| ended_at.is_none_or(|ended_at| run.begun < ended_at)) {
