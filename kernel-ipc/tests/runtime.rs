@@ -232,10 +232,11 @@ fn a_timeout_drops_what_took_too_long_and_lets_the_quick_pass() {
     });
 }
 
-/// Another thread wakes a task while the runtime sleeps: in each mode, with and without I/O in flight.
-fn wake_from_another_thread(options: Options) {
+/// Another thread wakes a task while the runtime sleeps, also on `words` that nobody rings.
+fn wake_from_another_thread(options: Options, words: usize) {
     let runtime = Runtime::new(options).expect("a ring");
     runtime.block_on(async {
+        let _silent: Vec<_> = (0..words).map(|_| runtime::register(Doorbell::new())).collect();
         for _ in 0..200 {
             let ready = Arc::new(AtomicBool::new(false));
             let mut waker_thread = None;
@@ -261,7 +262,14 @@ fn wake_from_another_thread(options: Options) {
 #[test]
 fn a_wake_from_another_thread_ends_the_sleep_in_every_mode() {
     for waiting in [Waiting::Spin, Waiting::Adaptive, Waiting::Block] {
-        wake_from_another_thread(Options { waiting, ..Options::default() });
+        wake_from_another_thread(Options { waiting, ..Options::default() }, 0);
+    }
+}
+
+#[test]
+fn a_wake_from_another_thread_ends_a_sleep_on_the_words_of_peers() {
+    for words in [1, 2] {
+        wake_from_another_thread(Options { waiting: Waiting::Block, ..Options::default() }, words);
     }
 }
 

@@ -11,6 +11,7 @@
 pub mod io;
 mod park;
 mod ready;
+mod remote;
 mod signal;
 mod source;
 mod tasks;

@@ -2,6 +2,7 @@
 //!
 //! | what is waited for              | how                                                                  |
 //! |---------------------------------|----------------------------------------------------------------------|
+//! | one session's word              | `futex`                                                              |
 //! | words only                      | `futex_waitv`                                                        |
 //! | words and I/O or descriptors    | `io_uring_enter`, the words by `IORING_OP_FUTEX_WAITV` (Linux 6.7)   |
 //! | the same on an older kernel     | `io_uring_enter`, the words by a thread that waits for them ([`Watcher`]) |
@@ -14,6 +15,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use super::Core;
+use super::remote::ON_BELL;
 use super::source::Sleep;
 use crate::sys::futex::{self, WAIT_MAX, Wait};
 use crate::sys::ring::Released;
@@ -45,7 +47,7 @@ pub(super) fn park(core: &Core) {
     let mut events = core.park.events.borrow_mut();
     waits.clear();
     events.clear();
-    waits.push(Wait { word: core.tasks.remote.bell(), expected: 1 });
+    waits.push(Wait { word: core.tasks.remote.bell(), expected: ON_BELL });
     while sleeps && let Some(source) = core.sources.at(prepared) {
         prepared += 1;
         match source.prepare_sleep() {
@@ -94,7 +96,11 @@ fn sleep(core: &Core, waits: &[Wait], events: &mut Vec<RawFd>, timeout: Option<D
     let watched = !core.park.watchers.borrow().is_empty();
     if ring.is_idle() && !watched && events.is_empty() && waits.len() <= WAIT_MAX {
         // A word that is not mapped any more belongs to a source that will find out when it is polled.
-        let _ = futex::wait_any(waits, timeout);
+        let _ = match waits {
+            [_bell, wait] if !core.tasks.remote.prepare_sleep_on(wait.word) => Ok(()),
+            [_bell, wait] => futex::wait_one(*wait, timeout),
+            _ => futex::wait_any(waits, timeout),
+        };
         return;
     }
     if ring.features().futex {

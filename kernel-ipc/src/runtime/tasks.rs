@@ -10,47 +10,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::task::{Context, Poll, Wake, Waker};
 
-use super::ready::{ReadySet, TASKS_MAX};
+use super::ready::TASKS_MAX;
+use super::remote::Remote;
 use super::{Core, with_current};
-use crate::sys::futex::{self, WordAddress};
-
-/// The part of a runtime that other threads see.
-pub(super) struct Remote {
-    ready: ReadySet,
-    /// 1 while the runtime sleeps and wants a wake; the futex word of that sleep.
-    bell: AtomicU32,
-}
-
-impl Remote {
-    /// The word that ends the runtime's sleep.
-    pub fn bell(&self) -> WordAddress {
-        WordAddress::of(&self.bell)
-    }
-
-    /// Announces a sleep. False when there is work already.
-    pub fn prepare_sleep(&self) -> bool {
-        self.bell.store(1, Ordering::Relaxed);
-        // Dekker with `wake`: either it sees the announcement, or we see its task.
-        fence(Ordering::SeqCst);
-        self.ready.is_empty()
-    }
-
-    /// The sleep has ended.
-    pub fn cancel_sleep(&self) {
-        self.bell.store(0, Ordering::Relaxed);
-    }
-
-    fn wake(&self, index: u32) {
-        self.ready.insert(index);
-        fence(Ordering::SeqCst);
-        if self.bell.load(Ordering::Relaxed) == 1 && self.bell.swap(0, Ordering::Relaxed) == 1 {
-            futex::wake(self.bell(), 1);
-        }
-    }
-}
 
 /// A task as its wakers know it.
 struct TaskWaker {
@@ -113,7 +77,7 @@ pub(super) struct Tasks {
 impl Tasks {
     pub fn new() -> Tasks {
         let tasks = Tasks {
-            remote: Arc::new(Remote { ready: ReadySet::new(), bell: AtomicU32::new(0) }),
+            remote: Arc::new(Remote::new()),
             slots: RefCell::default(),
             free: RefCell::default(),
             ready: RefCell::default(),
@@ -126,7 +90,7 @@ impl Tasks {
         let mut slots = self.slots.borrow_mut();
         assert!(slots.len() < TASKS_MAX, "more than {TASKS_MAX} tasks at a time");
         let index = slots.len() as u32;
-        self.remote.ready.reserve(index);
+        self.remote.reserve(index);
         let waker = Waker::from(Arc::new(TaskWaker { index, remote: Arc::clone(&self.remote) }));
         slots.push(Slot {
             future: None,
@@ -165,7 +129,7 @@ impl Tasks {
 
     /// Queues what other threads have woken.
     pub fn drain_remote(&self) {
-        self.remote.ready.drain(|index| self.make_ready(index));
+        self.remote.drain(|index| self.make_ready(index));
     }
 
     /// Tasks that are ready now.

@@ -58,6 +58,35 @@ impl Wait {
 /// How many words one wait may name (`FUTEX_WAITV_MAX` of linux/futex.h; 129 were refused when measured).
 pub const WAIT_MAX: usize = 128;
 
+/// Sleeps until `wait` is woken, has another value than expected, or `timeout` has passed. Also returns for no reason.
+///
+/// # Errors
+/// What `futex(2)` refuses: nothing is mapped at the word.
+pub fn wait_one(wait: Wait, timeout: Option<Duration>) -> io::Result<()> {
+    let timeout = timeout.map(|timeout| libc::timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX / 2),
+        tv_nsec: timeout.subsec_nanos().into(),
+    });
+    super::calls::count(|made| made.sleeps += 1);
+    let timeout_ptr = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let word = wait.word.as_ptr();
+    // SAFETY: FUTEX_WAIT reads the word and answers EFAULT if it is not mapped; the time outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_futex, word, libc::FUTEX_WAIT, wait.expected, timeout_ptr) };
+    slept(result)
+}
+
+/// What a system call that sleeps has said.
+fn slept(result: libc::c_long) -> io::Result<()> {
+    if result >= 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EINTR | libc::ETIMEDOUT) => Ok(()),
+        _ => Err(error),
+    }
+}
+
 /// Sleeps until one of `waits` is woken, has another value than expected, or `timeout` has passed. Also
 /// returns for no reason (a signal): the caller looks for work and sleeps again.
 ///
@@ -82,14 +111,7 @@ pub fn wait_any(waits: &[Wait], timeout: Option<Duration>) -> io::Result<()> {
     let result = unsafe {
         libc::syscall(libc::SYS_futex_waitv, waits.as_ptr(), waits.len(), 0, deadline_ptr, libc::CLOCK_MONOTONIC)
     };
-    if result >= 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::EINTR | libc::ETIMEDOUT) => Ok(()),
-        _ => Err(error),
-    }
+    slept(result)
 }
 
 /// Wakes up to `count` waiters of `word`, in this and every other process that maps it; how many.
