@@ -11,6 +11,7 @@
 mod client;
 mod description;
 mod host;
+mod many;
 mod pending;
 mod under_way;
 
@@ -19,6 +20,7 @@ pub use client::{Cap, Lease, LeasePart};
 pub use description::{Description, HandleArgument, Operation, Retry};
 pub use host::{Granted, NewCap, Object, answer, refuse};
 pub use kernel_ipc_macros::{Object, OperationError, Wire, interface};
+pub use many::{CallMany, call_many, call_many_blocking};
 pub use pending::{Arguments, Pending, Start};
 
 use crate::codec::{Encoder, Malformed};

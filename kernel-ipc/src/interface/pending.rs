@@ -23,7 +23,7 @@ pub trait Start {
     /// What the call gives.
     type Output;
     /// The call under way.
-    type Future: Future<Output = Self::Output>;
+    type Future: Future<Output = Self::Output> + Unpin;
 
     /// Begins the call.
     fn start(self, deadline: Option<Duration>) -> Self::Future;
