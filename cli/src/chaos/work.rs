@@ -1,7 +1,7 @@
 //! Work whose every effect is known: files that are made, written, moved, removed and read back, beside a model of them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use kernel_ipc::component::Context;
@@ -16,6 +16,8 @@ use crate::why::why;
 
 /// Files at a time of one worker.
 const FILES: usize = 12;
+/// Directories at a time of one worker.
+const DIRECTORIES: usize = 4;
 /// Longest piece that is written at a time: it travels in the call.
 const PIECE: u64 = 3000;
 
@@ -88,6 +90,7 @@ impl Work {
                 directory,
                 numbers: Numbers::new(seed.wrapping_add(worker << 32)),
                 model: BTreeMap::new(),
+                directories: BTreeSet::new(),
                 made: 0,
                 lost: false,
             };
@@ -134,6 +137,8 @@ struct Worker {
     numbers: Numbers,
     /// What every file has to hold.
     model: BTreeMap<String, (Rc<Cap<Node>>, Vec<u8>)>,
+    /// The directories that are there; nothing is in them.
+    directories: BTreeSet<String>,
     made: u64,
     /// Nobody knows any more what has to be there: a call failed.
     lost: bool,
@@ -142,12 +147,13 @@ struct Worker {
 impl Worker {
     async fn run(mut self, over: Rc<Cell<bool>>) {
         while !over.get() && !self.lost {
-            match self.numbers.below(8) {
+            match self.numbers.below(9) {
                 _ if self.model.is_empty() => self.create().await,
                 0 | 1 if self.model.len() < FILES => self.create().await,
                 0..=3 => self.append().await,
                 4 => self.rename().await,
                 5 => self.remove().await,
+                6 => self.directory().await,
                 _ => self.read().await,
             }
         }
@@ -162,6 +168,9 @@ impl Worker {
         }
         while !self.lost && !self.model.is_empty() {
             self.remove().await;
+        }
+        while !self.lost && !self.directories.is_empty() {
+            self.remove_directory().await;
         }
     }
 
@@ -246,6 +255,26 @@ impl Worker {
         }
     }
 
+    /// Makes one more directory, or removes one.
+    async fn directory(&mut self) {
+        if self.directories.len() >= DIRECTORIES {
+            return self.remove_directory().await;
+        }
+        let name = self.fresh();
+        let made = self.client.mkdir(&self.directory, Name::new(&name).expect("of our own making")).await;
+        if self.answered(&format!("mkdir {name}"), made).is_some() {
+            self.directories.insert(name);
+        }
+    }
+
+    async fn remove_directory(&mut self) {
+        let Some(name) = self.directories.first().cloned() else { return };
+        let removed = self.client.rmdir(&self.directory, Name::new(&name).expect("of our own making")).await;
+        if self.answered(&format!("rmdir {name}"), removed).is_some() {
+            self.directories.remove(&name);
+        }
+    }
+
     async fn read(&mut self) {
         let name = self.any();
         self.compare(&name).await;
@@ -283,8 +312,11 @@ impl Worker {
             cursor = page.next;
         }
         names.sort();
-        if !names.iter().eq(self.model.keys()) {
-            self.wrong(format!("list: {names:?}, not {:?}", self.model.keys()));
+        let mut expected: Vec<&String> = self.model.keys().chain(&self.directories).collect();
+        expected.sort();
+        if !names.iter().eq(expected.iter().copied()) {
+            let what = format!("list: {names:?}, not {expected:?}");
+            self.wrong(what);
         }
     }
 }

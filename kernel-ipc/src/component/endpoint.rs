@@ -54,10 +54,13 @@ where
                 None => HostSession::start(segment, root, service, info, Some(lender.clone())),
             };
             let host = host.map_err(|error| error.to_string())?;
-            for dead in &serve.inherits {
+            // Of a client that has gone meanwhile somebody else inherits, or nobody.
+            let wanted = cx.0.serving.borrow().get(&serve.session).is_some_and(|(_, wanted)| *wanted == Wanted::Yes);
+            let inherits: &[_] = if wanted { &serve.inherits } else { &[] };
+            for dead in inherits {
                 host.holds(&lender.borrow_mut().inherit(*dead, serve.client, Some(serve.session)));
             }
-            if !serve.inherits.is_empty() {
+            if !inherits.is_empty() {
                 let is_open = |session| cx.knows(session);
                 host.holds(&lender.borrow_mut().adopt(serve.client, serve.session, is_open));
             }

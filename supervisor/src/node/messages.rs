@@ -195,9 +195,10 @@ async fn handle(
         ToSupervisor::Serving { session } => {
             let was_asked = peer.asked.serve.answer(&session, Ok(descriptor()?));
             if !was_asked && !node.is_known(session) {
-                // Asked for by a supervisor that is dead, or that did not wait any longer.
+                // Asked for by a supervisor that is dead, or that did not wait any longer: its client has not heard of it, and
+                // what it inherited with it stays the client's, or its next run's.
                 let client = peer.incarnation;
-                node.send(peer, &ToComponent::ClientGone { session, client, died: false, survives: false }, &[]);
+                node.send(peer, &ToComponent::ClientGone { session, client, died: false, survives: true }, &[]);
             }
         }
         ToSupervisor::Refused { session, reason } => drop(peer.asked.serve.answer(&session, Err(reason))),

@@ -160,7 +160,7 @@ impl Node {
             Ok(Err(reason)) => return Err(failed(OpenError::Refused { reason })),
             Err(reason) => {
                 // It may begin to serve when it is awake again, and must then hear that nobody wants it.
-                self.close(client, session, None);
+                self.send(host, &unheard(session, client), &[]);
                 return Err(failed(OpenError::Unavailable { reason }));
             }
         };
@@ -175,7 +175,8 @@ impl Node {
                     }
                 }
                 Err(error) => {
-                    self.close(client, session, None);
+                    self.sessions.borrow_mut().remove(&session);
+                    self.send(host, &unheard(session, client), &[]);
                     return Err(OpenError::Unavailable { reason: format!("its ledger is not kept: {error}") });
                 }
             }
@@ -207,7 +208,7 @@ impl Node {
     fn forget_unheard(self: &Rc<Self>, client: &Rc<Peer>, session: SessionId) {
         let forgotten = self.sessions.borrow_mut().remove(&session);
         if let Some(forgotten) = forgotten {
-            self.tell_next_run(forgotten.surviving, closed(session, client));
+            self.tell_next_run(forgotten.surviving, unheard(session, client));
         }
     }
 
@@ -455,4 +456,10 @@ impl Node {
 /// What a host hears of a session that its client has ended.
 fn closed(session: SessionId, client: &Peer) -> ToComponent {
     ToComponent::ClientGone { session, client: client.incarnation, died: false, survives: false }
+}
+
+/// What a host hears of a session that it may have begun and of which its client has not heard. No call was made on it; what the
+/// client inherited with it stays the client's, who will ask for another.
+fn unheard(session: SessionId, client: &Peer) -> ToComponent {
+    ToComponent::ClientGone { session, client: client.incarnation, died: false, survives: true }
 }
