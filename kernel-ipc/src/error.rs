@@ -94,7 +94,7 @@ causes! {
     Deadline = 9, "the deadline passed";
     /// The call was cancelled.
     Cancelled = 10, "the call was cancelled";
-    /// The capability was revoked while the call ran.
+    /// The capability was revoked.
     Revoked = 11, "the capability was revoked";
     /// The host died. The next call through the same client finds its next incarnation.
     PeerDied = 12, "the host died";
@@ -112,6 +112,14 @@ causes! {
     ReplyTooLarge = 18, "the reply does not fit the window";
     /// Policy forbids it.
     Refused = 19, "refused by policy";
+    /// The capability's time is over.
+    Expired = 21, "the capability has expired";
+    /// More rights were asked for than the capability has.
+    RightsExceeded = 22, "more rights were asked for than the capability has";
+    /// The capability has a badge already, and a badge is set once.
+    BadgeSet = 23, "the capability has a badge already";
+    /// No ticket of these words was given to this client, or it was redeemed, has expired, or was revoked.
+    NoSuchTicket = 24, "there is no such ticket for this client";
 }
 
 /// The number of [`Cause::Poisoned`].
@@ -209,11 +217,11 @@ mod tests {
 
     #[test]
     fn every_cause_is_found_by_its_number_and_no_other_is() {
-        for number in 1..=20 {
+        for number in 1..=24 {
             assert_eq!(Cause::from_number(number, 0).map(Cause::number), Some(number));
         }
         assert_eq!(Cause::from_number(0, 0), None);
-        assert_eq!(Cause::from_number(21, 0), None);
+        assert_eq!(Cause::from_number(25, 0), None);
     }
 
     #[test]
@@ -221,7 +229,7 @@ mod tests {
         let poisoned = Cause::Poisoned { crash: 7 };
         assert_eq!(Cause::from_number(poisoned.number(), poisoned.detail()), Some(poisoned));
         assert_eq!(poisoned.to_string(), "the request is quarantined: its host crashed twice on it (crash 7)");
-        for number in 1..20 {
+        for number in (1..=24).filter(|number| *number != POISONED) {
             assert_eq!(Cause::from_number(number, 7), None);
         }
     }

@@ -10,16 +10,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
-use kernel_ipc::capability::{Grant, Table};
+use kernel_ipc::capability::{Grant, Realm};
 use kernel_ipc::lease::layout::{
     ENTRY, HEADER, TABLE_MAGIC, TABLE_VERSION, entry, entry_at, header, pin_at, status_at, word,
 };
 use kernel_ipc::lease::{
     Ended, Held, Holder, Lend, Lender, Mapper, PinSegment, Pinned, Region, RegionReader, StaleLease, StatusReader,
 };
+use kernel_ipc::ledger::Tag;
 use kernel_ipc::runtime::IoMemory;
 use kernel_ipc::sys::segment::{SegmentReader, SegmentWriter, memfd, set_len};
-use kernel_ipc::{Cause, Epoch, Handle, Incarnation, LeaseName, LenderId, RegionId, Rights};
+use kernel_ipc::{Cause, Epoch, Handle, Incarnation, LeaseName, LenderId, RegionId, Rights, SessionId};
 use proptest::prelude::*;
 
 const LENDER: LenderId = LenderId(1);
@@ -189,23 +190,26 @@ proptest! {
         granted in prop::collection::vec(any::<bool>(), 0..10),
         guesses in prop::collection::vec((any::<u32>(), any::<u32>(), 0u32..12, 0u32..4, any::<bool>()), 1..60),
     ) {
-        let mut table = Table::new(16);
-        let mut live = Vec::new();
+        let grant = Grant { object: [7, 8], kind: 1, rights: Rights::READ, badge: 9 };
+        let mut realm = Realm::default();
+        let [me, other] = [1, 2].map(|session| realm.join(SessionId(session), 16, None));
+        let root = realm.first(me, grant).expect("below the quota");
+        realm.first(other, Grant { rights: Rights::all(), ..grant }).expect("below the quota");
+        let mut live = vec![root];
         for removed in granted {
-            let grant = Grant { object: [7, 8], kind: 1, rights: Rights::READ, badge: 9 };
-            let handle = table.insert(grant).expect("below the quota");
-            if removed { table.remove(handle).expect("live"); } else { live.push(handle); }
+            let handle = realm.grant(me, root.index, grant, Tag::Session).expect("below the quota");
+            if removed { realm.release(me, handle).expect("live"); } else { live.push(handle); }
         }
         for (wild_index, wild_generation, index, generation, wild) in guesses {
             let handle = if wild { Handle { index: wild_index, generation: wild_generation } } else { Handle { index, generation } };
-            match table.lookup(handle, 1, Rights::READ) {
+            match realm.lookup(me, handle, 1, Rights::READ, || 0) {
                 Ok(_) => prop_assert!(live.contains(&handle)),
                 Err(cause) => {
                     prop_assert_eq!(cause, Cause::StaleHandle);
                     prop_assert!(!live.contains(&handle));
                 }
             }
-            prop_assert!(table.lookup(handle, 1, Rights::WRITE).is_err());
+            prop_assert!(realm.lookup(me, handle, 1, Rights::WRITE, || 0).is_err());
         }
     }
 }

@@ -197,8 +197,9 @@ impl Parse for Annotation {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
         let number: LitInt = input.parse()?;
         let number = match number.base10_parse::<u16>() {
-            Ok(value @ 1..) => value,
-            _ => return Err(Error::new(number.span(), "an operation's number is 1 to 65535")),
+            Ok(value @ 1..0xFF00) => value,
+            // Those above are operations that every host has.
+            _ => return Err(Error::new(number.span(), "an operation's number is 1 to 65279")),
         };
         let (mut requires, mut retry, mut deadline) = (None, None, None);
         while !input.is_empty() {

@@ -1,18 +1,21 @@
-//! The table of one session, and its entries.
+//! The table of one session, and its entries: one cache line each.
 
+use std::rc::Rc;
+
+use super::realm::Standing;
+use super::tree::NONE;
 use crate::error::Cause;
+use crate::id::SessionId;
+use crate::ledger::Tag;
 use crate::rights::Rights;
 use crate::wire::Handle;
-
-/// No entry: the end of the free list, and the value of an unused derivation link.
-const NONE: u32 = u32::MAX;
 
 /// A capability without its handle: an object, rights to it, and a badge. What a host grants, and what an entry says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Grant {
     /// The object, as the host names it. Plain data: the table outlives the process.
     pub object: [u64; 2],
-    /// The object's kind, numbered by the interface.
+    /// The object's kind, numbered by the interface. Not 0.
     pub kind: u8,
     /// What the holder may do with it.
     pub rights: Rights,
@@ -20,7 +23,7 @@ pub struct Grant {
     pub badge: u64,
 }
 
-/// Why [`Table::insert`] gave nothing: the session holds as many capabilities as it may, or has used up every index.
+/// Why nothing was inserted: the session holds as many capabilities as it may, or has used up every index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota;
 
@@ -38,163 +41,243 @@ impl From<Quota> for Cause {
     }
 }
 
-/// One index of the table.
-struct Slot {
-    /// Of the entry here, or of the next entry to come here.
-    generation: u32,
-    entry: Option<Grant>,
-    /// The next free index, while this one is free.
-    next_free: u32,
-    links: Links,
+/// What a ledger says of an entry: whose next incarnation has to find it. See [`SessionLedger`](crate::ledger::SessionLedger).
+pub trait Entries {
+    /// Stores an entry. False: its index is beyond the quota, and nothing was stored.
+    #[must_use]
+    fn enter(&self, handle: Handle, grant: &Grant, standing: &Standing, tag: Tag) -> bool;
+    /// The entry is gone; `next` is the generation of the next one at its index.
+    fn leave(&self, index: u32, next: u32);
+    /// The entry has another state.
+    fn amend(&self, handle: Handle, state: State);
+    /// The entry stands under another one.
+    fn moved(&self, index: u32, standing: &Standing);
 }
 
-/// Where an entry stands in the derivation tree.
-///
-/// Mint and revoke come later; the fields have their place already because the ledger will store entries whole.
+/// What an index is used for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// For nothing.
+    #[default]
+    Free = 0,
+    /// Its client holds it, and may use it.
+    Live = 1,
+    /// Its client holds it; it is revoked.
+    Revoked = 2,
+    /// Its client has given it back. It stays while something depends on it.
+    Kept = 3,
+    /// Given back, and revoked.
+    KeptRevoked = 4,
+    /// Waits for whoever redeems its ticket.
+    Promised = 5,
+    /// The same, revoked.
+    PromisedRevoked = 6,
+}
+
+impl State {
+    /// Whether it was revoked.
+    pub fn is_revoked(self) -> bool {
+        matches!(self, State::Revoked | State::KeptRevoked | State::PromisedRevoked)
+    }
+
+    /// The same, revoked.
+    pub(super) fn revoked(self) -> State {
+        match self {
+            State::Free => State::Free,
+            State::Live | State::Revoked => State::Revoked,
+            State::Kept | State::KeptRevoked => State::KeptRevoked,
+            State::Promised | State::PromisedRevoked => State::PromisedRevoked,
+        }
+    }
+
+    /// The same, given back.
+    pub(super) fn kept(self) -> State {
+        if self.is_revoked() { State::KeptRevoked } else { State::Kept }
+    }
+
+    /// The state with this number.
+    pub fn from_number(number: u8) -> Option<State> {
+        use State::*;
+        [Free, Live, Revoked, Kept, KeptRevoked, Promised, PromisedRevoked]
+            .into_iter()
+            .find(|state| *state as u8 == number)
+    }
+}
+
+/// One index of the table: all that a look-up reads.
 #[derive(Clone, Copy)]
-#[expect(dead_code, reason = "written for mint and revoke, which read them")]
-struct Links {
-    parent: u32,
-    first_child: u32,
-    next_sibling: u32,
+#[repr(align(64))]
+pub(super) struct Line {
+    pub grant: Grant,
+    /// Monotonic nanoseconds from which on the entry refuses look-ups; 0: never.
+    pub expires: u64,
+    /// Of the entry here, or of the next entry to come here.
+    pub generation: u32,
     /// Calls accepted under this entry and not yet answered.
-    in_flight: u32,
-    /// Monotonic milliseconds after which the entry refuses look-ups; 0: never.
-    expires_ms: u64,
+    pub in_flight: u32,
+    /// Leases that calls on it brought and that are still out.
+    pub leases: u32,
+    /// Its place in the derivation tree; the next free index, while this one is free.
+    pub node: u32,
+    pub state: State,
+    /// It was minted, or came by a ticket: it names what its parent names.
+    pub is_copy: bool,
 }
 
-impl Links {
-    const UNUSED: Self = Self { parent: NONE, first_child: NONE, next_sibling: NONE, in_flight: 0, expires_ms: 0 };
+const _: () = assert!(size_of::<Line>() == 64);
+
+impl Line {
+    const FRESH: Line = Line {
+        grant: Grant { object: [0; 2], kind: 0, rights: Rights::empty(), badge: 0 },
+        expires: 0,
+        generation: 1,
+        in_flight: 0,
+        leases: 0,
+        node: NONE,
+        state: State::Free,
+        is_copy: false,
+    };
 }
 
 /// The capabilities of one session. Private to the host; clients name entries by [`Handle`].
 pub struct Table {
-    slots: Vec<Slot>,
+    pub(super) lines: Vec<Line>,
     first_free: u32,
-    live: u32,
+    /// Indices that are used for something.
+    used: u32,
     quota: u32,
     /// The generation after which an index is retired. Smaller in tests only.
-    last_generation: u32,
+    pub(super) last_generation: u32,
+    pub(super) session: SessionId,
+    pub(super) ledger: Option<Rc<dyn Entries>>,
+    /// The session has ended: nothing comes in any more.
+    pub(super) is_closed: bool,
+    /// Of no session: its number may be given again.
+    pub(super) is_vacant: bool,
 }
 
 impl Table {
     /// An empty table that will hold at most `quota` entries at a time. Allocates as entries come.
-    pub fn new(quota: u32) -> Self {
-        Self { slots: Vec::new(), first_free: NONE, live: 0, quota, last_generation: u32::MAX }
-    }
-
-    /// The table that a ledger tells of: by index, the generation, and the entry if there is one.
-    pub(crate) fn recovered(quota: u32, entries: &[(u32, Option<Grant>)]) -> Self {
-        let mut table = Self::new(quota);
-        for (index, (generation, entry)) in (0u32..).zip(entries) {
-            // An index that may have been used up is not used again.
-            let free = entry.is_none() && *generation < table.last_generation;
-            let next_free = if free { std::mem::replace(&mut table.first_free, index) } else { NONE };
-            table.live += u32::from(entry.is_some());
-            table.slots.push(Slot { generation: *generation, entry: *entry, next_free, links: Links::UNUSED });
+    pub(super) fn new(session: SessionId, quota: u32, ledger: Option<Rc<dyn Entries>>) -> Self {
+        Self {
+            lines: Vec::new(),
+            first_free: NONE,
+            used: 0,
+            quota,
+            last_generation: u32::MAX,
+            session,
+            ledger,
+            is_closed: false,
+            is_vacant: false,
         }
-        table
     }
 
-    /// Stores `grant` under a handle that no entry of this table ever had. Amortised O(1).
+    /// The place of a table.
+    pub(super) fn vacant() -> Self {
+        Self { is_closed: true, is_vacant: true, ..Self::new(SessionId(0), 0, None) }
+    }
+
+    /// The entry that `handle` names, if it is of this `kind` (0: whichever) and has all of `rights`. `now` gives monotonic
+    /// nanoseconds, and is asked only about an entry that expires. O(1).
     ///
     /// # Errors
-    /// [`Quota`] when the session holds `quota` entries already. Nothing was stored.
-    pub fn insert(&mut self, grant: Grant) -> Result<Handle, Quota> {
-        if self.live >= self.quota {
+    /// [`Cause::StaleHandle`] if it names nothing (any more), [`Cause::Revoked`], [`Cause::Expired`], [`Cause::WrongKind`],
+    /// [`Cause::RightsMissing`]; in this order, so a stale handle says nothing about what replaced it.
+    #[inline]
+    pub(super) fn lookup(
+        &self,
+        handle: Handle,
+        kind: u8,
+        rights: Rights,
+        now: impl FnOnce() -> u64,
+    ) -> Result<&Line, Cause> {
+        let line = self.lines.get(handle.index as usize).ok_or(Cause::StaleHandle)?;
+        if line.generation != handle.generation || line.state != State::Live {
+            return Err(line.refusal(handle));
+        }
+        if line.expires != 0 && line.expires <= now() {
+            return Err(Cause::Expired);
+        }
+        if line.grant.kind != kind && kind != 0 {
+            return Err(Cause::WrongKind);
+        }
+        if !line.grant.rights.contains(rights) {
+            return Err(Cause::RightsMissing);
+        }
+        Ok(line)
+    }
+
+    /// The entry that its client holds under `handle`, revoked or not, expired or not.
+    pub(super) fn held(&self, handle: Handle) -> Option<&Line> {
+        let line = self.lines.get(handle.index as usize).filter(|line| line.generation == handle.generation);
+        line.filter(|line| matches!(line.state, State::Live | State::Revoked))
+    }
+
+    /// Takes an index for an entry.
+    pub(super) fn take(&mut self) -> Result<Handle, Quota> {
+        if self.used >= self.quota || self.is_closed {
             return Err(Quota);
         }
         let index = match self.first_free {
-            NONE => self.grow()?,
-            free => free,
+            NONE => {
+                // Only when none is free, so at most one per retired index beyond the quota.
+                let index = u32::try_from(self.lines.len()).ok().filter(|index| *index != NONE).ok_or(Quota)?;
+                self.lines.push(Line::FRESH);
+                index
+            }
+            free => {
+                self.first_free = self.lines[free as usize].node;
+                free
+            }
         };
-        let slot = &mut self.slots[index as usize];
-        self.first_free = slot.next_free;
-        slot.next_free = NONE;
-        slot.links = Links::UNUSED;
-        slot.entry = Some(grant);
-        self.live += 1;
-        Ok(Handle { index, generation: slot.generation })
+        self.used += 1;
+        Ok(Handle { index, generation: self.lines[index as usize].generation })
     }
 
-    /// The entry that `handle` names, if it is of this `kind` and has all of `rights`. O(1).
-    ///
-    /// # Errors
-    /// [`Cause::StaleHandle`] if it names nothing (any more), [`Cause::WrongKind`], [`Cause::RightsMissing`];
-    /// in this order, so a stale handle says nothing about what replaced it.
-    pub fn lookup(&self, handle: Handle, kind: u8, rights: Rights) -> Result<&Grant, Cause> {
-        let entry = self.entry(handle)?;
-        if entry.kind != kind {
-            return Err(Cause::WrongKind);
-        }
-        if !entry.rights.contains(rights) {
-            return Err(Cause::RightsMissing);
-        }
-        Ok(entry)
-    }
-
-    /// The entry that `handle` names, whatever its kind and rights. O(1).
-    ///
-    /// # Errors
-    /// [`Cause::StaleHandle`] if it names nothing (any more).
-    pub fn entry(&self, handle: Handle) -> Result<&Grant, Cause> {
-        let slot = self.slots.get(handle.index as usize).ok_or(Cause::StaleHandle)?;
-        if slot.generation != handle.generation {
-            return Err(Cause::StaleHandle);
-        }
-        slot.entry.as_ref().ok_or(Cause::StaleHandle)
-    }
-
-    /// Takes the entry out; `handle` is stale from now on. O(1).
-    ///
-    /// # Errors
-    /// [`Cause::StaleHandle`] if it names nothing (any more). Nothing was changed.
-    pub fn remove(&mut self, handle: Handle) -> Result<Grant, Cause> {
-        let slot = self.slots.get_mut(handle.index as usize).ok_or(Cause::StaleHandle)?;
-        if slot.generation != handle.generation {
-            return Err(Cause::StaleHandle);
-        }
-        let entry = slot.entry.take().ok_or(Cause::StaleHandle)?;
-        self.live -= 1;
+    /// Gives an index back: its handle is stale for ever.
+    pub(super) fn give_back(&mut self, index: u32) {
+        let line = &mut self.lines[index as usize];
+        let generation = line.generation;
         // An index at its last generation never comes back: its next handle would be one that was used before.
-        if slot.generation < self.last_generation {
-            slot.generation += 1;
-            slot.next_free = self.first_free;
-            self.first_free = handle.index;
+        let comes_back = generation < self.last_generation;
+        let next = if comes_back { generation + 1 } else { generation };
+        *line = Line { generation: next, ..Line::FRESH };
+        if comes_back {
+            line.node = std::mem::replace(&mut self.first_free, index);
         }
-        Ok(entry)
+        self.used -= 1;
+        if let Some(ledger) = &self.ledger {
+            ledger.leave(index, generation.saturating_add(1));
+        }
     }
 
-    /// Takes every entry out, for a session that ends. O(indices).
-    pub fn drain(&mut self) -> Vec<Grant> {
-        let handles: Vec<Handle> = self.iter().map(|(handle, _)| handle).collect();
-        handles.into_iter().filter_map(|handle| self.remove(handle).ok()).collect()
+    /// Enters what a ledger says of the next index; the line of an entry is returned.
+    pub(super) fn restore(&mut self, generation: u32, is_used: bool) -> &mut Line {
+        let index = self.lines.len();
+        self.lines.push(Line { generation, ..Line::FRESH });
+        self.used += u32::from(is_used);
+        // An index that may have been used up is not used again.
+        if !is_used && generation < self.last_generation {
+            self.lines[index].node = std::mem::replace(&mut self.first_free, index as u32);
+        }
+        &mut self.lines[index]
     }
 
-    /// Every entry with its handle, in order of index.
-    pub fn iter(&self) -> impl Iterator<Item = (Handle, &Grant)> {
-        self.slots.iter().zip(0u32..).filter_map(|(slot, index)| {
-            slot.entry.as_ref().map(|entry| (Handle { index, generation: slot.generation }, entry))
-        })
-    }
-
-    /// How many entries there are now.
-    pub fn len(&self) -> usize {
-        self.live as usize
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.live == 0
-    }
-
-    /// Adds a fresh index. Only when none is free, so at most one per retired index beyond the quota.
-    fn grow(&mut self) -> Result<u32, Quota> {
-        let index = u32::try_from(self.slots.len()).ok().filter(|index| *index != NONE).ok_or(Quota)?;
-        self.slots.push(Slot { generation: 1, entry: None, next_free: NONE, links: Links::UNUSED });
-        Ok(index)
+    /// How many indices are used: those of entries that are held, and of entries that only stay.
+    pub(super) fn used(&self) -> u32 {
+        self.used
     }
 }
 
-#[cfg(test)]
-mod tests;
+impl Line {
+    /// Why a look-up by this handle finds nothing here.
+    #[cold]
+    fn refusal(&self, handle: Handle) -> Cause {
+        if self.generation == handle.generation && self.state == State::Revoked {
+            Cause::Revoked
+        } else {
+            Cause::StaleHandle
+        }
+    }
+}

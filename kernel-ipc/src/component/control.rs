@@ -73,10 +73,10 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
                 Some(ended) => ended.close(),
                 None => {}
             }
-            if let Some((serve, heritage)) = awaited
+            if let Some((serve, _)) = awaited
                 && let Some(endpoint) = cx.0.endpoints.borrow().get(&serve.endpoint).cloned()
             {
-                endpoint.forsaken(&endpoint::info(&serve), &heritage, died && !survives);
+                endpoint.forsaken(&endpoint::info(&serve), died && !survives);
             }
             if died
                 && !survives

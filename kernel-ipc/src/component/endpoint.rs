@@ -9,7 +9,7 @@ use super::{Context, Inner, Wanted};
 use crate::SessionId;
 use crate::broker::{Serve, ToSupervisor};
 use crate::runtime::spawn;
-use crate::session::{Grant, Heritage, HostSession, Ledgers, Service, SessionInfo};
+use crate::session::{Grant, HostSession, Ledgers, Served, Service, SessionInfo};
 use crate::wire::Violation;
 
 /// Opens the host's end of a session.
@@ -18,14 +18,14 @@ pub(super) trait Endpoint {
     fn open(self: Rc<Self>, cx: Context, serve: Serve, segment: OwnedFd, ledger: Option<OwnedFd>) -> Opening;
 
     /// The client of a session that was to go on is gone before it did.
-    fn forsaken(&self, info: &SessionInfo, heritage: &Heritage, died: bool);
+    fn forsaken(&self, info: &SessionInfo, died: bool);
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<HostSession, String>>>>;
 
 /// A service, and what says which capability a session begins with.
 pub(super) struct Provided<S, F> {
-    pub(super) service: Rc<S>,
+    pub(super) served: Served<S>,
     pub(super) root: F,
 }
 
@@ -36,7 +36,7 @@ where
 {
     fn open(self: Rc<Self>, cx: Context, serve: Serve, segment: OwnedFd, ledger: Option<OwnedFd>) -> Opening {
         Box::pin(async move {
-            let (info, lender, service) = (info(&serve), cx.lender(), self.service.clone());
+            let (info, lender, service) = (info(&serve), cx.lender(), self.served.clone());
             let component = cx.0.survival.records.borrow().clone();
             if serve.resumes {
                 let heritage = cx.0.survival.sessions.borrow_mut().remove(&serve.session);
@@ -68,14 +68,13 @@ where
         })
     }
 
-    fn forsaken(&self, info: &SessionInfo, heritage: &Heritage, died: bool) {
+    fn forsaken(&self, info: &SessionInfo, died: bool) {
+        let service = self.served.service();
         if died {
-            self.service.client_died(info);
+            service.client_died(info);
         }
-        for grant in heritage.grants() {
-            self.service.dropped(info, grant);
-        }
-        self.service.closed(info);
+        self.served.forsake(info);
+        service.closed(info);
     }
 }
 

@@ -45,7 +45,7 @@ use serde_json::Value;
 
 use crate::broker::{Channel, CounterValues, OpenError, Outbox, REGIONS_PER_INCARNATION, ToSupervisor, Welcome};
 use crate::lease::{Holder, Lender, Mapper, Region, StatusReader};
-use crate::session::{ClientSession, Grant, HostSession, Service, SessionInfo};
+use crate::session::{ClientSession, Grant, HostSession, Served, Service, SessionInfo};
 use crate::{Epoch, Incarnation, RegionId, SessionId};
 
 use introductions::Introductions;
@@ -315,7 +315,12 @@ impl Context {
         if !known {
             return Err(ContextError::UnknownEndpoint(format!("{name} of {interface}")));
         }
-        self.0.endpoints.borrow_mut().insert(name.to_owned(), Rc::new(endpoint::Provided { service, root }));
+        let served = Served::from(service);
+        let left = self.0.survival.sessions.borrow();
+        let its = left.values().filter(|(serve, _)| serve.endpoint == name);
+        served.inherit(its.map(|(serve, heritage)| (endpoint::info(serve), heritage)));
+        drop(left);
+        self.0.endpoints.borrow_mut().insert(name.to_owned(), Rc::new(endpoint::Provided { served, root }));
         let survives = S::SURVIVES && self.0.survival.records.borrow().is_some();
         let message = ToSupervisor::Provides { endpoint: name.to_owned(), interface: interface.to_owned(), survives };
         self.send(&message, &[]);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 
 use super::{Definition, Field, Interface, Type, Variant};
+use crate::session::capability::operation::STANDARD;
 use crate::wire::MAX_WINDOW_BYTES;
 
 /// An interface in which every name stands for something and every type has a size.
@@ -127,8 +128,8 @@ impl Checked {
         for operation in &self.operations {
             let place = format!("operation {}", operation.name);
             let at = |fault: Fault| Fault(format!("{place}: {fault}"));
-            if operation.number == 0 {
-                return Err(at(Fault("numbers begin at 1".into())));
+            if operation.number == 0 || operation.number >= STANDARD {
+                return Err(at(Fault("numbers are 1 to 65279".into())));
             }
             self.kind(&operation.target.kind).map_err(at)?;
             self.rights_exist(&operation.requires).map_err(at)?;

@@ -2,11 +2,14 @@
 
 use std::marker::PhantomData;
 use std::ops::{Bound, RangeBounds};
+use std::time::Duration;
 
 use super::{Connection, Kind};
 use crate::codec::{Decode, Decoder, Encode, Encoder, Layout, Malformed};
 use crate::described::{Type, Types};
+use crate::error::{Cause, Failure};
 use crate::session::ClientSession;
+use crate::session::capability::{Inspected, Minting, Revoked, Ticket};
 use crate::wire::{Handle, LeaseName};
 
 /// A capability that this client holds. Dropping it releases it; that never waits.
@@ -42,6 +45,78 @@ impl<K: Kind> Cap<K> {
         match &self.place {
             Place::Root(connection) => connection.last_session(),
             Place::Session(session, _) => session.clone(),
+        }
+    }
+}
+
+/// What can be done with any capability, whatever its interface. See [`session::capability`](crate::session::capability).
+impl<K: Kind> Cap<K> {
+    /// Derives a capability for the same object, with fewer rights, a badge, a time or a limit.
+    ///
+    /// # Errors
+    /// See [`ClientSession::mint`].
+    pub async fn mint(&self, minting: Minting) -> Result<Cap<K>, Failure> {
+        let (session, source) = self.here().await?;
+        let handle = session.mint(source, minting).await?;
+        Ok(Cap::given(session, handle))
+    }
+
+    /// Says what is known of it.
+    ///
+    /// # Errors
+    /// See [`ClientSession::inspect`].
+    pub async fn inspect(&self) -> Result<Inspected, Failure> {
+        let (session, handle) = self.here().await?;
+        session.inspect(handle).await
+    }
+
+    /// Ends it and all that was derived from it. When this returns, nothing of that happens any more.
+    ///
+    /// # Errors
+    /// See [`ClientSession::revoke`].
+    pub async fn revoke(self, grace: Duration) -> Result<Revoked, Failure> {
+        let (session, handle) = self.here().await?;
+        session.revoke(handle, false, grace).await
+    }
+
+    /// Ends all that was derived from it, and not itself.
+    ///
+    /// # Errors
+    /// See [`ClientSession::revoke`].
+    pub async fn revoke_derived(&self, grace: Duration) -> Result<Revoked, Failure> {
+        let (session, handle) = self.here().await?;
+        session.revoke(handle, true, grace).await
+    }
+
+    /// Makes a ticket by which another client of the same host can have what [`mint`](Self::mint) would give.
+    ///
+    /// # Errors
+    /// See [`ClientSession::provide`].
+    pub async fn provide(&self, to: &str, minting: Minting, lasts: Duration) -> Result<Ticket, Failure> {
+        let (session, handle) = self.here().await?;
+        session.provide(handle, to, minting, lasts).await
+    }
+
+    /// Takes what a ticket promises that another client of this connection's host has made for this one.
+    ///
+    /// # Errors
+    /// See [`ClientSession::redeem`].
+    pub async fn redeem(connection: &Connection, ticket: Ticket) -> Result<Cap<K>, Failure> {
+        let session = connection.session().await?;
+        let handle = session.redeem(ticket, K::NUMBER).await?;
+        Ok(Cap::given(session, handle))
+    }
+
+    /// The session in which it is valid, opened anew if it is a root and that has ended, and how it is named there.
+    async fn here(&self) -> Result<(ClientSession, Handle), Failure> {
+        match &self.place {
+            Place::Root(connection) => {
+                let session = connection.session().await?;
+                let root = session.root();
+                Ok((session, root))
+            }
+            Place::Session(session, _) if !session.is_open() => Err(Failure::not_executed(Cause::StaleEpoch)),
+            Place::Session(session, handle) => Ok((session.clone(), *handle)),
         }
     }
 }

@@ -12,29 +12,30 @@
 //!  40 inline 16 bytes                | 56 done: seq u64, last
 //!  64 reply window: lease names, handles, payload as on the wire; at most 448 bytes
 //!
-//! entry, 64 bytes, one for each index up to the quota
-//!   0 object 16 bytes | 16 kind << 32, rights | 24 badge | 32 parent | 40 slot | 48 seq
-//!  56 generation u32 << 32, state u32, last
+//! entry, 128 bytes, one for each index up to the quota
+//!   0 object 16 bytes | 16 copy << 40, kind << 32, rights | 24 badge | 32 slot | 40 seq | 48 expires | 56 limit
+//!  64 parent: handle, session | 80 the same, the other one of two
+//! 120 generation u32 << 32, which parent u8 << 8, state u8, last
 //! ```
 //!
 //! A call that was under way when its host crashed is suspect: when it begins again its request is kept in the place of
 //! its reply (target object 16 bytes, then as much of the payload as there is room for).
 //!
-//! An entry counts if it is live and the call that granted it is done: `done[slot] >= seq`, or it came with the session.
+//! An entry counts if it is used and the call that granted it is done: `done[slot] >= seq`, or it came with the session.
 //! A cell's reply counts if its `done` is the seq that is asked for. `begun` and `done` are stored with release; the
 //! stores before them are relaxed.
 
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::Kept;
-use crate::capability::Grant;
+use crate::capability::{Entries, Grant, Restored, Standing, State};
 use crate::id::SessionId;
 use crate::interface::Retry;
 use crate::rights::Rights;
 use crate::wire::{Completion, Extent, Handle, Shape, Status};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ATOLL-L1");
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 
 mod header {
     pub const MAGIC: usize = 0;
@@ -66,15 +67,19 @@ mod entry {
     pub const OBJECT: usize = 0;
     pub const RIGHTS: usize = 16;
     pub const BADGE: usize = 24;
-    pub const PARENT: usize = 32;
-    pub const SLOT: usize = 40;
-    pub const SEQ: usize = 48;
-    pub const WORD: usize = 56;
-    pub const BYTES: usize = 64;
+    pub const SLOT: usize = 32;
+    pub const SEQ: usize = 40;
+    pub const EXPIRES: usize = 48;
+    pub const LIMIT: usize = 56;
+    pub const PARENTS: [usize; 2] = [64, 80];
+    pub const WORD: usize = 120;
+    pub const BYTES: usize = 128;
 }
 
-const FREE: u32 = 0;
-const LIVE: u32 = 1;
+/// In the place of a limit.
+const UNLIMITED: u64 = u64::MAX;
+/// Where an entry's last word says which of its parents counts.
+const WHICH: u32 = 8;
 /// In the place of a slot: the entry came with the session.
 const NO_SLOT: u64 = u64::MAX;
 /// Longest window part of a reply that a ledger keeps.
@@ -169,7 +174,7 @@ pub struct Recovered {
     /// By normal slot.
     pub cells: Vec<Cell>,
     /// By index: the generation, and the entry if it counts.
-    pub entries: Vec<(u32, Option<Grant>)>,
+    pub entries: Vec<Restored>,
 }
 
 impl<M: Kept> SessionLedger<M> {
@@ -356,51 +361,16 @@ impl<M: Kept> SessionLedger<M> {
         self.memory.store(self.cell_at(slot) + cell::DONE, seq, Release);
     }
 
-    /// Stores a capability that a call grants. False: its index is beyond the quota, and nothing was stored.
-    #[must_use]
-    pub fn enter(&self, handle: Handle, grant: &Grant, tag: Tag) -> bool {
-        if handle.index >= self.quota {
-            return false;
-        }
-        let at = self.entry_at(handle.index);
-        let (slot, seq) = match tag {
-            Tag::Session => (NO_SLOT, 0),
-            Tag::Call { slot, seq } => (u64::from(slot), seq),
-        };
-        self.memory.store(at + entry::OBJECT, grant.object[0], Relaxed);
-        self.memory.store(at + entry::OBJECT + 8, grant.object[1], Relaxed);
-        let rights = u64::from(grant.kind) << 32 | u64::from(grant.rights.bits());
-        self.memory.store(at + entry::RIGHTS, rights, Relaxed);
-        self.memory.store(at + entry::BADGE, grant.badge, Relaxed);
-        self.memory.store(at + entry::PARENT, 0, Relaxed);
-        self.memory.store(at + entry::SLOT, slot, Relaxed);
-        self.memory.store(at + entry::SEQ, seq, Relaxed);
-        self.memory.store(at + entry::WORD, u64::from(handle.generation) << 32 | u64::from(LIVE), Release);
-        let used = u64::from(handle.index) + 1;
-        if self.memory.load(header::ENTRIES) < used {
-            self.memory.store(header::ENTRIES, used, Release);
-        }
-        true
-    }
-
     /// The entries of one call that are there.
     pub fn granted_by(&self, slot: u16, seq: u64) -> Vec<Handle> {
         let used = self.memory.load(header::ENTRIES).min(self.quota.into()) as u32;
         let granted = (0..used).filter_map(|index| {
             let word = |offset| self.memory.load(self.entry_at(index) + offset);
-            let (generation, state) = ((word(entry::WORD) >> 32) as u32, word(entry::WORD) as u32);
+            let (generation, state) = ((word(entry::WORD) >> 32) as u32, word(entry::WORD) as u8);
             let its = (word(entry::SLOT), word(entry::SEQ)) == (slot.into(), seq);
-            (state == LIVE && its).then_some(Handle { index, generation })
+            (state != State::Free as u8 && its).then_some(Handle { index, generation })
         });
         granted.collect()
-    }
-
-    /// The entry is gone; `next` is the generation of the next one at its index.
-    pub fn leave(&self, index: u32, next: u32) {
-        if index >= self.quota {
-            return;
-        }
-        self.memory.store(self.entry_at(index) + entry::WORD, u64::from(next) << 32 | u64::from(FREE), Release);
     }
 
     /// The kept reply of call `seq`, if it is done.
@@ -452,10 +422,12 @@ impl<M: Kept> SessionLedger<M> {
     }
 
     /// An index's generation, and its entry if that counts. One whose call did not happen makes way for the next.
-    fn entry(&self, index: u32, cells: &[Cell]) -> Result<(u32, Option<Grant>), Poisoned> {
+    fn entry(&self, index: u32, cells: &[Cell]) -> Result<Restored, Poisoned> {
         let at = self.entry_at(index);
         let word = |offset| self.memory.load(at + offset);
-        let (generation, state) = ((word(entry::WORD) >> 32) as u32, word(entry::WORD) as u32);
+        let last = word(entry::WORD);
+        let generation = (last >> 32) as u32;
+        let state = State::from_number(last as u8).ok_or(Poisoned("an entry in an impossible state"))?;
         let counts = match (word(entry::SLOT), word(entry::SEQ)) {
             (NO_SLOT, _) => true,
             (slot, seq) => {
@@ -465,28 +437,49 @@ impl<M: Kept> SessionLedger<M> {
         };
         match state {
             // An index that was counted before its first entry was complete.
-            FREE if generation == 0 => Ok((1, None)),
-            FREE => Ok((generation, None)),
-            LIVE if generation == 0 => Err(Poisoned("an entry without a generation")),
-            LIVE if !counts => {
-                let next = generation.saturating_add(1);
-                self.leave(index, next);
-                Ok((next, None))
+            State::Free if generation == 0 => return Ok(Restored { generation: 1, entry: None }),
+            State::Free => return Ok(Restored { generation, entry: None }),
+            State::Promised | State::PromisedRevoked => return Err(Poisoned("an entry that is never kept")),
+            _ if generation == 0 => return Err(Poisoned("an entry without a generation")),
+            _ if !counts => {
+                let generation = generation.saturating_add(1);
+                self.leave(index, generation);
+                return Ok(Restored { generation, entry: None });
             }
-            LIVE => {
-                let rights = word(entry::RIGHTS);
-                Ok((
-                    generation,
-                    Some(Grant {
-                        object: [word(entry::OBJECT), word(entry::OBJECT + 8)],
-                        kind: u8::try_from(rights >> 32).map_err(|_| Poisoned("an entry of an impossible kind"))?,
-                        rights: Rights::from_bits_retain(rights as u32),
-                        badge: word(entry::BADGE),
-                    }),
-                ))
-            }
-            _ => Err(Poisoned("an entry in an impossible state")),
+            _ => {}
         }
+        let rights = word(entry::RIGHTS);
+        let parent = entry::PARENTS[usize::from(last >> WHICH & 1 == 1)];
+        let handle = Handle::from_word(word(parent));
+        let grant = Grant {
+            object: [word(entry::OBJECT), word(entry::OBJECT + 8)],
+            kind: (rights >> 32) as u8,
+            rights: Rights::from_bits_retain(rights as u32),
+            badge: word(entry::BADGE),
+        };
+        let limit = match word(entry::LIMIT) {
+            UNLIMITED => None,
+            limit => Some(u32::try_from(limit).map_err(|_| Poisoned("an entry with an impossible limit"))?),
+        };
+        let standing = Standing {
+            parent: (handle != Handle::NONE).then(|| (SessionId(word(parent + 8)), handle)),
+            is_copy: rights >> 40 == 1,
+            expires: word(entry::EXPIRES),
+            limit,
+            state,
+        };
+        if rights >> 41 != 0 || grant.kind == 0 {
+            return Err(Poisoned("an entry of an impossible kind"));
+        }
+        Ok(Restored { generation, entry: Some((grant, standing)) })
+    }
+
+    /// Stores what an entry was derived from, in the place that does not count.
+    fn store_parent(&self, index: u32, which: usize, parent: Option<(SessionId, Handle)>) {
+        let at = self.entry_at(index) + entry::PARENTS[which];
+        let (session, handle) = parent.map_or((0, Handle::NONE), |(session, handle)| (session.get(), handle));
+        self.memory.store(at, handle.to_word(), Relaxed);
+        self.memory.store(at + 8, session, Relaxed);
     }
 
     #[inline]
@@ -496,6 +489,60 @@ impl<M: Kept> SessionLedger<M> {
 
     fn entry_at(&self, index: u32) -> usize {
         entries_at(self.shape) + index as usize * entry::BYTES
+    }
+}
+
+impl<M: Kept> Entries for SessionLedger<M> {
+    fn enter(&self, handle: Handle, grant: &Grant, standing: &Standing, tag: Tag) -> bool {
+        if handle.index >= self.quota {
+            return false;
+        }
+        let at = self.entry_at(handle.index);
+        let (slot, seq) = match tag {
+            Tag::Session => (NO_SLOT, 0),
+            Tag::Call { slot, seq } => (u64::from(slot), seq),
+        };
+        self.memory.store(at + entry::OBJECT, grant.object[0], Relaxed);
+        self.memory.store(at + entry::OBJECT + 8, grant.object[1], Relaxed);
+        let rights = u64::from(standing.is_copy) << 40 | u64::from(grant.kind) << 32 | u64::from(grant.rights.bits());
+        self.memory.store(at + entry::RIGHTS, rights, Relaxed);
+        self.memory.store(at + entry::BADGE, grant.badge, Relaxed);
+        self.memory.store(at + entry::SLOT, slot, Relaxed);
+        self.memory.store(at + entry::SEQ, seq, Relaxed);
+        self.memory.store(at + entry::EXPIRES, standing.expires, Relaxed);
+        self.memory.store(at + entry::LIMIT, standing.limit.map_or(UNLIMITED, u64::from), Relaxed);
+        self.store_parent(handle.index, 0, standing.parent);
+        let word = u64::from(handle.generation) << 32 | u64::from(standing.state as u8);
+        self.memory.store(at + entry::WORD, word, Release);
+        let used = u64::from(handle.index) + 1;
+        if self.memory.load(header::ENTRIES) < used {
+            self.memory.store(header::ENTRIES, used, Release);
+        }
+        true
+    }
+
+    fn leave(&self, index: u32, next: u32) {
+        if index < self.quota {
+            let word = u64::from(next) << 32 | u64::from(State::Free as u8);
+            self.memory.store(self.entry_at(index) + entry::WORD, word, Release);
+        }
+    }
+
+    fn amend(&self, handle: Handle, state: State) {
+        if handle.index < self.quota {
+            let at = self.entry_at(handle.index) + entry::WORD;
+            self.memory.store(at, self.memory.load(at) & !0xFF | u64::from(state as u8), Release);
+        }
+    }
+
+    /// The other parent first, then which of them counts: nothing in between is seen.
+    fn moved(&self, index: u32, standing: &Standing) {
+        if index < self.quota {
+            let at = self.entry_at(index) + entry::WORD;
+            let word = self.memory.load(at) ^ 1 << WHICH;
+            self.store_parent(index, usize::from(word >> WHICH & 1 == 1), standing.parent);
+            self.memory.store(at, word, Release);
+        }
     }
 }
 

@@ -4,11 +4,13 @@ use proptest::prelude::*;
 
 use super::testing::Mortal;
 use super::*;
-use crate::capability::Grant;
+use crate::capability::{Entries, Grant, Restored, Standing};
 use crate::id::SessionId;
 use crate::interface::Retry;
 use crate::rights::Rights;
 use crate::wire::{Completion, Extent, Handle, Shape, Status, inline_words};
+
+mod trees;
 
 const SHAPE: Shape = Shape { slots: 2, window_bytes: 4096 };
 const QUOTA: u32 = 8;
@@ -18,6 +20,10 @@ const RING: usize = 512;
 
 fn grant(object: u64) -> Grant {
     Grant { object: [object, !object], kind: 3, rights: Rights::READ, badge: object << 8 }
+}
+
+fn restored((generation, grant): (u32, Option<Grant>)) -> Restored {
+    Restored { generation, entry: grant.map(|grant| (grant, Standing::FIRST)) }
 }
 
 fn completion(slot: u16, seq: u64, capabilities: u8, payload: &[u8]) -> Completion {
@@ -36,14 +42,14 @@ struct Host {
 impl Host {
     fn new(session: &Mortal, component: &Mortal) -> Self {
         let ledger = SessionLedger::create(session.clone(), SESSION, SHAPE, QUOTA, ROOT).unwrap();
-        assert!(ledger.enter(ROOT, &grant(1), Tag::Session));
+        assert!(ledger.enter(ROOT, &grant(1), &Standing::FIRST, Tag::Session));
         Self { ledger, records: Records::create(component.clone()).unwrap(), published: Vec::new() }
     }
 
     /// A call that grants an entry, answers with `payload` and changes the component by `effect`.
     fn call(&mut self, slot: u16, seq: u64, entry: Handle, payload: &[u8], effect: &[u8], alive: &dyn Fn() -> bool) {
         self.ledger.begin(slot, seq, 9, Retry::Cached);
-        assert!(self.ledger.enter(entry, &grant(seq), Tag::Call { slot, seq }));
+        assert!(self.ledger.enter(entry, &grant(seq), &Standing::FIRST, Tag::Call { slot, seq }));
         let long = if payload.len() > 16 { payload } else { &[] };
         let handle = entry.to_word().to_le_bytes();
         assert!(self.ledger.prepare(ROOT, &completion(slot, seq, 1, payload), &[&handle, long]));
@@ -58,7 +64,7 @@ impl Host {
 #[derive(Debug, PartialEq)]
 struct Known {
     effects: Vec<Vec<u8>>,
-    entries: Vec<(u32, Option<Grant>)>,
+    entries: Vec<Restored>,
     replies: Vec<Option<Vec<u8>>>,
 }
 
@@ -95,7 +101,7 @@ fn a_host_that_dies_between_any_two_stores_leaves_a_whole_call_or_none() {
     };
     let (_, whole, stores) = run(u64::MAX);
     assert_eq!(whole.effects, [b"first".to_vec(), vec![6; 100]]);
-    assert_eq!(whole.entries, [(1, Some(grant(1))), (1, Some(grant(1))), (1, Some(grant(2)))]);
+    assert_eq!(whole.entries, [(1, Some(grant(1))), (1, Some(grant(1))), (1, Some(grant(2)))].map(restored));
     let (_, none, _) = run(0);
     let mut seen = [0, 0];
     for dies_after in 0..=stores {
@@ -105,7 +111,7 @@ fn a_host_that_dies_between_any_two_stores_leaves_a_whole_call_or_none() {
         assert!(happened || published == 1, "died after {dies_after}: a published answer is forgotten");
         let expected = if happened { &whole } else { &none };
         assert_eq!(known.effects, expected.effects, "died after {dies_after}");
-        let live = |known: &Known| known.entries.iter().filter_map(|(_, grant)| *grant).collect::<Vec<_>>();
+        let live = |known: &Known| known.entries.iter().filter_map(|restored| restored.entry).collect::<Vec<_>>();
         assert_eq!(live(&known), live(expected), "died after {dies_after}");
         if happened {
             assert_eq!(known.replies, whole.replies, "died after {dies_after}");
@@ -121,7 +127,7 @@ fn a_dropped_entry_is_gone_and_its_index_has_another_generation() {
     host.call(1, 1, Handle { index: 1, generation: 1 }, b"", b"x", &|| true);
     host.ledger.leave(1, 2);
     let (_, known) = SessionLedger::recover(session.inherited(), SESSION, |_| 0).unwrap();
-    assert_eq!(known.entries, [(1, Some(grant(1))), (2, None)]);
+    assert_eq!(known.entries, [(1, Some(grant(1))), (2, None)].map(restored));
     assert_eq!((known.shape, known.root, known.session), (SHAPE, ROOT, SESSION));
     assert_eq!(known.cells[1], Cell { operation: 9, retry: Some(Retry::Cached), begun: 1, done: 1, crashes: 0 });
 }
@@ -132,7 +138,7 @@ fn a_reply_that_is_too_long_is_not_kept() {
     ledger.begin(0, 1, 9, Retry::Cached);
     assert!(ledger.prepare(ROOT, &completion(0, 1, 0, &[1; 448]), &[&[1; 448]]));
     assert!(!ledger.prepare(ROOT, &completion(0, 1, 0, &[1; 449]), &[&[1; 449]]));
-    assert!(!ledger.enter(Handle { index: QUOTA, generation: 1 }, &grant(1), Tag::Session));
+    assert!(!ledger.enter(Handle { index: QUOTA, generation: 1 }, &grant(1), &Standing::FIRST, Tag::Session));
 }
 
 #[test]
@@ -153,7 +159,7 @@ fn what_a_call_granted_is_found_again_and_nothing_else() {
     let handle = |index| Handle { index, generation: 1 };
     let calls = [(1, 0, 5), (2, 0, 5), (3, 0, 4), (4, 1, 5)];
     for (index, slot, seq) in calls {
-        assert!(ledger.enter(handle(index), &Grant::default(), Tag::Call { slot, seq }));
+        assert!(ledger.enter(handle(index), &Grant::default(), &Standing::FIRST, Tag::Call { slot, seq }));
     }
     assert_eq!(ledger.granted_by(0, 5), [handle(1), handle(2)]);
     ledger.leave(1, 2);
@@ -220,7 +226,7 @@ fn a_call_that_was_under_way_at_a_crash_is_suspect_and_its_request_is_kept() {
     let memory = Mortal::new(1 << 16);
     let ledger = SessionLedger::create(memory.clone(), SESSION, SHAPE, QUOTA, ROOT).unwrap();
     let root = grant(7);
-    assert!(ledger.enter(ROOT, &root, Tag::Session));
+    assert!(ledger.enter(ROOT, &root, &Standing::FIRST, Tag::Session));
     ledger.begin(0, 1, 9, Retry::Cached);
     ledger.begin(1, 1, 8, Retry::Idempotent);
     ledger.done(1, 1);

@@ -12,7 +12,7 @@ pub mod io;
 mod park;
 mod ready;
 mod remote;
-mod signal;
+pub(crate) mod signal;
 mod source;
 mod tasks;
 mod timers;

@@ -16,11 +16,12 @@ use std::time::Duration;
 
 use super::client::ClientSession;
 use super::{Call, Grant, OpenError, Response, Service, SessionInfo, now};
-use crate::capability::Table;
+use crate::capability::Member;
 use crate::described::DESCRIBE;
 use crate::error::{Cause, Executed, Failure};
 use crate::interface::Retry;
 use crate::lease::{Lend, Lender};
+use crate::ledger::Tag;
 use crate::link::{Body, Link, in_process, shm};
 use crate::runtime::{self, Sleep, Source, SourceGuard};
 use crate::slots::HostSlots;
@@ -31,18 +32,26 @@ mod control;
 mod describe;
 mod names;
 mod quiet;
+mod revoke;
+mod shared;
+mod standard;
 mod survival;
+mod tickets;
 
 use cell::SlotCell;
 use names::Names;
 pub(super) use names::extent_of;
+pub use shared::Served;
 pub use survival::{ComponentLedger, Heritage, Ledgers};
 
 use quiet::Quiet;
+use shared::Shared;
 use survival::{Recovering, Survival};
 
 /// Most capabilities that one session may hold.
 const CAPABILITIES: u32 = 1 << 14;
+/// The first handle of every table.
+const ROOT: Handle = Handle { index: 0, generation: 1 };
 /// How often leases that a mapper still pins are looked at again.
 const RECLAIM_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -63,14 +72,15 @@ impl HostSession {
     pub fn start<S: Service>(
         client_segment: OwnedFd,
         root: Grant,
-        service: Rc<S>,
+        service: impl Into<Served<S>>,
         info: SessionInfo,
         lender: Option<Rc<RefCell<Lender>>>,
     ) -> Result<HostSession, OpenError> {
-        let (table, handle) = table_with(root);
-        let link = shm::ShmLink::host(client_segment, info.id, info.epoch, handle)?;
+        let link = shm::ShmLink::host(client_segment, info.id, info.epoch, ROOT)?;
         let segment = link.fd().try_clone_to_owned()?;
-        Ok(Self::serve(link, Some(segment), table, service, info, lender))
+        let (served, info) = (service.into(), Rc::new(info));
+        let member = served.begin(&info, root, None);
+        Ok(Self::serve(link, Some(segment), served, (info, member), lender, None))
     }
 
     /// The S-segment, to be sent to the client. `None` for a session inside one process.
@@ -115,32 +125,20 @@ impl HostSession {
     fn serve<S: Service>(
         link: impl Link + 'static,
         segment: Option<OwnedFd>,
-        table: Table,
-        service: Rc<S>,
-        info: SessionInfo,
-        lender: Option<Rc<RefCell<Lender>>>,
-    ) -> HostSession {
-        Self::serve_with(link, segment, table, service, info, lender, None)
-    }
-
-    fn serve_with<S: Service>(
-        link: impl Link + 'static,
-        segment: Option<OwnedFd>,
-        table: Table,
-        service: Rc<S>,
-        info: SessionInfo,
+        served: Served<S>,
+        (info, member): (Rc<SessionInfo>, Member),
         lender: Option<Rc<RefCell<Lender>>>,
         survival: Option<Survival>,
     ) -> HostSession {
         let shape = link.shape();
-        let info = Rc::new(info);
         let inner = Rc::new_cyclic(|this| Inner {
             this: this.clone(),
             link: Box::new(link),
             shape,
-            service,
+            service: served.service().clone(),
+            shared: served.0.clone(),
+            member,
             slots: RefCell::new(HostSlots::new(shape)),
-            table: RefCell::new(table),
             cells: (0..shape.slots).map(|_| SlotCell::new(&info)).collect(),
             info,
             survival,
@@ -153,6 +151,7 @@ impl HostSession {
             ended: Cell::new(None),
             on_end: Cell::new(None),
         });
+        served.0.attach(member, inner.this.clone());
         let source = runtime::register(inner.clone());
         HostSession { inner, segment, _source: source }
     }
@@ -174,23 +173,18 @@ impl std::fmt::Debug for HostSession {
 pub fn in_process<S: Service>(
     shape: Shape,
     root: Grant,
-    service: Rc<S>,
+    service: impl Into<Served<S>>,
     info: SessionInfo,
     lender: Option<Rc<RefCell<Lender>>>,
 ) -> (ClientSession, HostSession) {
-    let (table, handle) = table_with(root);
     let (client, host) = in_process::pair(shape);
-    let client = ClientSession::over(client, handle, info.id, info.epoch);
-    let host = HostSession::serve(host, None, table, service, info, lender);
+    let client = ClientSession::over(client, ROOT, info.id, info.epoch);
+    let (served, info) = (service.into(), Rc::new(info));
+    let member = served.begin(&info, root, None);
+    let host = HostSession::serve(host, None, served, (info, member), lender, None);
     let source: Rc<dyn Source> = host.inner.clone();
     client.is_near(&source);
     (client, host)
-}
-
-fn table_with(root: Grant) -> (Table, Handle) {
-    let mut table = Table::new(CAPABILITIES);
-    let handle = table.insert(root).expect("an empty table has room");
-    (table, handle)
 }
 
 /// A session whose service's type is forgotten.
@@ -212,14 +206,16 @@ struct Inner<S> {
     service: Rc<S>,
     info: Rc<SessionInfo>,
     slots: RefCell<HostSlots>,
-    table: RefCell<Table>,
+    shared: Rc<Shared<S>>,
+    /// This session among those of the service.
+    member: Member,
     /// By normal slot.
     cells: Box<[SlotCell]>,
     /// What the next incarnation will go on from.
     survival: Option<Survival>,
     lender: Option<Rc<RefCell<Lender>>>,
-    /// What this session has been lent and not released: the generation by the lease's index; 0: nothing.
-    lent: RefCell<Vec<u32>>,
+    /// What this session has been lent and not released, by the lease's index.
+    lent: RefCell<Vec<Lent>>,
     reclaiming: Cell<bool>,
     quiet: Quiet,
     /// Payloads of calls that no slot's call object is filled with: of control calls, and questions for the description.
@@ -228,6 +224,22 @@ struct Inner<S> {
     description: OnceCell<Box<str>>,
     ended: Cell<Option<Option<Violation>>>,
     on_end: Cell<Option<EndHook>>,
+}
+
+/// A lease that a session was lent.
+#[derive(Clone, Copy, Default)]
+struct Lent {
+    /// 0: none.
+    generation: u32,
+    /// The entry by which it came, by index and one; 0: it is not known.
+    by: u32,
+}
+
+impl Lent {
+    /// The entry by which it came, by index.
+    fn by(&self) -> Option<u32> {
+        self.by.checked_sub(1).filter(|_| self.generation != 0)
+    }
 }
 
 impl<S: Service> Inner<S> {
@@ -274,6 +286,7 @@ impl<S: Service> Inner<S> {
                 Ok(())
             }
             Err(Cause::UnknownOperation) if call.operation == DESCRIBE => self.describe(call),
+            Err(Cause::UnknownOperation) => self.standard(call),
             Err(cause) => self.answer(call, Status::Failed(Failure::not_executed(cause)), &[], &[], &[]),
         }
     }
@@ -285,8 +298,8 @@ impl<S: Service> Inner<S> {
         if submission.deadline != 0 && submission.deadline <= now() {
             return Err(Cause::Deadline);
         }
-        let table = self.table.borrow();
-        let target = *table.lookup(submission.handle, operation.target_kind, operation.requires)?;
+        let mut realm = self.shared.realm.borrow_mut();
+        let target = *realm.lookup(self.member, submission.handle, operation.target_kind, operation.requires, now)?;
         if usize::from(submission.extent.capabilities) != operation.handles.len() {
             return Err(Cause::BadArguments);
         }
@@ -302,6 +315,9 @@ impl<S: Service> Inner<S> {
         call.trace = submission.trace;
         call.capabilities.clear();
         call.leases.clear();
+        let mut uses = cell.uses.borrow_mut();
+        uses.clear();
+        uses.push(submission.handle.index);
         for i in 0..submission.extent.leases {
             let mut name = [0; LeaseName::BYTES];
             self.link.read_window(submission.slot, usize::from(i) * LeaseName::BYTES, &mut name);
@@ -312,8 +328,10 @@ impl<S: Service> Inner<S> {
             let offset = submission.extent.capabilities_offset() + i * Handle::BYTES;
             self.link.read_window(submission.slot, offset, &mut handle);
             let handle = Handle::from_word(u64::from_le_bytes(handle));
-            call.capabilities.push(*table.lookup(handle, argument.kind, argument.requires)?);
+            call.capabilities.push(*realm.lookup(self.member, handle, argument.kind, argument.requires, now)?);
+            uses.push(handle.index);
         }
+        uses.iter().for_each(|index| realm.begun(self.member, *index));
         self.read_payload(submission, &mut call.payload);
         self.runs(submission.slot, call);
         Ok(())
@@ -353,7 +371,25 @@ impl<S: Service> Inner<S> {
         while let Some((mut call, seq)) = self.next_call(slot).await {
             let response = self.service.serve(&mut call).await;
             self.finish(slot, seq, &mut call, response);
+            self.was_answered(slot);
             *self.cells[usize::from(slot)].call.borrow_mut() = Some(call);
+        }
+        if self.cells[usize::from(slot)].ready.replace(false) {
+            // The session has ended before its handler began.
+            self.was_answered(slot);
+        }
+    }
+
+    /// The call in progress has been answered: nothing depends on it any more.
+    fn was_answered(&self, slot: u16) {
+        let mut realm = self.shared.realm.borrow_mut();
+        let waited_for = |index: &u32| realm.ended(self.member, *index);
+        let uses = self.cells[usize::from(slot)].uses.take();
+        let is_waited_for = uses.iter().map(waited_for).fold(false, |one, other| one | other);
+        self.cells[usize::from(slot)].uses.replace(uses);
+        drop(realm);
+        if is_waited_for {
+            self.shared.was_answered();
         }
     }
 
@@ -404,7 +440,7 @@ impl<S: Service> Inner<S> {
                 self.remember(call.effect.take());
                 Err(Failure::unknown(Cause::SessionClosed))
             }
-            None => self.name(&submission, &payload, &grants, lends, &mut names),
+            None => self.name(&submission, &payload, (call.handle.index, &grants), lends, &mut names),
         };
         let outcome = outcome.and_then(|()| match kept {
             true => self.commit(&submission, call.handle, &call.effect, &names, &payload),
@@ -442,7 +478,7 @@ impl<S: Service> Inner<S> {
         &self,
         call: &Submission,
         payload: &[u8],
-        grants: &[Grant],
+        (target, grants): (u32, &[Grant]),
         lends: Vec<Lend>,
         names: &mut Names,
     ) -> Result<(), Failure> {
@@ -452,41 +488,43 @@ impl<S: Service> Inner<S> {
             return Err(ran(Cause::ReplyTooLarge));
         }
         for grant in grants {
-            let handle = self.table.borrow_mut().insert(*grant).map_err(|quota| ran(quota.into()))?;
-            names.push_handle(handle);
-            self.entered(handle, grant, call.slot, call.seq)?;
+            let tag = Tag::Call { slot: call.slot, seq: call.seq };
+            let handle = self.shared.realm.borrow_mut().grant(self.member, target, *grant, tag);
+            names.push_handle(handle.map_err(|quota| ran(quota.into()))?);
         }
-        if lends.is_empty() { Ok(()) } else { self.lend(call, lends, names).map_err(ran) }
+        if lends.is_empty() { Ok(()) } else { self.lend(call, target, lends, names).map_err(ran) }
     }
 
     /// Takes back what an answer that is not given had entered.
     fn unname(&self, names: &Names) {
         for handle in names.handles() {
-            self.table.borrow_mut().remove(*handle).expect("entered a moment ago");
-            self.left(*handle);
+            let _ = self.shared.realm.borrow_mut().release(self.member, *handle);
         }
-        self.take_back(names.leases());
+        self.take_back(names.leases()).for_each(drop);
     }
 
-    fn lend(&self, call: &Submission, lends: Vec<Lend>, names: &mut Names) -> Result<(), Cause> {
+    fn lend(&self, call: &Submission, target: u32, lends: Vec<Lend>, names: &mut Names) -> Result<(), Cause> {
         let lender = self.lender.as_ref().ok_or(Cause::Refused)?;
         for lend in lends {
             let call = self.survival.as_ref().map(|_| (self.info.id, call.slot, call.seq));
             let name = lender.borrow_mut().lend_for(self.info.client, lend, call)?;
-            self.has_lent(name.index, name.generation);
+            self.has_lent(name.index, name.generation, Some(target));
             names.push_lease(name);
         }
         Ok(())
     }
 
-    /// The client holds this lease.
-    fn has_lent(&self, index: u32, generation: u32) {
+    /// The client holds this lease. `by` is the entry of the call that brought it.
+    fn has_lent(&self, index: u32, generation: u32, by: Option<u32>) {
+        if let Some(by) = by {
+            self.shared.realm.borrow_mut().lent(self.member, by);
+        }
         let mut lent = self.lent.borrow_mut();
         let index = index as usize;
         if lent.len() <= index {
-            lent.resize(index + 1, 0);
+            lent.resize(index + 1, Lent::default());
         }
-        lent[index] = generation;
+        lent[index] = Lent { generation, by: by.map_or(0, |by| by + 1) };
     }
 
     /// Publishes a completion; the slot is idle again.
@@ -530,15 +568,12 @@ impl<S: Service> Inner<S> {
             let lender = lender.borrow().id();
             let lent: Vec<LeaseName> = (0u32..)
                 .zip(&*self.lent.borrow())
-                .filter(|(_, generation)| **generation != 0)
-                .map(|(index, generation)| LeaseName { lender, index, generation: *generation, length: 0 })
+                .filter(|(_, lent)| lent.generation != 0)
+                .map(|(index, lent)| LeaseName { lender, index, generation: lent.generation, length: 0 })
                 .collect();
-            self.take_back(&lent);
+            self.take_back(&lent).for_each(drop);
         }
-        let grants = self.table.borrow_mut().drain();
-        for grant in &grants {
-            self.service.dropped(&self.info, grant);
-        }
+        self.shared.left(self.member);
         self.service.closed(&self.info);
         if let Some(hook) = self.on_end.take() {
             hook(violation);

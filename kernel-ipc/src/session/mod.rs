@@ -6,6 +6,7 @@
 //! - A call ends exactly once for its caller, and a failed one says whether it ran.
 
 mod call;
+pub mod capability;
 mod client;
 mod host;
 
@@ -25,7 +26,7 @@ pub use crate::capability::Grant;
 pub use call::Call;
 pub(crate) use client::Sent;
 pub use client::{ClientSession, Offer, Resumed, WeakSession};
-pub use host::{ComponentLedger, Heritage, HostSession, Ledgers, in_process};
+pub use host::{ComponentLedger, Heritage, HostSession, Ledgers, Served, in_process};
 
 /// One call, as a client makes it.
 #[derive(Clone, Copy, Debug)]
@@ -183,8 +184,9 @@ pub trait Service: 'static {
     /// The client has died, and the session ends by it: comes before its capabilities are dropped.
     fn client_died(&self, _session: &SessionInfo) {}
 
-    /// A capability of this session is gone: its holder released it, the session ended with it, or it could not be
-    /// delivered.
+    /// A capability that was granted on this session is gone, and every copy of it: their holders released them, they were
+    /// revoked, sessions ended with them, or it could not be delivered. Once for each that was granted. It may come after
+    /// [`closed`](Self::closed) if a copy was given to another session.
     fn dropped(&self, _session: &SessionInfo, _capability: &Grant) {}
 
     /// The session ended, in order or not. Its capabilities have been dropped; calls may still be in progress, and

@@ -9,6 +9,7 @@ pub mod futex;
 mod leased;
 pub mod memory;
 pub mod operation;
+pub mod random;
 pub mod ring;
 pub mod segment;
 pub mod watcher;

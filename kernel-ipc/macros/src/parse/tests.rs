@@ -85,9 +85,13 @@ fn two_operations_cannot_have_one_number() {
 
 #[test]
 fn every_annotation_must_be_said_once() {
-    let cases: [(syn::TraitItemFn, &str); 9] = [
+    let cases: [(syn::TraitItemFn, &str); 10] = [
         (parse_quote! { fn a(node: Node) -> Result<(), E>; }, "needs `#[op(number, …)]`"),
-        (parse_quote! { #[op(0, retry = never, deadline = none)] fn a(node: Node) -> Result<(), E>; }, "1 to 65535"),
+        (parse_quote! { #[op(0, retry = never, deadline = none)] fn a(node: Node) -> Result<(), E>; }, "1 to 65279"),
+        (
+            parse_quote! { #[op(65280, retry = never, deadline = none)] fn a(node: Node) -> Result<(), E>; },
+            "1 to 65279",
+        ),
         (parse_quote! { #[op(1, deadline = none)] fn a(node: Node) -> Result<(), E>; }, "`retry = …`"),
         (parse_quote! { #[op(1, retry = never)] fn a(node: Node) -> Result<(), E>; }, "`deadline = \"5s\"`"),
         (

@@ -40,7 +40,7 @@ fn each_thing_that_is_wrong_is_said() {
         (|json| json["rights"][1]["bit"] = json!(0), "bit of a right 0 is there twice"),
         (|json| json["rights"][1]["bit"] = json!(32), "no bit of 32"),
         (|json| json["operations"][1]["number"] = json!(1), "operation 1 is there twice"),
-        (|json| json["operations"][0]["number"] = json!(0), "operation sell: numbers begin at 1"),
+        (|json| json["operations"][0]["number"] = json!(0), "operation sell: numbers are 1 to 65279"),
         (|json| json["operations"][0]["target"]["kind"] = json!("Door"), "no object kind `Door`"),
         (|json| json["operations"][0]["requires"] = json!(["steal"]), "no right `steal`"),
         (|json| json["operations"][0]["error"] = json!("None"), "no set of errors `None`"),

@@ -20,6 +20,8 @@ pub(super) struct SlotCell {
     /// The slot's task, once it was used. Taken out while it is run from here.
     pub(super) task: Cell<Option<JoinHandle<()>>>,
     pub(super) cancel: Rc<Cancel>,
+    /// The entries that the call in progress names, by index: its target first.
+    pub(super) uses: RefCell<Vec<u32>>,
 }
 
 impl SlotCell {
@@ -44,6 +46,7 @@ impl SlotCell {
             waker: RefCell::new(None),
             task: Cell::new(None),
             cancel,
+            uses: RefCell::default(),
         }
     }
 

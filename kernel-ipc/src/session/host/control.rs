@@ -31,10 +31,9 @@ impl<S: Service> Inner<S> {
                 let (handles, []) = payload.as_chunks::<{ Handle::BYTES }>() else { return Err(Violation::Length) };
                 for handle in handles {
                     let handle = Handle::from_word(u64::from_le_bytes(*handle));
-                    let removed = self.table.borrow_mut().remove(handle);
-                    if let Ok(grant) = removed {
-                        self.left(handle);
-                        self.service.dropped(&self.info, &grant);
+                    let gone = self.shared.realm.borrow_mut().release(self.member, handle);
+                    if let Ok(Some(gone)) = gone {
+                        self.shared.dropped(&[gone]);
                     }
                 }
             }
@@ -42,7 +41,7 @@ impl<S: Service> Inner<S> {
                 for [lender, name] in long_entries(&payload)? {
                     let (index, generation) = (name as u32, (name >> 32) as u32);
                     let name = LeaseName { lender: crate::id::LenderId(lender), index, generation, length: 0 };
-                    self.take_back(&[name]);
+                    self.take_back(&[name]).for_each(drop);
                 }
             }
             control::PING if payload.is_empty() => {}
@@ -52,22 +51,25 @@ impl<S: Service> Inner<S> {
         Ok(())
     }
 
-    /// Takes leases back that this session was lent; names of others do nothing.
-    pub(super) fn take_back(&self, names: &[LeaseName]) {
-        let Some(lender) = &self.lender else { return };
-        for name in names {
-            if name.lender != lender.borrow().id() {
-                continue;
-            }
-            match self.lent.borrow_mut().get_mut(name.index as usize) {
-                Some(generation) if *generation != 0 && *generation == name.generation => *generation = 0,
-                _ => continue,
-            }
-            let ended = lender.borrow_mut().release(self.info.client, name.index, name.generation);
-            if ended == Ok(Ended::Dying) {
-                self.reclaim_later(lender);
-            }
+    /// Takes leases back that this session was lent, as this is asked for each; names of others do nothing.
+    pub(super) fn take_back(&self, names: &[LeaseName]) -> impl Iterator<Item = Ended> {
+        names.iter().filter_map(|name| self.take_one_back(name))
+    }
+
+    fn take_one_back(&self, name: &LeaseName) -> Option<Ended> {
+        let lender = self.lender.as_ref().filter(|lender| lender.borrow().id() == name.lender)?;
+        let lent = match self.lent.borrow_mut().get_mut(name.index as usize) {
+            Some(lent) if lent.generation != 0 && lent.generation == name.generation => std::mem::take(lent),
+            _ => return None,
+        };
+        let ended = lender.borrow_mut().release(self.info.client, name.index, name.generation).ok();
+        if let Some(by) = lent.by() {
+            self.shared.realm.borrow_mut().came_back(self.member, by);
         }
+        if ended == Some(Ended::Dying) {
+            self.reclaim_later(lender);
+        }
+        ended
     }
 
     /// Looks again, until no mapper pins what this lender has taken back.

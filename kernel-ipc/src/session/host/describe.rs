@@ -4,6 +4,7 @@ use super::{Inner, Service};
 use crate::described;
 use crate::error::Failure;
 use crate::rights::Rights;
+use crate::session::now;
 use crate::wire::{Status, Submission, Violation};
 
 impl<S: Service> Inner<S> {
@@ -11,7 +12,7 @@ impl<S: Service> Inner<S> {
     pub(super) fn describe(&self, call: &Submission) -> Result<(), Violation> {
         let mut payload = std::mem::take(&mut *self.scratch.borrow_mut());
         self.read_payload(call, &mut payload);
-        let is_root = self.table.borrow().lookup(call.handle, 1, Rights::empty()).map(drop);
+        let is_root = self.shared.realm.borrow().lookup(self.member, call.handle, 1, Rights::empty(), now).map(drop);
         let page = is_root.and_then(|()| described::page(S::INTERFACE, &self.description, &payload));
         *self.scratch.borrow_mut() = payload;
         match page {

@@ -12,12 +12,11 @@ use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use super::{HostSession, Inner, Names};
-use crate::capability::Table;
+use super::{HostSession, Inner, Lent, Names, Served};
 use crate::error::{Cause, Executed, Failure};
 use crate::interface::Retry;
 use crate::lease::Lender;
-use crate::ledger::{CRASHES_MAX, Poisoned, Records, Recovered, SessionLedger, Tag};
+use crate::ledger::{CRASHES_MAX, Poisoned, Records, Recovered, SessionLedger};
 use crate::link::{Body, shm};
 use crate::session::{Call, Grant, OpenError, Service, SessionInfo};
 use crate::sys::segment::SegmentWriter;
@@ -37,14 +36,14 @@ pub struct Ledgers {
 
 impl Ledgers {
     /// Memory for the ledger of a session of any shape; its pages are taken as they are used.
-    pub const BYTES: usize = 2 << 20;
+    pub const BYTES: usize = 4 << 20;
 }
 
 /// A session that a dead incarnation served, as its ledger tells it.
 #[derive(Debug)]
 pub struct Heritage {
-    ledger: SessionLedger<SegmentWriter>,
-    recovered: Recovered,
+    pub(super) ledger: Rc<SessionLedger<SegmentWriter>>,
+    pub(super) recovered: Recovered,
 }
 
 impl Heritage {
@@ -64,18 +63,20 @@ impl Heritage {
         if let Some(number) = crash {
             ledger.crashed(number, &mut recovered.cells);
         }
-        Ok(Heritage { ledger, recovered })
+        Ok(Heritage { ledger: Rc::new(ledger), recovered })
     }
 
-    /// The capabilities that the session holds.
+    /// What the session was granted and that is held by somebody, or was when the host died: the service hears when it
+    /// [is gone](Service::dropped). Copies do not count.
     pub fn grants(&self) -> impl Iterator<Item = &Grant> {
-        self.recovered.entries.iter().filter_map(|(_, grant)| grant.as_ref())
+        let entries = self.recovered.entries.iter().filter_map(|restored| restored.entry.as_ref());
+        entries.filter(|(_, standing)| !standing.is_copy).map(|(grant, _)| grant)
     }
 }
 
 /// The ledgers of a session, while it is served.
 pub(super) struct Survival {
-    session: SessionLedger<SegmentWriter>,
+    session: Rc<SessionLedger<SegmentWriter>>,
     component: Option<ComponentLedger>,
     /// RESUMEs that have not come yet.
     awaited: Cell<u32>,
@@ -89,22 +90,22 @@ impl HostSession {
     pub fn start_surviving<S: Service>(
         client_segment: OwnedFd,
         root: Grant,
-        service: Rc<S>,
+        service: impl Into<Served<S>>,
         info: SessionInfo,
         lender: Option<Rc<RefCell<Lender>>>,
         ledgers: Ledgers,
     ) -> Result<HostSession, OpenError> {
-        let (table, handle) = super::table_with(root);
-        let link = shm::ShmLink::host(client_segment, info.id, info.epoch, handle)?;
+        let link = shm::ShmLink::host(client_segment, info.id, info.epoch, super::ROOT)?;
         let memory = SegmentWriter::open_kept(ledgers.session)?;
         let shape = crate::link::Link::shape(&link);
         let fresh = |_| OpenError::Io(std::io::Error::other("the ledger's memory is not fresh"));
-        let session = SessionLedger::create(memory, info.id, shape, super::CAPABILITIES, handle).map_err(fresh)?;
-        // An empty ledger has room for the first entry.
-        let _ = session.enter(handle, &root, Tag::Session);
-        let survival = Survival { session, component: ledgers.component, awaited: Cell::new(0) };
+        let session = SessionLedger::create(memory, info.id, shape, super::CAPABILITIES, super::ROOT).map_err(fresh)?;
+        let session = Rc::new(session);
         let segment = link.fd().try_clone_to_owned()?;
-        Ok(Self::serve_with(link, Some(segment), table, service, info, lender, Some(survival)))
+        let (served, info) = (service.into(), Rc::new(info));
+        let member = served.begin(&info, root, Some(&session));
+        let survival = Survival { session, component: ledgers.component, awaited: Cell::new(0) };
+        Ok(Self::serve(link, Some(segment), served, (info, member), lender, Some(survival)))
     }
 
     /// Goes on with a session of a dead incarnation: handles are what they were, and each call that was outstanding is
@@ -115,22 +116,41 @@ impl HostSession {
     pub fn go_on<S: Service>(
         client_segment: OwnedFd,
         heritage: Heritage,
-        service: Rc<S>,
+        service: impl Into<Served<S>>,
         info: SessionInfo,
         lender: Option<Rc<RefCell<Lender>>>,
         component: Option<ComponentLedger>,
     ) -> Result<HostSession, OpenError> {
+        let served = service.into();
+        let known = served.0.realm.borrow().member(info.id);
+        let member = match known {
+            Some(member) => member,
+            None => {
+                served.inherit([(info.clone(), &heritage)]);
+                served.0.realm.borrow().member(info.id).expect("it has come this moment")
+            }
+        };
+        let opened = Self::link_again(client_segment, &info, &heritage.recovered);
+        let (link, awaited, segment) = opened.inspect_err(|_| served.forsake(&info))?;
         let Heritage { ledger, recovered } = heritage;
+        let survival = Survival { session: ledger, component, awaited: Cell::new(awaited) };
+        let host = Self::serve(link, Some(segment), served, (Rc::new(info), member), lender, Some(survival));
+        host.inner.recovered(&recovered);
+        Ok(host)
+    }
+
+    /// The carrier of a session that goes on, how many RESUMEs its client owes, and the segment to be sent to it.
+    fn link_again(
+        client_segment: OwnedFd,
+        info: &SessionInfo,
+        recovered: &Recovered,
+    ) -> Result<(shm::ShmLink, u32, OwnedFd), OpenError> {
         let (link, awaited) = shm::ShmLink::host_resuming(client_segment, info.id, info.epoch, recovered.root)?;
         if crate::link::Link::shape(&link) != recovered.shape {
             return Err(Violation::Segment.into());
         }
-        let table = Table::recovered(super::CAPABILITIES, &recovered.entries);
-        let survival = Survival { session: ledger, component, awaited: Cell::new(awaited) };
         let segment = link.fd().try_clone_to_owned()?;
-        let host = Self::serve_with(link, Some(segment), table, service, info, lender, Some(survival));
-        host.inner.recovered(&recovered);
-        Ok(host)
+        Ok((link, awaited, segment))
     }
 }
 
@@ -162,23 +182,6 @@ impl<S: Service> Inner<S> {
             && survival.session.is_suspect(slot)
         {
             survival.session.keep_request(slot, call.target.object, &call.payload);
-        }
-    }
-
-    /// A capability is about to be named in an answer.
-    pub(super) fn entered(&self, handle: Handle, grant: &Grant, slot: u16, seq: u64) -> Result<(), Failure> {
-        match &self.survival {
-            Some(survival) if !survival.session.enter(handle, grant, Tag::Call { slot, seq }) => {
-                Err(Failure { cause: Cause::Quota, executed: Executed::Yes })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// A capability is gone.
-    pub(super) fn left(&self, handle: Handle) {
-        if let Some(survival) = &self.survival {
-            survival.session.leave(handle.index, handle.generation.saturating_add(1));
         }
     }
 
@@ -252,9 +255,8 @@ impl<S: Service> Inner<S> {
             return self.repeat(survival, slot, seq);
         }
         for handle in survival.session.granted_by(slot, seq) {
-            if self.table.borrow_mut().remove(handle).is_ok() {
-                self.left(handle);
-            }
+            // Nobody has had it, so nobody hears of it.
+            let _ = self.shared.realm.borrow_mut().release(self.member, handle);
         }
         // What the lost answer would have brought goes back before the client hears of it (R18).
         self.reclaim(slot, seq);
@@ -294,13 +296,14 @@ impl<S: Service> Inner<S> {
             .into_iter()
             .map(|(index, generation)| LeaseName { lender: id, index, generation, length: 0 })
             .collect();
-        self.take_back(&names);
+        self.take_back(&names).for_each(drop);
     }
 
     /// Answers with the reply that was kept.
     fn repeat(&self, survival: &Survival, slot: u16, seq: u64) -> Result<(), Violation> {
         let kept = survival.session.reply(slot, seq).ok().flatten().ok_or(Violation::Seq)?;
-        if self.table.borrow().entry(kept.used).is_err() {
+        let is_usable = self.shared.realm.borrow().inspect(self.member, kept.used).is_ok_and(|used| !used.is_revoked);
+        if !is_usable {
             let failure = Failure { cause: Cause::Revoked, executed: Executed::Yes };
             let refused = Completion { extent: Default::default(), status: Status::Failed(failure), ..kept.completion };
             return self.link.send(&refused.to_raw(), slot, &Body::default());
@@ -332,11 +335,14 @@ impl<S: Service> Recovering for Inner<S> {
 
     fn holds(&self, leases: &[(u32, u32)]) {
         for (index, generation) in leases {
-            self.has_lent(*index, *generation);
+            self.has_lent(*index, *generation, None);
         }
     }
 
     fn abandon(&self) {
-        self.lent.borrow_mut().clear();
+        let lent = std::mem::take(&mut *self.lent.borrow_mut());
+        for by in lent.iter().filter_map(Lent::by) {
+            self.shared.realm.borrow_mut().came_back(self.member, by);
+        }
     }
 }

@@ -1,0 +1,158 @@
+//! Revoking at the host: a turn's worth at a time, and nothing below the capability happens after it has returned.
+//!
+//! 1. The first mark, at once: the capability refuses, so does all that was derived from it, and what is derived is born
+//!    revoked.
+//! 2. A mark on each entry, [`MARKS`] in a turn of the runtime, and in its session's ledger.
+//! 3. Calls that were accepted before are waited for until their answers are published; after the grace they hear of it by
+//!    their cancel tokens. If a handler never ends, the revoke does not return; its marks stand.
+//! 4. Leases that such calls brought go back, [`MARKS`] in a turn.
+//! 5. The answer. Then the entries are taken out, [`MARKS`] in a turn: their places can be used again.
+
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::shared::Shared;
+use super::{Inner, Service};
+use crate::capability::{Marked, Marking, Member};
+use crate::lease::Ended;
+use crate::runtime;
+use crate::session::capability::Revoked;
+use crate::wire::{Handle, LeaseName};
+
+/// Most entries that are marked, taken out, or looked at for leases in one turn. On top of it come the links from the last of
+/// them to the next one, at most [`MAX_DEPTH`](crate::capability::MAX_DEPTH).
+pub(super) const MARKS: u32 = 256;
+
+impl<S: Service> Shared<S> {
+    /// Revokes what `handle` of a session names and all that was derived from it, or only that. Calls get the grace to end by
+    /// themselves.
+    pub(super) async fn revoke(
+        self: Rc<Self>,
+        member: Member,
+        handle: Handle,
+        derived_only: bool,
+        grace: Duration,
+    ) -> (Revoked, Option<Marked>) {
+        let until = Instant::now() + grace;
+        let begun = Marking::of(&mut self.realm.borrow_mut(), member, handle, derived_only);
+        // Nothing by that name, nothing derived from it: an earlier revoke has ended it, or it was given back.
+        let Some(marking) = begun else { return (Revoked::default(), None) };
+        let mut marked = self.mark(marking).await;
+        let cancelled = self.wait(&mut marked, until).await;
+        let still_mapped = self.take_leases_back(&mut marked).await;
+        let completed = marked.calls - cancelled;
+        (Revoked { revoked: marked.revoked, completed, cancelled, still_mapped }, Some(marked))
+    }
+
+    async fn mark(&self, mut marking: Marking) -> Marked {
+        let _turn = self.turns.take().await;
+        loop {
+            let done = marking.step(&mut self.realm.borrow_mut(), MARKS);
+            match done {
+                Some(marked) => return marked,
+                None => runtime::yield_now().await,
+            }
+        }
+    }
+
+    /// Waits for the calls that were in progress. Says how many were told to end.
+    async fn wait(&self, marked: &mut Marked, until: Instant) -> u64 {
+        let quiet = async |marked: &mut Marked| {
+            while !marked.is_quiet(&self.realm.borrow()) {
+                self.until_answered().await;
+            }
+        };
+        if marked.is_quiet(&self.realm.borrow()) {
+            return 0;
+        }
+        let grace = until.saturating_duration_since(Instant::now());
+        if !grace.is_zero() && runtime::timeout(grace, quiet(marked)).await.is_ok() {
+            return 0;
+        }
+        let cancelled = marked.calls_left(&self.realm.borrow());
+        let busy = marked.busy(&self.realm.borrow());
+        for (member, index) in busy {
+            if let Some(session) = self.inner(member) {
+                session.cancel_calls_on(index);
+            }
+        }
+        quiet(marked).await;
+        cancelled
+    }
+
+    /// Takes leases back that calls on the entries brought. Says how many somebody reads still.
+    async fn take_leases_back(&self, marked: &mut Marked) -> u64 {
+        let mut lending: HashMap<Member, HashSet<u32>> = HashMap::new();
+        while let Some((member, index)) = marked.next_lending(&self.realm.borrow()) {
+            lending.entry(member).or_default().insert(index);
+        }
+        let mut mapped = 0;
+        for (member, entries) in lending {
+            let mut from = 0;
+            while let Some(session) = self.inner(member) {
+                let Some(dying) = session.take_back_from(from, MARKS as usize, &entries) else { break };
+                mapped += dying;
+                from += MARKS as usize;
+                drop(session);
+                runtime::yield_now().await;
+            }
+        }
+        mapped
+    }
+
+    /// Takes the entries out that were revoked.
+    pub(super) async fn sweep(&self, marked: Marked) {
+        let _turn = self.turns.take().await;
+        let mut sweep = marked.sweep();
+        loop {
+            let mut gone = Vec::new();
+            let done = sweep.step(&mut self.realm.borrow_mut(), MARKS, &mut gone);
+            self.dropped(&gone);
+            if done {
+                return;
+            }
+            runtime::yield_now().await;
+        }
+    }
+}
+
+/// Revokes what a session that has ended had given to others; nobody waits for it.
+pub(super) fn end_heirs<S: Service>(shared: Rc<Shared<S>>, member: Member) {
+    let marking = Marking::of_ended(&mut shared.realm.borrow_mut(), member);
+    runtime::spawn(async move {
+        let mut marked = shared.mark(marking).await;
+        shared.wait(&mut marked, Instant::now()).await;
+        shared.take_leases_back(&mut marked).await;
+        shared.sweep(marked).await;
+    });
+}
+
+impl<S: Service> Inner<S> {
+    /// Tells the calls in progress that name the entry of this index that they had better end.
+    fn cancel_calls_on(&self, index: u32) {
+        for (slot, cell) in (0..).zip(&self.cells) {
+            if self.slots.borrow().in_progress(slot).is_some() && cell.uses.borrow().contains(&index) {
+                cell.cancel.set();
+            }
+        }
+    }
+
+    /// Takes leases back that came by one of these entries, of `count` indices of the lender. Says how many are pinned by a
+    /// mapper; `None`: there are no such indices any more.
+    fn take_back_from(&self, from: usize, count: usize, entries: &HashSet<u32>) -> Option<u64> {
+        let lender = self.lender.as_ref()?.borrow().id();
+        let names: Vec<LeaseName> = {
+            let lent = self.lent.borrow();
+            let range = lent.get(from..)?;
+            if range.is_empty() {
+                return None;
+            }
+            let theirs = range.iter().zip(from as u32..).take(count);
+            let theirs = theirs.filter(|(lent, _)| lent.by().is_some_and(|by| entries.contains(&by)));
+            theirs.map(|(lent, index)| LeaseName { lender, index, generation: lent.generation, length: 0 }).collect()
+        };
+        let ended = self.take_back(&names);
+        Some(ended.filter(|ended| *ended == Ended::Dying).count() as u64)
+    }
+}

@@ -1,0 +1,187 @@
+//! What the sessions of one service share: the capabilities of all of them, and the turns of those who revoke.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::{Rc, Weak};
+
+use super::tickets::Tickets;
+use super::{CAPABILITIES, Heritage, Inner, ROOT};
+use crate::capability::{Gone, Member, Realm, Restored};
+use crate::ledger::SessionLedger;
+use crate::runtime::signal::Changes;
+use crate::session::{Grant, Service, SessionInfo};
+use crate::sys::segment::SegmentWriter;
+
+/// A service, and what all its sessions share. Sessions that are opened with clones of one value can give each other
+/// capabilities; each `Rc` of a service that becomes one is a family of its own.
+pub struct Served<S>(pub(super) Rc<Shared<S>>);
+
+impl<S> Clone for Served<S> {
+    fn clone(&self) -> Self {
+        Served(self.0.clone())
+    }
+}
+
+impl<S> From<Rc<S>> for Served<S> {
+    fn from(service: Rc<S>) -> Self {
+        Served(Rc::new(Shared {
+            service,
+            realm: RefCell::default(),
+            members: RefCell::default(),
+            tickets: Tickets::default(),
+            turns: Turns::default(),
+            answered: Changes::default(),
+            is_waited_for: Cell::new(0),
+        }))
+    }
+}
+
+pub(super) struct Shared<S> {
+    pub(super) service: Rc<S>,
+    pub(super) realm: RefCell<Realm>,
+    members: RefCell<HashMap<Member, Session<S>>>,
+    /// What sessions promised to others.
+    pub(super) tickets: Tickets,
+    /// One marks or sweeps at a time.
+    pub(super) turns: Turns,
+    /// A call on a capability that is revoked, or was given back, has been answered.
+    answered: Changes,
+    /// How many wait for such.
+    is_waited_for: Cell<u32>,
+}
+
+/// A session that has come, and is served if its client is there.
+struct Session<S> {
+    info: Rc<SessionInfo>,
+    inner: Weak<Inner<S>>,
+}
+
+impl<S: Service> Served<S> {
+    /// The service.
+    pub fn service(&self) -> &Rc<S> {
+        &self.0.service
+    }
+
+    /// Takes over sessions that a dead incarnation served, all of one endpoint at once and before any of them is served: what
+    /// one of them gave to another is known only so. Tells the service what is gone with sessions that are not among them.
+    pub fn inherit<'a>(&self, sessions: impl IntoIterator<Item = (SessionInfo, &'a Heritage)>) {
+        let mut entries: Vec<(Member, &[Restored])> = Vec::new();
+        for (info, heritage) in sessions {
+            entries.push((self.0.join(Rc::new(info), Some(&heritage.ledger)), &heritage.recovered.entries));
+        }
+        let gone = self.0.realm.borrow_mut().restore(&entries);
+        self.0.dropped(&gone);
+    }
+
+    /// The client of a session that was [inherited](Self::inherit) and not gone on with will not come.
+    pub fn forsake(&self, info: &SessionInfo) {
+        let member = self.0.realm.borrow().member(info.id);
+        if let Some(member) = member {
+            self.0.left(member);
+        }
+    }
+
+    /// The session's first capability is entered.
+    pub(super) fn begin(
+        &self,
+        info: &Rc<SessionInfo>,
+        root: Grant,
+        ledger: Option<&Rc<SessionLedger<SegmentWriter>>>,
+    ) -> Member {
+        let member = self.0.join(info.clone(), ledger);
+        let handle = self.0.realm.borrow_mut().first(member, root).expect("an empty table has room");
+        debug_assert_eq!(handle, ROOT);
+        member
+    }
+}
+
+impl<S: Service> Shared<S> {
+    fn join(&self, info: Rc<SessionInfo>, ledger: Option<&Rc<SessionLedger<SegmentWriter>>>) -> Member {
+        let entries = ledger.map(|ledger| ledger.clone() as Rc<dyn crate::capability::Entries>);
+        let member = self.realm.borrow_mut().join(info.id, CAPABILITIES, entries);
+        self.members.borrow_mut().insert(member, Session { info, inner: Weak::new() });
+        member
+    }
+
+    /// The session is served from now on.
+    pub(super) fn attach(&self, member: Member, inner: Weak<Inner<S>>) {
+        if let Some(session) = self.members.borrow_mut().get_mut(&member) {
+            session.inner = inner;
+        }
+    }
+
+    /// The session, if it is served.
+    pub(super) fn inner(&self, member: Member) -> Option<Rc<Inner<S>>> {
+        self.members.borrow().get(&member)?.inner.upgrade()
+    }
+
+    /// The session has ended: its capabilities are gone, and what it gave to others is revoked.
+    pub(super) fn left(self: &Rc<Self>, member: Member) {
+        self.end_tickets(member);
+        let (gone, gave) = self.realm.borrow_mut().leave(member);
+        self.dropped(&gone);
+        if gave {
+            super::revoke::end_heirs(self.clone(), member);
+        }
+    }
+
+    /// Tells the service what is gone. With nothing borrowed.
+    pub(super) fn dropped(&self, gone: &[Gone]) {
+        for Gone { member, grant } in gone {
+            let info = self.members.borrow().get(member).map(|session| session.info.clone());
+            if let Some(info) = info {
+                self.service.dropped(&info, grant);
+            }
+        }
+    }
+
+    /// A call has been answered that somebody may wait for.
+    #[cold]
+    pub(super) fn was_answered(&self) {
+        if self.is_waited_for.get() > 0 {
+            self.answered.happen();
+        }
+    }
+
+    /// Waits for the next call of those to be answered.
+    pub(super) async fn until_answered(&self) {
+        self.is_waited_for.set(self.is_waited_for.get() + 1);
+        self.answered.next().await;
+        self.is_waited_for.set(self.is_waited_for.get() - 1);
+    }
+}
+
+/// Turns, in the order in which they are asked for.
+#[derive(Default)]
+pub(super) struct Turns {
+    waiting: RefCell<VecDeque<u64>>,
+    last: Cell<u64>,
+    passed: Changes,
+}
+
+/// Its holder's turn, or its place in the queue; given up when dropped.
+pub(super) struct Turn<'a> {
+    turns: &'a Turns,
+    number: u64,
+}
+
+impl Turns {
+    /// Waits for a turn.
+    pub(super) async fn take(&self) -> Turn<'_> {
+        let number = self.last.get() + 1;
+        self.last.set(number);
+        self.waiting.borrow_mut().push_back(number);
+        let turn = Turn { turns: self, number };
+        while self.waiting.borrow().front() != Some(&number) {
+            self.passed.next().await;
+        }
+        turn
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.turns.waiting.borrow_mut().retain(|number| *number != self.number);
+        self.turns.passed.happen();
+    }
+}
