@@ -7,7 +7,7 @@
 //! KILLS=10000 cargo test --release -p atoll --test proof -- --nocapture --test-threads 1
 //! ```
 //!
-//! `SEED=7` chooses other moments, `RATE=20` so many kills a second, `ONLY=net,fs` kills only these. What it found: `docs/proof.md`.
+//! `SEED=7` chooses other moments, `RATE=35` so many kills a second, `ONLY=net,fs` kills only these. What it found: `docs/proof.md`.
 //!
 //! - **Effects**: the workers of `atoll chaos` create, append, rename, unlink, list and read back, each beside a model.
 //! - **Bytes**: slow readers download files in which each word says where it belongs, so a wrong one tells whose it is. The
@@ -65,7 +65,7 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 fn proof(network: Option<&Network>, sink: &str) {
-    let (kills, rate, seed) = (number("KILLS", 40), number("RATE", 20), number("SEED", 1));
+    let (kills, rate, seed) = (number("KILLS", 30), number("RATE", 12), number("SEED", 1));
     let address = network.map_or("127.0.0.1", |_| network::SERVER);
     let listen = format!("httpd.listen={address}:0");
     let system = System::start(&[&SETS[..], &["--set", &listen]].concat());
