@@ -32,6 +32,7 @@ pub(super) async fn follow(
     let effects: Vec<_> = effects.into_iter().filter(|record| record.end > held).collect();
     // The disk reads while the handles are counted and the first changes are done again.
     let warming = runtime::spawn(warm(volume.clone(), looks(&effects)));
+    volume.will_hold(sessions.iter().map(|(_, grants)| grants.len()).sum());
     for (count, grant) in sessions.iter().flat_map(|(_, grants)| grants).enumerate() {
         volume.hold(NodeId::from_words(grant.object));
         if count % HELD_AT_A_TIME == 0 {

@@ -46,6 +46,11 @@ impl<D: Device> Volume<D> {
         std::mem::forget(self.inner.pin_vnode(id));
     }
 
+    /// So many nodes are about to be held.
+    pub fn will_hold(&self, count: usize) {
+        self.inner.state.borrow_mut().vnodes.reserve(count);
+    }
+
     /// Gives back what [`hold`](Self::hold) took.
     pub fn release(&self, id: NodeId) {
         self.inner.release(id);
@@ -172,7 +177,9 @@ impl<D: Device> Inner<D> {
     }
 
     pub(crate) fn vnode_lock(&self, id: NodeId) -> Rc<crate::sync::Gate> {
-        Rc::clone(&self.state.borrow_mut().vnodes.entry(id.inode).or_insert_with(Vnode::new).lock)
+        let mut state = self.state.borrow_mut();
+        let vnode = state.vnodes.entry(id.inode).or_insert_with(Vnode::new);
+        Rc::clone(vnode.lock.get_or_insert_default())
     }
 
     /// When the file was written last. (Empty writes change nothing, and take the time now.)

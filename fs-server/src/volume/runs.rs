@@ -27,8 +27,8 @@ pub(crate) struct Vnode<S> {
     pub(crate) opens: u32,
     /// Of the inode; set by whoever holds it.
     pub(crate) generation: u64,
-    /// One operation changes its content at a time.
-    pub(crate) lock: Rc<Gate>,
+    /// One operation changes its content at a time. Made when there is the first.
+    pub(crate) lock: Option<Rc<Gate>>,
     pub(crate) runs: Vec<Rc<Run<S>>>,
     /// Size and time with the runs; the inode has those without.
     pub(crate) size: u64,
@@ -43,7 +43,7 @@ impl<S> Vnode<S> {
         Self {
             opens: 0,
             generation: 0,
-            lock: Rc::default(),
+            lock: None,
             runs: Vec::new(),
             size: 0,
             modified_ns: 0,

@@ -225,7 +225,10 @@ impl<M: Kept> SessionLedger<M> {
             }
         }
         let cells: Vec<Cell> = (0..shape.slots).map(|slot| ledger.cell(slot)).collect::<Result<_, _>>()?;
-        let entries = (0..used).map(|index| ledger.entry(index, &cells)).collect::<Result<_, _>>()?;
+        let mut entries = Vec::with_capacity(used as usize);
+        for index in 0..used {
+            entries.push(ledger.entry(index, &cells)?);
+        }
         Ok((ledger, Recovered { session, shape, root, cells, entries }))
     }
 
