@@ -54,6 +54,8 @@ pub enum Verb {
         #[arg(long)]
         io: bool,
     },
+    /// Show what was asked of each component, by client and operation, and how long it took
+    Stat(Stat),
     /// Stop a component and start it again, also one that was given up
     Restart {
         /// Its name
@@ -118,6 +120,23 @@ pub struct Up {
     /// Return when everything is ready, and leave the system running
     #[arg(long)]
     pub detach: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Nothing is asked of the component: it may hang, or be dead. The figures are those of all its runs since the system came up.
+
+CALLS has all of them; of those, NOW are under way, ERRORS ended with the operation's own error, FAILED with a failure of \
+the call, REFUSED were never given to a handler, LOST were under way when a run died. Times are from receiving to answering.")]
+pub struct Stat {
+    /// Only this one
+    pub component: Option<String>,
+    /// Each session by itself
+    #[arg(long)]
+    pub sessions: bool,
+    /// Go on, and show what happens in each second
+    #[arg(long)]
+    pub watch: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -16,6 +16,7 @@ mod crash;
 mod demo;
 mod explain;
 mod fs;
+mod inside;
 mod interface;
 mod interrupt;
 mod node;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Verb::Up(up) => up::up(&cli.common, up),
         Verb::Down => control::down(&cli.common),
         Verb::Ps { io } => control::ps(&cli.common, *io),
+        Verb::Stat(what) => inside::stat::stat(&cli.common, what),
         Verb::Restart { component } => control::restart(&cli.common, component),
         Verb::Chaos(options) => chaos::chaos(&cli.common, options),
         Verb::Crash(what) => crash::crash(&cli.common, what),

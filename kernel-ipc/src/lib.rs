@@ -18,6 +18,7 @@ pub mod interface;
 pub mod lease;
 pub mod ledger;
 pub mod link;
+pub mod logbook;
 pub mod rights;
 pub mod runtime;
 pub mod session;

@@ -28,7 +28,7 @@ pub use channel::{Channel, ChannelError};
 pub use outbox::Outbox;
 
 /// Version of this protocol; both ends must speak the same one (there is one binary per node).
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// Longest message, in bytes of JSON.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -124,7 +124,8 @@ pub struct ProvideInfo {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "kebab-case")]
 pub enum ToComponent {
-    /// First message. Descriptors: the status page (read-only), the write end of this run's fence.
+    /// First message. Descriptors: the status page (read-only), the write end of this run's fence; for a component its
+    /// logbook.
     Welcome(Box<Welcome>),
     /// The supervisor refuses to talk to this guest; the connection ends.
     Rejected {
@@ -246,6 +247,11 @@ pub enum ToComponent {
     MapperFenced {
         /// The mapper.
         mapper: Incarnation,
+    },
+    /// Answers `Look`. Descriptor: the logbook, for reading; absent if there is none.
+    Logbook {
+        /// Which `Look` this answers.
+        request: u64,
     },
     /// Answer with `Counters`.
     AskCounters {
@@ -425,6 +431,13 @@ pub enum ToSupervisor {
         /// For people.
         reason: String,
     },
+    /// Show a component's logbook, dead or alive. For guests. Answered by `Logbook`.
+    Look {
+        /// To match the answer.
+        request: u64,
+        /// The component's name in the manifest.
+        component: String,
+    },
     /// The client ends a session, or the host closes it because of what the client did.
     Close {
         /// The session.
@@ -533,10 +546,11 @@ impl std::error::Error for OpenError {}
 impl Message for ToComponent {
     fn descriptors(&self) -> RangeInclusive<usize> {
         match self {
-            ToComponent::Welcome(_) => 2..=2,
+            ToComponent::Welcome(_) => 2..=3,
             ToComponent::Opened { .. } | ToComponent::Recovers(_) => 1..=1,
             ToComponent::Heritage { .. } | ToComponent::Held { .. } | ToComponent::Kept { .. } => 1..=1,
             ToComponent::Serve(_) => 1..=2,
+            ToComponent::Logbook { .. } => 0..=1,
             ToComponent::AdoptPins { .. } | ToComponent::MeetLender { .. } => 1..=1,
             ToComponent::MeetRegion { .. } | ToComponent::AttachPins { .. } => 1..=1,
             ToComponent::Rejected { .. }
@@ -569,6 +583,7 @@ impl Message for ToSupervisor {
             | ToSupervisor::Forget
             | ToSupervisor::Ready
             | ToSupervisor::Refused { .. }
+            | ToSupervisor::Look { .. }
             | ToSupervisor::Close { .. }
             | ToSupervisor::PinsAdopted { .. }
             | ToSupervisor::LenderMet { .. }

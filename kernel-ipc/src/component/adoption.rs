@@ -32,6 +32,7 @@ pub(super) fn account(cx: &Context, turn: u64) {
     for (request, asked) in &*cx.0.asked.borrow() {
         asked.say(cx, *request);
     }
+    cx.look_again();
 }
 
 fn whole(cx: &Context, turn: u64) -> Account {

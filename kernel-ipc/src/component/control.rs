@@ -25,7 +25,7 @@ pub(super) async fn listen(cx: Weak<Inner>, channel: Rc<Channel>) {
                 }
                 cx.0.lost.happen();
                 // Dropped with nothing borrowed: a session may end by it.
-                drop((cx.0.asked.take(), cx.0.publishing.take(), cx.0.keeping.take()));
+                drop((cx.0.asked.take(), cx.0.publishing.take(), cx.0.keeping.take(), cx.0.books.take()));
                 return;
             }
         }
@@ -130,6 +130,12 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
         ToComponent::MapperFenced { mapper } => {
             if let Some(lender) = &*cx.0.lender.borrow() {
                 lender.borrow_mut().fenced(mapper);
+            }
+        }
+        ToComponent::Logbook { request } => {
+            let asked = cx.0.books.borrow_mut().remove(&request);
+            if let Some((_, answer)) = asked {
+                let _ = answer.give(given.next());
             }
         }
         ToComponent::AskCounters { request } => {

@@ -92,7 +92,8 @@ pub(super) fn info(serve: &Serve) -> SessionInfo {
 /// Answers the supervisor's wish for a session.
 pub(super) async fn serve(cx: Context, serve: Serve, segment: OwnedFd, ledger: Option<OwnedFd>) {
     let id = serve.session;
-    let endpoint = cx.0.endpoints.borrow().get(&serve.endpoint).cloned();
+    let name = serve.endpoint.clone();
+    let endpoint = cx.0.endpoints.borrow().get(&name).cloned();
     let opened = match endpoint {
         Some(endpoint) => endpoint.open(cx.clone(), serve, segment, ledger).await,
         None => Err("no such endpoint is provided".to_owned()),
@@ -104,6 +105,9 @@ pub(super) async fn serve(cx: Context, serve: Serve, segment: OwnedFd, ledger: O
         (Ok(session), Some(Wanted::ByHeirs)) => session.abandon(),
         (Ok(session), Some(Wanted::Yes)) => {
             cx.send(&ToSupervisor::Serving { session: id }, session.fd().as_slice());
+            if let Some(book) = &cx.0.logbook {
+                session.log_to(book, &name);
+            }
             let weak = Rc::downgrade(&cx.0);
             cx.0.hosted.borrow_mut().insert(id, session);
             if let Some(session) = cx.0.hosted.borrow().get(&id) {

@@ -29,6 +29,7 @@ mod control;
 mod endpoint;
 mod heritage;
 mod introductions;
+mod look;
 mod opening;
 mod pulse;
 mod start;
@@ -45,6 +46,7 @@ use serde_json::Value;
 
 use crate::broker::{Channel, CounterValues, OpenError, Outbox, REGIONS_PER_INCARNATION, ToSupervisor, Welcome};
 use crate::lease::{Holder, Lender, Mapper, Region, StatusReader};
+use crate::logbook::Logbook;
 use crate::session::{ClientSession, Grant, HostSession, Served, Service, SessionInfo};
 use crate::{Epoch, Incarnation, RegionId, SessionId};
 
@@ -195,6 +197,8 @@ struct Inner {
     keeping: RefCell<HashMap<String, (usize, waits::Answer<std::os::fd::OwnedFd>)>>,
     /// Sessions that it has asked for, by request.
     asked: RefCell<HashMap<u64, opening::Asked>>,
+    /// Logbooks that were asked for, by request.
+    books: RefCell<HashMap<u64, (String, waits::Answer<Option<std::os::fd::OwnedFd>>)>>,
     /// Regions whose introduction is awaited.
     publishing: RefCell<HashMap<RegionId, (std::os::fd::OwnedFd, waits::Answer<()>)>>,
     /// What was reported, the latest of each.
@@ -208,6 +212,8 @@ struct Inner {
     ready: Cell<bool>,
     /// The control socket has ended.
     lost: Event,
+    /// What others can see of this run; of a guest there is none.
+    logbook: Option<Rc<Logbook>>,
     /// A guest's fence.
     fence: RefCell<Option<std::os::fd::OwnedFd>>,
 }

@@ -154,6 +154,10 @@ pub(super) fn opened(cx: &Context, request: u64, opened: Opened, segment: OwnedF
     };
     match result {
         Ok(session) => {
+            if let Some(book) = &cx.0.logbook {
+                let known = cx.0.welcome.uses.iter().find(|used| used.name == name);
+                session.log_to(book, known.map_or(&name, |used| &used.endpoint), &interface);
+            }
             let used = Used { session: session.downgrade(), host, name, interface, resuming: Cell::new(false) };
             let resumed = cx.0.used.borrow_mut().insert(id, used).is_some();
             if !resumed {

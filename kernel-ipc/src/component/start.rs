@@ -24,6 +24,7 @@ use super::waits::Event;
 use super::{Context, ContextError, Counters, Error, Inner, control};
 use crate::broker::{Channel, ChannelError, Outbox, PROTOCOL, ToComponent, ToSupervisor, Welcome};
 use crate::lease::StatusReader;
+use crate::logbook::Logbook;
 use crate::runtime::{Options, Runtime, spawn, tell_of_rest};
 use crate::sys::descriptors;
 
@@ -55,7 +56,7 @@ where
     terminate.thread_block()?;
     let terminate = SignalFd::with_flags(&terminate, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
-    let (channel, welcome, status, fence) = greet(socket, "")?;
+    let Greeting { channel, welcome, status, fence, logbook } = greet(socket, "")?;
     let left = inherit(&channel, welcome.heritage)?;
     let mut name = welcome.name.clone();
     name.truncate(15);
@@ -63,7 +64,15 @@ where
         let _ = nix::sys::prctl::set_name(&name);
     }
     let runtime = Runtime::new(Options { fence: Some(fence), ..Options::default() })?;
-    let context = Context::new(channel, welcome, status);
+    // Without it nobody sees what this run does, which is no reason not to do it.
+    let logbook = logbook.and_then(|memory| match Logbook::open(memory, welcome.epoch) {
+        Ok(logbook) => Some(logbook),
+        Err(error) => {
+            tracing::warn!("the logbook cannot be used: {error}");
+            None
+        }
+    });
+    let context = Context::new(channel, welcome, status, logbook);
     context.0.left.replace(left);
     let words = last_words();
     let program = async {
@@ -139,7 +148,7 @@ pub(super) fn guest(state: &Path, program: &str) -> Result<Context, ContextError
     let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), crate::broker::GUEST_SOCKET);
     let address = UnixAddr::new(path.as_str()).map_err(std::io::Error::from)?;
     let until = Instant::now() + GREETED_WITHIN;
-    let (channel, welcome, status, fence) = loop {
+    let Greeting { channel, welcome, status, fence, .. } = loop {
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
             .map_err(std::io::Error::from)?;
         connect(socket.as_raw_fd(), &address).map_err(nothing)?;
@@ -150,7 +159,7 @@ pub(super) fn guest(state: &Path, program: &str) -> Result<Context, ContextError
         }
     };
     // The fence is held until this process ends: a guest gives nobody else's pages to the kernel.
-    let context = Context::new(channel, welcome, status);
+    let context = Context::new(channel, welcome, status, None);
     *context.0.fence.borrow_mut() = Some(fence);
     context.attend();
     Ok(context)
@@ -160,8 +169,17 @@ pub(super) fn guest(state: &Path, program: &str) -> Result<Context, ContextError
 const GREETED_WITHIN: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(20);
 
+/// What comes with a greeting.
+struct Greeting {
+    channel: Channel,
+    welcome: Welcome,
+    status: StatusReader,
+    fence: OwnedFd,
+    logbook: Option<OwnedFd>,
+}
+
 /// The first words, of both sides.
-fn greet(socket: OwnedFd, program: &str) -> Result<(Channel, Welcome, StatusReader, OwnedFd), ContextError> {
+fn greet(socket: OwnedFd, program: &str) -> Result<Greeting, ContextError> {
     let channel = Channel::new(socket);
     let lost = |error| match error {
         // A dead supervisor's socket may be connected to until the kernel has taken down its ring.
@@ -173,9 +191,12 @@ fn greet(socket: OwnedFd, program: &str) -> Result<(Channel, Welcome, StatusRead
     let (message, given) = channel.receive_blocking().map_err(lost)?;
     match message {
         ToComponent::Welcome(welcome) => {
-            let [status, fence] = <[OwnedFd; 2]>::try_from(given)
-                .map_err(|_| ContextError::Supervisor("a greeting without descriptors".into()))?;
-            Ok((channel, *welcome, StatusReader::open(status)?, fence))
+            let mut given = given.into_iter();
+            let (Some(status), Some(fence)) = (given.next(), given.next()) else {
+                return Err(ContextError::Supervisor("a greeting without descriptors".into()));
+            };
+            let status = StatusReader::open(status)?;
+            Ok(Greeting { channel, welcome: *welcome, status, fence, logbook: given.next() })
         }
         ToComponent::Rejected { reason } => Err(ContextError::Rejected(reason)),
         // Another supervisor, which knows as little of us as we of it.
@@ -206,7 +227,7 @@ fn inherit(channel: &Channel, messages: u32) -> Result<Left, ContextError> {
 }
 
 impl Context {
-    fn new(channel: Channel, welcome: Welcome, status: StatusReader) -> Context {
+    fn new(channel: Channel, welcome: Welcome, status: StatusReader, logbook: Option<Rc<Logbook>>) -> Context {
         let channel = Rc::new(channel);
         let pulse = Rc::new(Pulse::new(channel.clone()));
         Context(Rc::new(Inner {
@@ -234,6 +255,8 @@ impl Context {
             ready: Cell::new(false),
             lost: Event::default(),
             fence: RefCell::new(None),
+            books: RefCell::default(),
+            logbook,
             welcome,
         }))
     }

@@ -24,12 +24,14 @@ use super::{OpenError, Payload, Reply, Request, now};
 use crate::error::{Cause, Executed, Failure};
 use crate::id::{Epoch, SessionId};
 use crate::link::{Body, Link, shm};
+use crate::logbook::UseLog;
 use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
 use crate::slots::{ClientSlots, Ended};
 use crate::sys::segment::SegmentWriter;
 use crate::wire::{Completion, Extent, Handle, LeaseName, Shape, Status, Submission, Violation, inline_words};
 
 mod control;
+mod log;
 mod resume;
 mod waits;
 
@@ -152,6 +154,7 @@ impl ClientSession {
             near: OnceCell::new(),
             looked: Cell::new(0),
             on_end: Cell::new(None),
+            log: OnceCell::new(),
         });
         let source = runtime::register(inner.clone());
         ClientSession(Rc::new(Registered { inner, _source: source }))
@@ -284,6 +287,8 @@ struct Inner {
     looked: Cell<u32>,
     /// Called once, with nothing borrowed.
     on_end: Cell<Option<Box<dyn FnOnce()>>>,
+    /// What others can see of its calls.
+    log: OnceCell<UseLog>,
 }
 
 /// Where a caller waits for its answer.
@@ -373,6 +378,7 @@ impl Inner {
         if deadline < self.timer_at.get() && deadline != 0 {
             self.arm(deadline);
         }
+        self.log_called(slot, request, deadline);
         Ok((slot, seq))
     }
 
@@ -386,6 +392,7 @@ impl Inner {
             self.slots.borrow_mut().take(completion.slot);
             return Ok(());
         }
+        self.log_ended(completion.slot);
         match ended {
             Ended::Deliver => {
                 let cell = &self.cells[usize::from(completion.slot)];
@@ -502,6 +509,7 @@ impl Inner {
             let seen = self.survival.as_ref().is_some_and(|survival| survival.seen(slot));
             let executed = if position < read || seen { Executed::Unknown } else { Executed::No };
             if let Some(cell) = self.cells.get(usize::from(slot)) {
+                self.log_ended(slot);
                 cell.answer.replace(Answered::Failed(Failure { cause, executed }));
                 cell.wake();
             }
@@ -540,6 +548,7 @@ impl Inner {
     fn give_up(&self, slot: u16, seq: u64) {
         let cell = &self.cells[usize::from(slot)];
         cell.deadline.set(0);
+        self.log_ended(slot);
         if self.slots.borrow_mut().park(slot) {
             self.later(|pending| pending.cancels.push((slot, seq)));
         } else {

@@ -23,6 +23,7 @@ use crate::interface::Retry;
 use crate::lease::{Lend, Lender};
 use crate::ledger::Tag;
 use crate::link::{Body, Link, in_process, shm};
+use crate::logbook::{SessionLog, Watch};
 use crate::runtime::{self, Sleep, Source, SourceGuard};
 use crate::slots::HostSlots;
 use crate::wire::{Handle, LeaseName, Shape, Status, Submission, Violation, inline_bytes};
@@ -30,6 +31,7 @@ use crate::wire::{Handle, LeaseName, Shape, Status, Submission, Violation, inlin
 mod cell;
 mod control;
 mod describe;
+mod log;
 mod names;
 mod quiet;
 mod revoke;
@@ -150,6 +152,7 @@ impl HostSession {
             description: OnceCell::new(),
             ended: Cell::new(None),
             on_end: Cell::new(None),
+            log: OnceCell::new(),
         });
         served.0.attach(member, inner.this.clone());
         let source = runtime::register(inner.clone());
@@ -188,7 +191,7 @@ pub fn in_process<S: Service>(
 }
 
 /// A session whose service's type is forgotten.
-trait Serving: Source + Recovering {
+trait Serving: Source + Recovering + log::Logging {
     fn info(&self) -> &SessionInfo;
     /// `None` while it lives; else what the client broke, if anything.
     fn end_reason(&self) -> Option<Option<Violation>>;
@@ -224,6 +227,8 @@ struct Inner<S> {
     description: OnceCell<Box<str>>,
     ended: Cell<Option<Option<Violation>>>,
     on_end: Cell<Option<EndHook>>,
+    /// What others can see of its calls.
+    log: OnceCell<SessionLog>,
 }
 
 /// A lease that a session was lent.
@@ -287,7 +292,10 @@ impl<S: Service> Inner<S> {
             }
             Err(Cause::UnknownOperation) if call.operation == DESCRIBE => self.describe(call),
             Err(Cause::UnknownOperation) => self.standard(call),
-            Err(cause) => self.answer(call, Status::Failed(Failure::not_executed(cause)), &[], &[], &[]),
+            Err(cause) => {
+                self.log_refused(call);
+                self.answer(call, Status::Failed(Failure::not_executed(cause)), &[], &[], &[])
+            }
         }
     }
 
@@ -369,7 +377,9 @@ impl<S: Service> Inner<S> {
     /// The task of one slot.
     async fn run_slot(self: Rc<Self>, slot: u16) {
         while let Some((mut call, seq)) = self.next_call(slot).await {
-            let response = self.service.serve(&mut call).await;
+            let watch = Watch::begin(self.log.get(), slot, &call);
+            let response = watch.over(self.service.serve(&mut call)).await;
+            watch.end(&response);
             self.finish(slot, seq, &mut call, response);
             self.was_answered(slot);
             *self.cells[usize::from(slot)].call.borrow_mut() = Some(call);

@@ -236,6 +236,16 @@ pub(crate) fn now() -> u64 {
 /// How far [`now`] can be behind the time: one tick of the slowest kernel (100 a second).
 const CLOCK_LAG: Duration = Duration::from_millis(10);
 
+/// When the caller of a call with this wire deadline, who waits `limit`, has called: he has looked at the clock already.
+fn called_at(deadline: u64, limit: Option<Duration>) -> u64 {
+    match limit {
+        Some(limit) if deadline != 0 => {
+            deadline.saturating_sub(nanoseconds(limit).saturating_add(nanoseconds(CLOCK_LAG)))
+        }
+        _ => now(),
+    }
+}
+
 /// A duration in nanoseconds; one of more than 584 years is as good as for ever.
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)

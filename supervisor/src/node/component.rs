@@ -8,6 +8,7 @@ use kernel_ipc::LenderId;
 use nix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
+use super::books::Book;
 use super::holdings::Holdings;
 use super::logs::Log;
 use super::records::{ComponentTag, FactTag, Kind, Records, cut, hash, read, text};
@@ -32,6 +33,7 @@ impl Component {
             ready_at: Cell::new(None),
             disorder: Cell::new(false),
             crash: Cell::new(None),
+            book: Book::new(slot, records.clone()),
             estate: Estate::new(slot, records.clone()),
             holdings: Holdings::new(slot, records.clone()),
             wanted: Cell::new(false),

@@ -185,7 +185,7 @@ fn this(node: &Node) -> SupervisorStatus {
 }
 
 impl Node {
-    fn find(&self, name: &str) -> Option<&Component> {
+    pub(super) fn find(&self, name: &str) -> Option<&Component> {
         self.components.iter().find(|component| component.entry.name == name)
     }
 }

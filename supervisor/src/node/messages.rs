@@ -218,6 +218,13 @@ async fn handle(
                 component.report(&node.records, key, value);
             }
         }
+        ToSupervisor::Look { request, component } => {
+            if peer.who != Who::Guest {
+                return Err("a component looks into another one's logbook".into());
+            }
+            let book = node.find(&component).and_then(|component| component.book.for_reading());
+            node.send(peer, &ToComponent::Logbook { request }, book.as_ref().map(AsFd::as_fd).as_slice());
+        }
         ToSupervisor::Counters { request, counters } => drop(peer.asked.counters.answer(&request, counters)),
         ToSupervisor::Pulse { request } => drop(peer.asked.pulse.answer(&request, ())),
         ToSupervisor::Rests => peer.pulse.rests(true),
@@ -264,7 +271,16 @@ pub async fn greet(node: &Rc<Node>, peer: &Rc<Peer>, protocol: u32) -> Result<()
     welcome.ancestors = node.component_of(peer).map_or_else(Vec::new, |component| component.estate.ancestors());
     welcome.heirs = node.heirs(peer);
     welcome.heritage = u32::try_from(heritage.len()).unwrap_or(u32::MAX);
-    node.send(peer, &ToComponent::Welcome(Box::new(welcome)), &[node.status.as_fd(), fence.as_fd()]);
+    let book = node.component_of(peer).and_then(|component| match component.book.for_writing() {
+        Ok(book) => Some(book),
+        Err(error) => {
+            eprintln!("supervisor: {} writes no logbook: {error}", peer.name);
+            None
+        }
+    });
+    let given = [Some(node.status.as_fd()), Some(fence.as_fd()), book.as_ref().map(AsFd::as_fd)];
+    let given: Vec<_> = given.into_iter().flatten().collect();
+    node.send(peer, &ToComponent::Welcome(Box::new(welcome)), &given);
     for (message, memory) in heritage {
         node.send(peer, &message, &[memory.as_fd()]);
     }

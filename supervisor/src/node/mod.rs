@@ -8,6 +8,7 @@
 //!   acts on it, or is known to those who live, and they are asked ([adoption]).
 
 mod adoption;
+mod books;
 mod component;
 mod control;
 mod crashes;
@@ -104,6 +105,7 @@ struct Component {
     crash: Cell<Option<u64>>,
     /// What its runs leave for the ones after them.
     estate: Estate,
+    book: books::Book,
     holdings: Holdings,
     /// An operator wants it started again now.
     wanted: Cell<bool>,

@@ -22,6 +22,7 @@
 //! Ancestor    component's incarnation                                         (none)
 //! Fact        component's hash of key   FactTag: key, value as JSON           (none)
 //! Held        component's hash of name  NamedTag: 0, name                     what is held
+//! Logbook     component's 0                                                   its logbook
 //! ```
 
 use std::cell::{Cell, RefCell};
@@ -70,6 +71,8 @@ pub enum Kind {
     Fact = 15,
     /// See the module's table.
     Held = 16,
+    /// See the module's table.
+    Logbook = 17,
 }
 
 /// Most records: as many as the keeper has room for, and half as many as it may have descriptors.

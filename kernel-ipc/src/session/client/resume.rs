@@ -219,6 +219,7 @@ impl Inner {
             return self.send_again(slot);
         }
         let ended = self.slots.borrow_mut().complete(slot, seq)?;
+        self.log_ended(slot);
         match ended {
             Ended::Deliver => {
                 let cell = &self.cells[usize::from(slot)];

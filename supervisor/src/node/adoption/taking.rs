@@ -39,6 +39,7 @@ pub fn take_over(node: &Rc<Node>, records: Vec<Record>) -> io::Result<Left> {
     all(Kind::Ancestor).into_iter().for_each(|record| taking.ancestor(record).unwrap_or_default());
     all(Kind::Fact).into_iter().for_each(|record| taking.fact(record).unwrap_or_default());
     all(Kind::Held).into_iter().for_each(|record| taking.held(record).unwrap_or_default());
+    all(Kind::Logbook).into_iter().for_each(|record| taking.logbook(record).unwrap_or_default());
     all(Kind::Peer).into_iter().for_each(|record| taking.peer(record).unwrap_or_default());
     taking.nobodys_slots();
     all(Kind::Output).into_iter().for_each(|record| taking.output(record).unwrap_or_default());
@@ -106,6 +107,12 @@ impl Taking {
         let kept = self.kept(record.key, Some(record.descriptor?));
         let NamedTag { name, .. } = tag(&record.tag);
         self.component_in(record.key.slot)?.holdings.recall(read(&name)?, kept);
+        Some(())
+    }
+
+    fn logbook(&mut self, record: Record) -> Option<()> {
+        let kept = self.kept(record.key, Some(record.descriptor?));
+        self.component_in(record.key.slot)?.book.recall(kept);
         Some(())
     }
 
