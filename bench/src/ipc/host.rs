@@ -169,7 +169,7 @@ pub(super) fn ring() -> io::Result<ComponentLedger> {
     Ok(Rc::new(std::cell::RefCell::new(ring)))
 }
 
-fn memory(bytes: usize) -> io::Result<OwnedFd> {
+pub(super) fn memory(bytes: usize) -> io::Result<OwnedFd> {
     let memory = segment::memfd("bench-ledger")?;
     segment::set_len(&memory, bytes)?;
     Ok(memory)

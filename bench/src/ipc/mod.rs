@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use kernel_ipc::CallError;
 use kernel_ipc::interface::{Connect, Connection};
+use kernel_ipc::logbook::{self, Logbook};
 use kernel_ipc::runtime::{self, Options as RuntimeOptions, Runtime, Waiting};
 use kernel_ipc::session::{Offer, in_process};
 use kernel_ipc::wire::Shape;
@@ -64,6 +65,8 @@ struct Calls {
 enum Near {
     /// Through segments, as between processes.
     Shared,
+    /// As `Shared`, and both ends write into a logbook, as in a node.
+    Logged,
     /// Over the link that a server inside its client has.
     InProcess,
     /// As `Shared`, with calls that may not run twice; the host would forget them.
@@ -139,6 +142,7 @@ pub fn run(options: Options) -> io::Result<Run> {
     }
     for (name, near) in [
         ("null call, both ends in one thread", Near::Shared),
+        ("null call, both ends in one thread, with a logbook", Near::Logged),
         ("null call, in process", Near::InProcess),
         ("cached call, both ends in one thread, no ledger", Near::NoLedger),
         ("cached call, both ends in one thread, ledger", Near::Ledger),
@@ -197,7 +201,7 @@ fn one_thread(name: &str, near: Near, duration: Duration) -> io::Result<Row> {
     let runtime = Runtime::new(RuntimeOptions { waiting: Waiting::Spin, ..RuntimeOptions::default() })?;
     runtime.block_on(async {
         let mut service = Nothing::default();
-        let (session, _host) = if near == Near::InProcess {
+        let (session, host) = if near == Near::InProcess {
             in_process(Shape::default(), host::root(), Rc::new(Dispatcher(service)), host::info(), None)
         } else {
             service.effects = (near == Near::Effect).then(host::ring).transpose()?;
@@ -212,8 +216,13 @@ fn one_thread(name: &str, near: Near, duration: Duration) -> io::Result<Row> {
             };
             (session.map_err(io::Error::other)?, host)
         };
+        if near == Near::Logged {
+            let book = Logbook::open(host::memory(logbook::BYTES)?, EPOCH)?;
+            host.log_to(&book, "null");
+            session.log_to(&book, "bench.null", Client::INTERFACE);
+        }
         let client = Rc::new(Client::from_connection(Connection::fixed(session)));
-        let cached = !matches!(near, Near::Shared | Near::InProcess);
+        let cached = !matches!(near, Near::Shared | Near::Logged | Near::InProcess);
         let calls = Calls { waiting: Waiting::Spin, depth: 1, bytes: 0, cached };
         let (latencies, seconds) = many(&client, &calls, duration).await?;
         Ok(Row::new(name, &latencies, seconds, 0))
