@@ -1,9 +1,14 @@
 //! Looking into other components' logbooks.
 
-use super::waits::question;
+use std::os::fd::OwnedFd;
+
+use super::waits::{Answer, question};
 use super::{Context, ContextError};
 use crate::broker::ToSupervisor;
 use crate::logbook::Reader;
+
+/// Whose logbook was asked for, and who waits for it.
+pub(super) type Asked = (String, Answer<Option<OwnedFd>>);
 
 impl Context {
     /// The logbook of a component of this node, dead or alive; `None` if there is no such component, or it was never

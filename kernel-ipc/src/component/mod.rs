@@ -198,7 +198,7 @@ struct Inner {
     /// Sessions that it has asked for, by request.
     asked: RefCell<HashMap<u64, opening::Asked>>,
     /// Logbooks that were asked for, by request.
-    books: RefCell<HashMap<u64, (String, waits::Answer<Option<std::os::fd::OwnedFd>>)>>,
+    books: RefCell<HashMap<u64, look::Asked>>,
     /// Regions whose introduction is awaited.
     publishing: RefCell<HashMap<RegionId, (std::os::fd::OwnedFd, waits::Answer<()>)>>,
     /// What was reported, the latest of each.

@@ -117,9 +117,8 @@ impl SessionLog {
 
     #[cold]
     fn find_row(&self, operation: u16) -> u16 {
-        let row = self.written(operation).or_else(|| self.book.free_row()).map(|row| {
+        let row = self.written(operation).or_else(|| self.book.free_row()).inspect(|&row| {
             self.write(row, operation);
-            row
         });
         let row = row.unwrap_or_else(|| {
             // In use from now on.
