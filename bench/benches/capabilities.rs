@@ -5,8 +5,8 @@ use std::hint::black_box;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::atomic::{AtomicU8, AtomicU64};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use kernel_ipc::described::Details;
 use kernel_ipc::interface::{Description, Operation, Retry};
 use kernel_ipc::ledger::Tag;
 use kernel_ipc::runtime::{self, Options, Runtime, Waiting};
-use kernel_ipc::session::capability::{GRACE, Minting, Ticket};
+use kernel_ipc::session::capability::{GRACE, Minting};
 use kernel_ipc::session::{Call, ClientSession, HostSession, Offer, Request, Response, Served, Service, SessionInfo};
 use kernel_ipc::wire::Shape;
 use kernel_ipc::{Epoch, Handle, Incarnation, Rights, SessionId};
@@ -168,7 +168,7 @@ fn info(id: u64) -> SessionInfo {
 type Opening = (u64, OwnedFd, Sender<OwnedFd>);
 
 /// The host: sessions of all, on one thread.
-fn host(openings: &Receiver<Opening>, phase: &AtomicU8) {
+fn host(openings: &Receiver<Opening>, is_over: &AtomicBool) {
     let runtime = Runtime::new(Options { waiting: Waiting::Spin, ..Options::default() }).expect("io_uring");
     runtime.block_on(async {
         let served = Served::from(Rc::new(Null));
@@ -180,7 +180,7 @@ fn host(openings: &Receiver<Opening>, phase: &AtomicU8) {
             reply.send(host.fd().expect("shared memory").try_clone_to_owned().expect("dup")).expect("it waits");
             sessions.push(host);
         }
-        while phase.load(SeqCst) != OVER {
+        while !is_over.load(SeqCst) {
             runtime::sleep(Duration::from_millis(5)).await;
         }
     });
@@ -194,103 +194,91 @@ fn open(id: u64, openings: &Sender<Opening>) -> ClientSession {
     offer.open(segment, SessionId(id), Epoch(1)).expect("opened")
 }
 
-const IDLE: u8 = 0;
-const CONTROL: u8 = 1;
-const REVOKE: u8 = 2;
-const OVER: u8 = 3;
-
-/// Calls all the time; keeps how long each took by the phase that it was wholly in.
-fn watch(openings: &Sender<Opening>, phase: &AtomicU8) -> [Histogram<u64>; 2] {
-    let mut all = [(); 2].map(|()| Histogram::new(3).expect("a histogram"));
-    let runtime = Runtime::new(Options { waiting: Waiting::Spin, ..Options::default() }).expect("io_uring");
-    runtime.block_on(async {
-        let session = open(1, openings);
-        loop {
-            let before = phase.load(SeqCst);
-            let begun = Instant::now();
-            session
-                .call(Request {
-                    operation: NULL,
-                    handle: session.root(),
-                    payload: &[],
-                    capabilities: &[],
-                    leases: &[],
-                    deadline: None,
-                    retry: Retry::Idempotent,
-                })
-                .await
-                .expect("it is nobody's business");
-            let took = begun.elapsed().as_nanos() as u64;
-            match before {
-                OVER => return,
-                CONTROL | REVOKE if phase.load(SeqCst) == before => {
-                    all[usize::from(before - CONTROL)].record(took).expect("in range");
-                }
-                _ => {}
-            }
-        }
-    });
-    all
+/// One call, and how long it took.
+async fn timed(session: &ClientSession, into: &mut Histogram<u64>) {
+    let begun = Instant::now();
+    let request = Request {
+        operation: NULL,
+        handle: session.root(),
+        payload: &[],
+        capabilities: &[],
+        leases: &[],
+        deadline: None,
+        retry: Retry::Idempotent,
+    };
+    session.call(request).await.expect("it is nobody's business");
+    into.record(begun.elapsed().as_nanos() as u64).expect("in range");
 }
 
+/// Derives so many capabilities from one, on several sessions.
+async fn derive(giver: &ClientSession, holders: &[ClientSession]) -> Handle {
+    let dir = giver.mint(giver.root(), Minting::with(RIGHTS)).await.expect("minted");
+    for (holder, id) in holders.iter().zip(3..) {
+        let (receiver, lasts) = (format!("client-{id}"), Duration::from_secs(600));
+        let ticket = giver.provide(dir, &receiver, Minting::with(RIGHTS), lasts).await.expect("a ticket");
+        let top = holder.redeem(ticket, 1).await.expect("redeemed");
+        for _ in 0..EACH {
+            // The last revoke's entries may not all have been taken out.
+            while holder.mint(top, Minting::with(Rights::READ)).await.is_err() {
+                runtime::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+    dir
+}
+
+/// The calls of one session while another one's revoke goes on, beside as many just before. All clients are one thread, so that
+/// two cores are enough for both ends.
 fn revokes() {
     let cycles: u32 = std::env::var("CYCLES").ok().and_then(|cycles| cycles.parse().ok()).unwrap_or(20);
     let (openings, opened) = channel::<Opening>();
-    let phase = Arc::new(AtomicU8::new(IDLE));
-    let spent = Arc::new(AtomicU64::new(0));
+    let is_over = Arc::new(AtomicBool::new(false));
     let host = thread::spawn({
-        let phase = phase.clone();
-        move || host(&opened, &phase)
+        let is_over = is_over.clone();
+        move || host(&opened, &is_over)
     });
-    let watcher = thread::spawn({
-        let (openings, phase) = (openings.clone(), phase.clone());
-        move || watch(&openings, &phase)
-    });
-    let runtime = Runtime::new(Options { waiting: Waiting::Block, ..Options::default() }).expect("io_uring");
-    let revoked = runtime.block_on(async {
+    let runtime = Runtime::new(Options { waiting: Waiting::Spin, ..Options::default() }).expect("io_uring");
+    let [mut control, mut during] = [(); 2].map(|()| Histogram::new(3).expect("a histogram"));
+    let (mut revoked, mut spent, mut calls) = (0, Duration::ZERO, 10_000);
+    runtime.block_on(async {
+        let caller = open(1, &openings);
         let giver = open(2, &openings);
-        let holders: Vec<_> = (0..HOLDERS).map(|n| open(3 + n, &openings)).collect();
-        let (mut revoked, mut window) = (0, Duration::from_millis(20));
+        let holders: Vec<_> = (3..3 + HOLDERS).map(|id| open(id, &openings)).collect();
         for _ in 0..cycles {
-            let dir = giver.mint(giver.root(), Minting::with(RIGHTS)).await.expect("minted");
-            for (holder, id) in holders.iter().zip(3..) {
-                let lasts = Duration::from_secs(600);
-                let ticket: Ticket =
-                    giver.provide(dir, &format!("client-{id}"), Minting::with(RIGHTS), lasts).await.expect("a ticket");
-                let top = holder.redeem(ticket, 1).await.expect("redeemed");
-                for _ in 0..EACH {
-                    holder.mint(top, Minting::with(Rights::READ)).await.expect("minted");
-                }
+            let dir = derive(&giver, &holders).await;
+            for _ in 0..calls {
+                timed(&caller, &mut control).await;
             }
-            phase.store(CONTROL, SeqCst);
-            runtime::sleep(window).await;
-            phase.store(REVOKE, SeqCst);
             let begun = Instant::now();
-            revoked += giver.revoke(dir, false, GRACE).await.expect("revoked").revoked;
-            // The entries are taken out after the answer.
-            runtime::sleep(begun.elapsed()).await;
-            window = begun.elapsed();
-            phase.store(IDLE, SeqCst);
-            spent.fetch_add(window.as_nanos() as u64, SeqCst);
-            runtime::sleep(Duration::from_millis(50)).await;
+            let revoke = runtime::spawn({
+                let giver = giver.clone();
+                async move { giver.revoke(dir, false, GRACE).await }
+            });
+            calls = 0;
+            while !revoke.is_finished() {
+                timed(&caller, &mut during).await;
+                calls += 1;
+            }
+            spent += begun.elapsed();
+            revoked += revoke.await.expect("not cancelled").expect("revoked").revoked;
+            // The entries are taken out after the answer: twice as many links as entries.
+            for _ in 0..2 * calls {
+                timed(&caller, &mut during).await;
+            }
+            calls *= 3;
         }
-        phase.store(OVER, SeqCst);
-        revoked
     });
-    let [control, during] = watcher.join().expect("it ends");
+    is_over.store(true, SeqCst);
     host.join().expect("it ends");
-    let each = spent.load(SeqCst) as f64 / 1e6 / f64::from(cycles);
-    println!("revoke of {} capabilities: {each:.1} ms with what follows", revoked / u64::from(cycles));
-    for (name, all) in [("without", &control), ("during", &during)] {
-        let at = |quantile| all.value_at_quantile(quantile);
+    let each = spent.as_secs_f64() * 1e3 / f64::from(cycles);
+    println!("revoke of {} capabilities on {HOLDERS} sessions      {each:7.2} ms", revoked / u64::from(cycles));
+    for (name, all) in [("before", &control), ("during", &during)] {
+        let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|quantile| all.value_at_quantile(quantile));
+        let (calls, max) = (all.len(), all.max());
         println!(
-            "another session's calls, {name:8} {:>8} calls   p50 {:>6} ns   p99 {:>6} ns   p99.9 {:>7} ns   max {:>8} ns",
-            all.len(),
-            at(0.5),
-            at(0.99),
-            at(0.999),
-            all.max()
+            "calls of another session, {name}: {calls:>8}   p50 {p50:>5}   p99 {p99:>5}   p99.9 {p999:>6}   max {max:>9} ns"
         );
     }
-    println!("p99.9: {:.2} x", during.value_at_quantile(0.999) as f64 / control.value_at_quantile(0.999) as f64);
+    let ratio = during.value_at_quantile(0.999) as f64 / control.value_at_quantile(0.999) as f64;
+    println!("p99.9 during / before                           {ratio:7.2} x");
 }
