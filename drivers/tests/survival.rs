@@ -242,7 +242,7 @@ fn what_is_lent_stays_and_what_was_under_way_is_done_again() {
         loop {
             match client.device.read(client.device.root(), 17, 1).await {
                 Ok(lease) => more.push(lease),
-                Err(CallError::Failed { cause: Cause::Busy, .. }) => break,
+                Err(CallError::Failed { cause: Cause::Busy { .. }, .. }) => break,
                 Err(error) => panic!("{error:?}"),
             }
         }

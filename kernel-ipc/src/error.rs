@@ -35,6 +35,12 @@ macro_rules! causes {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum Cause {
             $($(#[$doc])* $name,)*
+            /// Too much waits already, at the host or for it. A call that a session refuses for this did not run, and may be
+            /// made again whatever it does; of a handler's own refusal `executed` says that, as always.
+            Busy {
+                /// Microseconds after which that is worth a try: about what waits now will have been served then. 0: not known.
+                retry_after_us: u32,
+            },
             /// The request was under way at two crashes of its host, and does not run again.
             Poisoned {
                 /// The number of the last one, which `atoll crash show` takes; 0 if nobody knows it.
@@ -47,6 +53,7 @@ macro_rules! causes {
             pub const fn number(self) -> u16 {
                 match self {
                     $(Cause::$name => $number,)*
+                    Cause::Busy { .. } => BUSY,
                     Cause::Poisoned { .. } => POISONED,
                 }
             }
@@ -55,6 +62,7 @@ macro_rules! causes {
             pub const fn from_number(number: u16, detail: u32) -> Option<Cause> {
                 match (number, detail) {
                     $(($number, 0) => Some(Cause::$name),)*
+                    (BUSY, retry_after_us) => Some(Cause::Busy { retry_after_us }),
                     (POISONED, crash) => Some(Cause::Poisoned { crash }),
                     _ => None,
                 }
@@ -65,6 +73,7 @@ macro_rules! causes {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 match self {
                     $(Cause::$name => f.write_str($text),)*
+                    Cause::Busy { .. } => f.write_str("the host is busy"),
                     Cause::Poisoned { crash: 0 } => f.write_str(QUARANTINED),
                     Cause::Poisoned { crash } => write!(f, "{QUARANTINED} (crash {crash})"),
                 }
@@ -88,8 +97,6 @@ causes! {
     BadArguments = 6, "the arguments cannot be decoded";
     /// The session has used up what it may hold of some resource. Release something, then retry.
     Quota = 7, "the session's quota is used up";
-    /// The host refuses work for now. Retry later.
-    Busy = 8, "the host is busy";
     /// The deadline passed.
     Deadline = 9, "the deadline passed";
     /// The call was cancelled.
@@ -122,14 +129,25 @@ causes! {
     NoSuchTicket = 24, "there is no such ticket for this client";
 }
 
+/// The number of [`Cause::Busy`].
+const BUSY: u16 = 8;
 /// The number of [`Cause::Poisoned`].
 const POISONED: u16 = 20;
 const QUARANTINED: &str = "the request is quarantined: its host crashed twice on it";
 
 impl Cause {
-    /// What a peer has to know beside the number: the crash of [`Cause::Poisoned`], else 0.
+    /// [`Cause::Busy`] of who cannot say for how long.
+    pub const BUSY: Cause = Cause::Busy { retry_after_us: 0 };
+
+    /// [`Cause::Busy`] of who can.
+    pub fn busy_for(time: std::time::Duration) -> Cause {
+        Cause::Busy { retry_after_us: u32::try_from(time.as_micros()).unwrap_or(u32::MAX) }
+    }
+
+    /// What a peer has to know beside the number: the time of [`Cause::Busy`], the crash of [`Cause::Poisoned`], else 0.
     pub const fn detail(self) -> u32 {
         match self {
+            Cause::Busy { retry_after_us } => retry_after_us,
             Cause::Poisoned { crash } => crash,
             _ => 0,
         }
@@ -225,11 +243,15 @@ mod tests {
     }
 
     #[test]
-    fn only_a_quarantine_has_a_detail() {
+    fn only_a_quarantine_and_a_busy_host_have_a_detail() {
+        let busy = Cause::busy_for(std::time::Duration::from_millis(3));
+        assert_eq!(busy, Cause::Busy { retry_after_us: 3000 });
+        assert_eq!(Cause::from_number(busy.number(), busy.detail()), Some(busy));
+        assert_eq!(Cause::busy_for(std::time::Duration::MAX), Cause::Busy { retry_after_us: u32::MAX });
         let poisoned = Cause::Poisoned { crash: 7 };
         assert_eq!(Cause::from_number(poisoned.number(), poisoned.detail()), Some(poisoned));
         assert_eq!(poisoned.to_string(), "the request is quarantined: its host crashed twice on it (crash 7)");
-        for number in (1..=24).filter(|number| *number != POISONED) {
+        for number in (1..=24).filter(|number| *number != BUSY && *number != POISONED) {
             assert_eq!(Cause::from_number(number, 7), None);
         }
     }

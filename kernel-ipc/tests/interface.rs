@@ -164,7 +164,7 @@ impl Handler for Librarian {
         match title {
             "missing" => Err(OpenError::NotFound.into()),
             "lent" => Err(OpenError::Lent { reader: shelf.badge, for_days: 3 }.into()),
-            "busy" => Err(Failure::not_executed(Cause::Busy).into()),
+            "busy" => Err(Failure::not_executed(Cause::BUSY).into()),
             _ => Ok((NewCap::new(BookNumber(title.len() as u64), want).with_badge(9), shelf.object.0 as u32)),
         }
     }
@@ -319,7 +319,7 @@ fn an_operations_own_errors_keep_number_and_fields() {
 fn a_handler_can_fail_the_call_itself() {
     with_ends(async |Ends { client, .. }| {
         let error = client.open(client.root(), "busy", READ).await.expect_err("busy");
-        assert_eq!(error, failed(Cause::Busy, Executed::No));
+        assert_eq!(error, failed(Cause::BUSY, Executed::No));
     });
 }
 

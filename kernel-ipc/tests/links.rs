@@ -4,6 +4,7 @@ mod common;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Release;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use kernel_ipc::link::{Body, Link, in_process, shm};
 use kernel_ipc::runtime::{self, Sleep, Source, Waiting};
 use kernel_ipc::sys::doorbell::EventDoorbell;
 use kernel_ipc::sys::futex;
-use kernel_ipc::wire::{Extent, Handle, LeaseName, RawDescriptor, Shape, Submission, Violation};
+use kernel_ipc::wire::{Extent, Handle, LeaseName, RawDescriptor, Shape, Submission, Violation, header};
 use kernel_ipc::{Epoch, LenderId, SessionId};
 
 const SHAPE: Shape = Shape { slots: 4, window_bytes: 4096 };
@@ -71,6 +72,38 @@ fn message(n: u64) -> RawDescriptor {
 
 fn send(from: &dyn Link, n: u64) -> Result<(), Violation> {
     from.send(&message(n), (n % 8) as u16, &Body::default())
+}
+
+#[test]
+fn what_is_unread_is_counted() {
+    over_each_carrier(|carrier, from, to| {
+        assert_eq!(to.unread(), 0, "{carrier}");
+        for n in 0..5 {
+            send(from, n).expect("there is room");
+        }
+        from.flush();
+        assert_eq!(to.unread(), 5, "{carrier}");
+        to.receive().expect("sent");
+        assert_eq!(to.unread(), 4, "{carrier}");
+        while to.receive().is_some() {}
+        assert_eq!(to.unread(), 0, "{carrier}");
+        // Not flushed: whether there is one is known, and not how many.
+        send(from, 5).expect("there is room");
+        send(from, 6).expect("there is room");
+        from.publish();
+        assert!((1..=2).contains(&to.unread()), "{carrier}");
+    });
+}
+
+#[test]
+fn a_lying_tail_counts_as_no_more_than_a_ring() {
+    let segment = shm::client_segment(SHAPE).expect("memory");
+    let fd = segment.fd().try_clone_to_owned().expect("dup");
+    let host = shm::ShmLink::host(fd, SessionId(1), Epoch(2), Handle::NONE).expect("a right header");
+    for lie in [1 << 20, u64::MAX / 2, u64::MAX, 1 << 63] {
+        segment.store_u64(header::TAIL, lie, Release);
+        assert!(host.unread() <= u64::from(SHAPE.ring_entries()), "{lie:#x}");
+    }
 }
 
 #[test]

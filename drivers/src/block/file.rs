@@ -339,7 +339,7 @@ impl block::Handler for FileDriver {
 
     async fn read(&self, _: &Call, _: Granted<Device>, block: u64, count: u32) -> Result<Lend, CallError<ReadError>> {
         let range = self.bounds.transfer(block, count).map_err(|Refused| ReadError::OutOfRange)?;
-        let busy = CallError::Failed { cause: Cause::Busy, executed: Executed::No };
+        let busy = CallError::Failed { cause: Cause::BUSY, executed: Executed::No };
         let space = Rc::new(self.space(count).ok_or(busy)?);
         let length = range.end - range.start;
         let _permit = self.budget.acquire(length).await;

@@ -208,7 +208,7 @@ async fn leases_that_are_dropped_make_room(guest: &Guest, info: &DeviceInfo) {
     assert!(
         matches!(
             refused,
-            CallError::Failed { cause: Cause::Busy | Cause::Quota, executed: Executed::No | Executed::Yes }
+            CallError::Failed { cause: Cause::Busy { .. } | Cause::Quota, executed: Executed::No | Executed::Yes }
         ),
         "{refused:?}"
     );

@@ -163,7 +163,7 @@ async fn again(cause: Cause, until: Instant) -> Result<(), DeviceError> {
         Cause::PeerDied
             | Cause::SessionClosed
             | Cause::StaleEpoch
-            | Cause::Busy
+            | Cause::Busy { .. }
             | Cause::Quota
             | Cause::StaleLease
             | Cause::Revoked
@@ -200,7 +200,9 @@ impl Device for LeasedDevice {
                 }
                 Err(CallError::Operation(ReadError::OutOfRange)) => return Err(DeviceError::OutOfRange { block }),
                 // Its region, or the number of leases that we may have, is used up.
-                Err(CallError::Failed { cause: Cause::Busy | Cause::Quota, .. }) => return Err(DeviceError::Busy),
+                Err(CallError::Failed { cause: Cause::Busy { .. } | Cause::Quota, .. }) => {
+                    return Err(DeviceError::Busy);
+                }
                 Err(CallError::Failed { cause, .. }) => cause,
             };
             again(cause, until).await?;
@@ -240,7 +242,7 @@ impl Device for LeasedDevice {
                         Err(CallError::Failed { cause, .. }) => cause,
                     }
                 }
-                Err(_) => Cause::Busy,
+                Err(_) => Cause::BUSY,
             };
             again(cause, until).await?;
         }

@@ -394,7 +394,7 @@ fn failed<E: FromVolume>(error: Error) -> CallError<E> {
     match E::from_volume(&error) {
         Some(error) => CallError::Operation(error),
         // Nothing is changed before everything that a step needs is in memory; only a write has several steps.
-        None if error == Error::Busy => CallError::Failed { cause: Cause::Busy, executed: Executed::No },
+        None if error == Error::Busy => CallError::Failed { cause: Cause::BUSY, executed: Executed::No },
         None if error == Error::SourceLost => {
             CallError::Failed { cause: Cause::StaleLease, executed: Executed::Unknown }
         }
@@ -405,8 +405,8 @@ fn failed<E: FromVolume>(error: Error) -> CallError<E> {
 /// As [`failed`], for what may have been done in part.
 fn failed_write(error: Error) -> CallError<fs::WriteError> {
     match failed(error) {
-        CallError::Failed { cause: Cause::Busy, .. } => {
-            CallError::Failed { cause: Cause::Busy, executed: Executed::Unknown }
+        CallError::Failed { cause: Cause::Busy { .. }, .. } => {
+            CallError::Failed { cause: Cause::BUSY, executed: Executed::Unknown }
         }
         other => other,
     }

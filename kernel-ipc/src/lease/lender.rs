@@ -68,7 +68,7 @@ impl std::error::Error for LendError {}
 impl From<LendError> for Cause {
     fn from(error: LendError) -> Self {
         match error {
-            LendError::TableFull => Cause::Busy,
+            LendError::TableFull => Cause::BUSY,
             LendError::HolderQuota => Cause::Quota,
             LendError::BadRange => Cause::BadArguments,
         }

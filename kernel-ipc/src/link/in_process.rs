@@ -100,6 +100,10 @@ impl Link for InProcessLink {
         self.theirs.ring.borrow_mut().pop_front()
     }
 
+    fn unread(&self) -> u64 {
+        self.theirs.ring.borrow().len() as u64
+    }
+
     fn read_window(&self, slot: u16, offset: usize, bytes: &mut [u8]) {
         self.copy_out(&self.theirs, slot, offset, bytes);
     }

@@ -50,6 +50,10 @@ pub trait Link {
     /// Takes the next message, if there is one; its lap is 0 again. Tells the peer that it was read.
     fn receive(&self) -> Option<RawDescriptor>;
 
+    /// Messages that the peer says to have sent and that were not received yet. As far as it has [flushed](Self::flush), and
+    /// no more than a ring, whatever it says.
+    fn unread(&self) -> u64;
+
     /// Copies from the peer's window of this slot. A range outside of the window leaves `bytes` as they were.
     fn read_window(&self, slot: u16, offset: usize, bytes: &mut [u8]);
 

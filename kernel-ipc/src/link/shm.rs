@@ -305,6 +305,13 @@ impl Link for ShmLink {
         Some(RawDescriptor(line))
     }
 
+    fn unread(&self) -> u64 {
+        // Only counted: nothing is read because of it.
+        let behind = self.theirs.load_u64(header::TAIL, Relaxed).wrapping_sub(self.received.get());
+        // A tail may lag behind what was received.
+        if behind as i64 <= 0 { u64::from(self.has_message()) } else { behind.min(self.mask + 1) }
+    }
+
     #[inline]
     fn read_window(&self, slot: u16, offset: usize, bytes: &mut [u8]) {
         let window = self.shape.window_bytes as usize;

@@ -68,7 +68,7 @@ fn calls_are_counted_by_session_and_operation_and_how_they_ended() {
     let (fs, guest) = (session(&book, 7, "fs"), session(&book, 8, "guest atoll"));
     call(&fs, 1, 50_000, &Response::default());
     call(&fs, 1, 70_000, &Response { operation_error: Some(3), ..Response::default() });
-    call(&fs, 2, 50_000, &Response::failed(Failure::unknown(crate::Cause::Busy)));
+    call(&fs, 2, 50_000, &Response::failed(Failure::unknown(crate::Cause::BUSY)));
     call(&guest, 1, 9_000_000, &Response::default());
     guest.received(1);
     guest.refused(2);

@@ -43,6 +43,9 @@ use waits::{Answered, FreeSlot};
 /// Calls in a row that a host in the same thread answers at once. Then all others of the thread have their turn.
 const AT_ONCE: u32 = 64;
 
+/// Callers of a session that may wait for a free slot, if nobody [says otherwise](ClientSession::limit_waiters).
+const WAITERS: usize = 1024;
+
 /// A session that a client has asked for: its C-segment exists, the host's S-segment is awaited.
 #[derive(Debug)]
 pub struct Offer {
@@ -145,6 +148,7 @@ impl ClientSession {
             survival: survives.then(|| Box::new(resume::Survival::new(shape))),
             suspended: Cell::new(false),
             waiters: RefCell::new(VecDeque::new()),
+            waiters_max: Cell::new(WAITERS),
             next_ticket: Cell::new(0),
             pending: RefCell::new(Pending::default()),
             has_pending: Cell::new(false),
@@ -184,6 +188,12 @@ impl ClientSession {
         let (extent, deadline) = inner.admit(&request)?;
         inner.free_slot(deadline).await?;
         self.submitted(inner.submit(&request, extent, deadline)?, deadline).await
+    }
+
+    /// Lets at most so many callers wait for a free slot; one more is refused with [`Cause::Busy`] at once, without a word to
+    /// the host. 1024 at first.
+    pub fn limit_waiters(&self, most: usize) {
+        self.0.inner.waiters_max.set(most);
     }
 
     /// Gives a capability back. Does not wait; releases travel in batches.
@@ -273,6 +283,8 @@ struct Inner {
     suspended: Cell<bool>,
     /// Callers without a slot, in order of arrival.
     waiters: RefCell<VecDeque<Waiter>>,
+    /// More are refused.
+    waiters_max: Cell<usize>,
     next_ticket: Cell<u64>,
     /// Control calls to be made, and whether there are any.
     pending: RefCell<Pending>,
@@ -351,7 +363,7 @@ impl Inner {
     /// Publishes a call on a free slot: which, and its seq.
     fn submit(&self, request: &Request<'_>, extent: Extent, deadline: u64) -> Result<(u16, u64), Failure> {
         let begun = self.slots.borrow_mut().begin(self.link.borrow().sent());
-        let (slot, seq) = begun.ok_or(Failure::not_executed(Cause::Busy))?;
+        let (slot, seq) = begun.ok_or(Failure::not_executed(Cause::BUSY))?;
         let submission = Submission {
             slot,
             operation: request.operation,

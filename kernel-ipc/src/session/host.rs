@@ -39,6 +39,7 @@ mod shared;
 mod standard;
 mod survival;
 mod tickets;
+mod turns;
 
 use cell::SlotCell;
 use names::Names;
@@ -49,6 +50,7 @@ pub use survival::{ComponentLedger, Heritage, Ledgers};
 use quiet::Quiet;
 use shared::Shared;
 use survival::{Recovering, Survival};
+use turns::{Turn, Turns};
 
 /// Most capabilities that one session may hold.
 const CAPABILITIES: u32 = 1 << 14;
@@ -106,6 +108,13 @@ impl HostSession {
         self.inner.end_reason().flatten()
     }
 
+    /// From now on a call that has waited longer than this to be read is refused with [`Cause::Busy`] instead of being
+    /// begun; `None`, as at first: none is. How long a call has waited is known to a turn of the thread (a few calls of each
+    /// of its sessions). Choose what callers wait at most, less what the service takes.
+    pub fn refuse_after(&self, limit: Option<Duration>) {
+        self.inner.refuse_after(limit);
+    }
+
     /// Calls `hook` when the session ends, however it does; at once if it has. There is one hook: a new one replaces it.
     /// It runs while the session's source is looked at: it must not drop this.
     pub fn on_end(&self, hook: impl FnOnce(Option<Violation>) + 'static) {
@@ -148,6 +157,7 @@ impl HostSession {
             lent: RefCell::new(Vec::new()),
             reclaiming: Cell::new(false),
             quiet: Quiet::default(),
+            turns: Turns::default(),
             scratch: RefCell::new(Vec::new()),
             description: OnceCell::new(),
             ended: Cell::new(None),
@@ -197,6 +207,7 @@ trait Serving: Source + Recovering + log::Logging {
     fn end_reason(&self) -> Option<Option<Violation>>;
     fn client_died(&self);
     fn close(&self);
+    fn refuse_after(&self, limit: Option<Duration>);
     fn on_end(&self, hook: EndHook);
 }
 
@@ -221,6 +232,7 @@ struct Inner<S> {
     lent: RefCell<Vec<Lent>>,
     reclaiming: Cell<bool>,
     quiet: Quiet,
+    turns: Turns,
     /// Payloads of calls that no slot's call object is filled with: of control calls, and questions for the description.
     scratch: RefCell<Vec<u8>>,
     /// The description, once somebody has asked.
@@ -250,20 +262,28 @@ impl Lent {
 impl<S: Service> Inner<S> {
     /// Serves what has come. True if anything had.
     fn receive_all(&self) -> bool {
+        let mut turn = self.turns.begin();
         // At most a ring at a time: a client that never stops calling must not keep the thread here.
         for round in 0..self.shape.ring_entries() {
+            if turn.is_over() {
+                break;
+            }
             let Some(raw) = self.link.receive() else {
-                if round == 0 && self.link.is_closed_by_peer() {
-                    self.end(None);
-                    return true;
+                if round > 0 {
+                    break;
                 }
-                return round > 0;
+                let closed = self.link.is_closed_by_peer();
+                if closed {
+                    self.end(None);
+                }
+                return closed;
             };
+            self.turns.received();
             let accepted = if self.awaits_resume() {
                 self.resume(&raw)
             } else {
                 match &Submission::check(&raw, self.shape) {
-                    Ok(call) => self.accept(call),
+                    Ok(call) => self.accept(call, &mut turn),
                     Err(violation) => Err(*violation),
                 }
             };
@@ -274,18 +294,19 @@ impl<S: Service> Inner<S> {
                 return true;
             }
         }
+        self.turns.end(&turn, &*self.link);
         true
     }
 
     /// Receives one descriptor's call: it is refused at once, answered at once (control), or handed to its slot.
-    fn accept(&self, call: &Submission) -> Result<(), Violation> {
+    fn accept(&self, call: &Submission, turn: &mut Turn) -> Result<(), Violation> {
         self.slots.borrow_mut().accept(call.slot, call.seq)?;
         if self.shape.is_control(call.slot) {
             self.control(call)?;
             self.quiet.answered(call.operation);
             return self.answer(call, Status::Done, &[], &[], &[]);
         }
-        match self.check(call) {
+        match turn.admit(&self.turns, call).and_then(|()| self.check(call)) {
             Ok(()) => {
                 self.start(call.slot);
                 Ok(())
@@ -361,16 +382,13 @@ impl<S: Service> Inner<S> {
         let cell = &self.cells[usize::from(slot)];
         cell.cancel.reset();
         cell.ready.set(true);
-        let task = match cell.task.take() {
-            Some(task) => {
-                // At once, not by its waker: the task is at the place where it waits for the next call, and the way
-                // through the run queue would be a tenth of a call's cost. A handler runs in its session's poll,
-                // therefore, until it waits for something.
-                task.run_now();
-                Some(task)
-            }
-            None => self.this.upgrade().map(|this| runtime::spawn(this.run_slot(slot))),
-        };
+        let task = cell.task.take().or_else(|| self.this.upgrade().map(|this| runtime::spawn(this.run_slot(slot))));
+        if let Some(task) = &task {
+            // At once, not by its waker: the task is at the place where it waits for the next call, and the way through
+            // the run queue would be a tenth of a call's cost. A handler runs in its session's poll, therefore, until it
+            // waits for something.
+            task.run_now();
+        }
         cell.task.set(task);
     }
 
@@ -610,6 +628,10 @@ impl<S: Service> Serving for Inner<S> {
         self.end(None);
     }
 
+    fn refuse_after(&self, limit: Option<Duration>) {
+        self.turns.limit(limit);
+    }
+
     fn on_end(&self, hook: EndHook) {
         match self.ended.get() {
             None => self.on_end.set(Some(hook)),
@@ -623,7 +645,9 @@ impl<S: Service> Source for Inner<S> {
         if self.ended.get().is_some() {
             return false;
         }
-        self.flush();
+        if !self.turns.has_more() {
+            self.flush();
+        }
         let found = self.receive_all();
         if found {
             self.link.publish();

@@ -23,6 +23,10 @@ pub const JOIN: u16 = 6;
 pub const FAIL: u16 = 7;
 pub const BIG: u16 = 8;
 pub const SLEEP: u16 = 9;
+/// Keeps the whole thread for as many milliseconds as its byte says.
+pub const BLOCK: u16 = 10;
+/// Fails with the cause and the `executed` of which it has the numbers.
+pub const REFUSE: u16 = 11;
 
 const fn operation(number: u16, name: &'static str, requires: Rights) -> Operation {
     Operation {
@@ -54,6 +58,8 @@ pub const TEST: Description = Description {
         operation(FAIL, "fail", Rights::READ),
         operation(BIG, "big", Rights::READ),
         operation(SLEEP, "sleep", Rights::READ),
+        operation(BLOCK, "block", Rights::READ),
+        operation(REFUSE, "refuse", Rights::READ),
     ],
     details: Details::none,
 };
@@ -119,6 +125,19 @@ impl Service for Thing {
                 let millis = call.payload().first().copied().unwrap_or(1).into();
                 runtime::sleep(Duration::from_millis(millis)).await;
                 Response::default()
+            }
+            BLOCK => {
+                let millis = call.payload().first().copied().unwrap_or(0).into();
+                std::thread::sleep(Duration::from_millis(millis));
+                Response::default()
+            }
+            REFUSE => {
+                let (number, executed) = match call.payload() {
+                    [number, executed] => (*number, *executed),
+                    _ => (0, 0),
+                };
+                let cause = Cause::from_number(number.into(), 0).unwrap_or(Cause::BadArguments);
+                Response::failed(Failure { cause, executed: Executed::from_number(executed) })
             }
             _ => Response::failed(Failure { cause: Cause::UnknownOperation, executed: Executed::No }),
         };

@@ -1,5 +1,6 @@
 //! What a caller waits for: a free slot, then its answer.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -42,9 +43,12 @@ impl Future for FreeSlot<'_> {
         }
         match self.ticket {
             Some(ticket) => {
-                if let Some(waiter) = waiters.iter_mut().find(|waiter| waiter.ticket == ticket) {
-                    waiter.waker.clone_from(cx.waker());
+                if let Ok(place) = place(&waiters, ticket) {
+                    waiters[place].waker.clone_from(cx.waker());
                 }
+            }
+            None if waiters.len() >= session.waiters_max.get() => {
+                return Poll::Ready(Err(Failure::not_executed(Cause::BUSY)));
             }
             None => {
                 let ticket = session.next_ticket.get();
@@ -63,12 +67,21 @@ impl Future for FreeSlot<'_> {
 impl Drop for FreeSlot<'_> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
-            self.session.waiters.borrow_mut().retain(|waiter| waiter.ticket != ticket);
+            let mut waiters = self.session.waiters.borrow_mut();
+            if let Ok(place) = place(&waiters, ticket) {
+                waiters.remove(place);
+            }
+            drop(waiters);
             if self.session.slots.borrow().has_free() {
                 self.session.slot_is_free();
             }
         }
     }
+}
+
+/// Where a ticket stands. Tickets rise.
+fn place(waiters: &VecDeque<Waiter>, ticket: u64) -> Result<usize, usize> {
+    waiters.binary_search_by_key(&ticket, |waiter| waiter.ticket)
 }
 
 /// What stands in a slot's cell for its caller.

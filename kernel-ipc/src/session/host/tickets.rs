@@ -72,7 +72,7 @@ impl<S: Service> Shared<S> {
             self.dropped(&gone);
             tickets = self.tickets.0.borrow_mut();
         }
-        let words = random::random_words().map_err(|_| Cause::Busy)?;
+        let words = random::random_words().map_err(|_| Cause::BUSY)?;
         let promise = self.realm.borrow_mut().promise(giver, source, terms)?;
         tickets.insert(words, Ticket { giver, promise, to: to.into(), expires });
         Ok(words)
