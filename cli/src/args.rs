@@ -54,6 +54,8 @@ pub enum Verb {
         #[arg(long)]
         io: bool,
     },
+    /// Show who waits for whom, since when, and the cycle if there is one
+    Stuck(Stuck),
     /// Show what was asked of each component, by client and operation, and how long it took
     Stat(Stat),
     /// Stop a component and start it again, also one that was given up
@@ -165,6 +167,19 @@ pub struct Chaos {
     /// Workers, each with one call at a time
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(0..=64))]
     pub workers: u64,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+A wait is a call that is not answered: as its client's logbook says, or that of its host, if the client is a guest. Below the \
+table each call stands under the one that it was made for.")]
+pub struct Stuck {
+    /// Leave out who has waited for less
+    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=3_600_000))]
+    pub older: u64,
+    /// Show also who is meant to wait: calls without a deadline
+    #[arg(long)]
+    pub standing: bool,
 }
 
 /// A number of times a second.

@@ -148,7 +148,8 @@ pub fn table(components: &[ComponentStatus], io: bool, supervisor: Option<Superv
     text
 }
 
-fn word(state: State) -> &'static str {
+/// A state, as `atoll ps` shows it.
+pub fn word(state: State) -> &'static str {
     match state {
         State::Waiting => "waiting",
         State::Starting => "starting",

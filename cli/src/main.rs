@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         Verb::Up(up) => up::up(&cli.common, up),
         Verb::Down => control::down(&cli.common),
         Verb::Ps { io } => control::ps(&cli.common, *io),
+        Verb::Stuck(what) => inside::stuck::stuck(&cli.common, what),
         Verb::Stat(what) => inside::stat::stat(&cli.common, what),
         Verb::Restart { component } => control::restart(&cli.common, component),
         Verb::Chaos(options) => chaos::chaos(&cli.common, options),

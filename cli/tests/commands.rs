@@ -8,11 +8,12 @@ use std::process::{Command, Stdio};
 use common::{System, said};
 
 /// A command line of each verb that has something to do, and one that can do nothing.
-const NEED_A_SYSTEM: [&[&str]; 17] = [
+const NEED_A_SYSTEM: [&[&str]; 18] = [
     &["down"],
     &["ps"],
     &["ps", "--io"],
     &["stat"],
+    &["stuck"],
     &["stat", "fs", "--sessions"],
     &["fs", "ls", "/www"],
     &["fs", "cat", "/www/index.html"],

@@ -1,4 +1,4 @@
-//! What `atoll stat` shows of a running system, and of one whose components are dead or say nothing.
+//! What `atoll stat` and `atoll stuck` show of a running system, and of one whose components are dead or say nothing.
 
 mod common;
 
@@ -31,7 +31,7 @@ fn stat_counts_calls_of_components_and_guests_over_all_runs_and_asks_nobody() {
     let before = stat(&system, &[]);
     assert_eq!(figure(&before, FETCH, "calls"), 1);
     assert!(figure(&before, ["disk", "fs", "read"], "calls") > 0);
-    assert_eq!(figure(&before, EVENTS, "in_progress"), 1);
+    wait_for("httpd to wait for events", || figure(&stat(&system, &["net"]), EVENTS, "in_progress") == 1);
     assert!(figure(&before, EVENTS, "max_ns") > 0);
     assert_eq!(figure(&before, ["fs", "guest atoll", "lookup"], "calls"), 0);
     assert!(!system.atoll(&["fs", "stat", "/nothing"]).status.success());
@@ -51,6 +51,7 @@ fn stat_counts_calls_of_components_and_guests_over_all_runs_and_asks_nobody() {
 
     // Stopped: it cannot answer, and need not. Neither does another supervisor lose anything.
     system.ok(&["supervisor", "restart"]);
+    wait_for("httpd to wait for events", || figure(&stat(&system, &["net"]), EVENTS, "in_progress") == 1);
     kill(Pid::from_raw(system.pid("net")), Signal::SIGSTOP).expect("it is ours");
     assert_eq!(figure(&stat(&system, &["net"]), EVENTS, "in_progress"), 1);
     let shown = system.ok(&["stat", "net", "--sessions"]);
@@ -59,4 +60,37 @@ fn stat_counts_calls_of_components_and_guests_over_all_runs_and_asks_nobody() {
 
     let unknown = system.atoll(&["stat", "nobody"]);
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("nobody: no such component"));
+}
+
+#[test]
+fn stuck_shows_a_guest_that_waits_for_one_that_waits_for_a_stopped_one() {
+    let system = System::start(&[]);
+    assert_eq!(system.ok(&["stuck"]), "nobody waits\n");
+    wait_for("httpd to wait for events", || system.ok(&["stuck", "--standing"]).contains("net.net    next_events"));
+    std::fs::write(system.file("file"), vec![7; 1 << 20]).expect("room");
+    system.ok(&["fs", "put", system.file("file").to_str().expect("text"), "/www/file"]);
+    let disk = Pid::from_raw(system.pid("disk"));
+    kill(disk, Signal::SIGSTOP).expect("it is ours");
+    let mut guest = system.command(&["fs", "sync"]).spawn().expect("the binary runs");
+    let stuck = || -> Value { serde_json::from_str(&system.ok(&["stuck", "--json"])).expect("JSON") };
+    let of = |seen: &Value, client: &str| {
+        let waits = seen["waits"].as_array().expect("a list").clone();
+        waits.into_iter().find(|wait| wait["client"] == client)
+    };
+    wait_for("both to wait", || {
+        let seen = stuck();
+        of(&seen, "guest atoll").is_some() && of(&seen, "fs").is_some()
+    });
+    let seen = stuck();
+    let (guest_waits, fs_waits) = (of(&seen, "guest atoll").expect("seen"), of(&seen, "fs").expect("seen"));
+    assert_eq!((&guest_waits["endpoint"], &guest_waits["operation"]), (&"fs.root".into(), &"sync".into()));
+    assert_eq!((&fs_waits["host"], &fs_waits["there"]), (&"disk".into(), &"not received".into()));
+    assert_eq!((&guest_waits["there"], &guest_waits["standing"]), (&"its handler waits".into(), &false.into()));
+    assert_eq!((&seen["components"]["disk"], &seen["cycle"]), (&"stopped".into(), &Value::Null));
+    let drawn = system.ok(&["stuck"]);
+    assert!(drawn.contains("guest atoll -> fs.root sync, ") && drawn.contains("\n  fs -> disk.disk "), "{drawn}");
+    assert!(drawn.contains("disk stopped\n") && drawn.contains("no cycle\n"), "{drawn}");
+    kill(disk, Signal::SIGCONT).expect("it is ours");
+    assert!(guest.wait().expect("it ends").success());
+    assert_eq!(system.ok(&["stuck"]), "nobody waits\n");
 }

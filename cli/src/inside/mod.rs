@@ -1,8 +1,9 @@
-//! To see inside a running system: `stat`, from the logbooks that its components write.
+//! To see inside a running system: `stat` and `stuck`, from the logbooks that its components write.
 //!
 //! * Nothing of it needs an answer of the component that is looked at: it may hang, or be dead.
 
 pub mod stat;
+pub mod stuck;
 
 use kernel_ipc::component::Context;
 use kernel_ipc::logbook::{Reader, Snapshot};
