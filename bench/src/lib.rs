@@ -4,6 +4,7 @@
 pub mod block;
 pub mod http;
 pub mod ipc;
+pub mod overload;
 pub mod recovery;
 pub mod report;
 mod sys;

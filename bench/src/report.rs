@@ -29,6 +29,12 @@ pub struct Row {
     /// System calls of the server for each, where they were counted.
     #[serde(default)]
     pub system_calls: Option<f64>,
+    /// What was asked for, times a second, where more was asked for than was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offered_per_second: Option<f64>,
+    /// What was refused, times a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_per_second: Option<f64>,
     /// The row of this run that it is compared with.
     pub floor: Option<String>,
     /// How it compares, by the figure that the benchmark is about: 0.9 = nine tenths of the floor's rate, or for
@@ -51,6 +57,8 @@ impl Row {
             p999_ns: latencies.value_at_quantile(0.999),
             cpu_ns: None,
             system_calls: None,
+            offered_per_second: None,
+            refused_per_second: None,
             floor: None,
             ratio: None,
             higher_is_better: true,
@@ -113,7 +121,7 @@ impl Machine {
 /// One run of one benchmark.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// `ipc`, `block` or `http`.
+    /// `ipc`, `block`, `http`, `recovery` or `overload`.
     pub bench: String,
     /// Seconds since the Unix epoch at its begin.
     pub unix_seconds: u64,

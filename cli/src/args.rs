@@ -387,6 +387,8 @@ pub enum Bench {
     Block(BenchOptions),
     /// Requests a second over HTTP beside a server that only answers from memory
     Http(BenchOptions),
+    /// Calls answered in time while up to ten times as many come as a host can serve, with early refusal and without
+    Overload(BenchOptions),
     /// From a component's death to the first answered call, beside the start of a process
     Recovery {
         /// Kills of each component

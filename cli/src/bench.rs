@@ -22,11 +22,17 @@ pub fn bench(common: &Common, what: &Bench) -> Result<(), Failed> {
         Bench::Ipc(options) => (ipc(options)?, options.save),
         Bench::Block(options) => (block(options)?, options.save),
         Bench::Http(options) => (http(options)?, options.save),
+        Bench::Overload(options) => (overload(options)?, options.save),
         Bench::Recovery { kills, files, save } => (recovery(*kills, *files)?, *save),
     };
     if keep {
         let path = save(&run)?;
         output::message(&format!("kept in {}", path.display()));
+        if run.bench == "overload" {
+            let plot = path.with_extension("svg");
+            std::fs::write(&plot, ::bench::overload::plot::svg(&run))?;
+            output::message(&format!("drawn in {}", plot.display()));
+        }
     }
     if common.json { output::json(&run) } else { output::write(show(&run).as_bytes()) }
 }
@@ -37,6 +43,12 @@ fn ipc(options: &BenchOptions) -> Result<Run, Failed> {
     host.args(["serve", crate::serve::BENCH_HOST]);
     let options = ::bench::ipc::Options { duration: Duration::from_secs(options.seconds), only: None, host };
     ::bench::ipc::run(options).map_err(|error| Failed::new(format!("the measurement broke off: {error}")))
+}
+
+/// Calls between two threads of this process, more than one of them can serve.
+fn overload(options: &BenchOptions) -> Result<Run, Failed> {
+    let options = ::bench::overload::Options { duration: Duration::from_secs(options.seconds), rounds: 3 };
+    ::bench::overload::run(&options).map_err(|error| Failed::new(format!("the measurement broke off: {error}")))
 }
 
 /// Reads of a system of its own that is nothing but a driver, beside the same reads made directly.
@@ -228,6 +240,10 @@ fn show(run: &Run) -> String {
     if calls {
         columns.push(("system calls", Right));
     }
+    let overload = run.rows.iter().any(|row| row.offered_per_second.is_some());
+    if overload {
+        columns.extend([("offered", Right), ("refused", Right)]);
+    }
     columns.push(("ratio", Right));
     let mut table = Table::new(&columns);
     for row in &run.rows {
@@ -241,6 +257,10 @@ fn show(run: &Run) -> String {
         }
         if calls {
             cells.push(row.system_calls.map_or_else(String::new, |calls| format!("{calls:.3}")));
+        }
+        if overload {
+            cells
+                .extend([row.offered_per_second, row.refused_per_second].map(|one| one.map_or_else(String::new, rate)));
         }
         cells.push(row.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}")));
         table.row(cells);

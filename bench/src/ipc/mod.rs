@@ -10,7 +10,7 @@
 
 mod floor;
 pub mod host;
-mod null;
+pub(crate) mod null;
 
 use std::io;
 use std::process::Command;
@@ -309,14 +309,14 @@ fn clock_cost() -> u64 {
 }
 
 /// Two cores that this process may use, if it may use two.
-fn two_cores() -> Option<(usize, usize)> {
+pub(crate) fn two_cores() -> Option<(usize, usize)> {
     let allowed = sched_getaffinity(Pid::from_raw(0)).ok()?;
     let mut cores = (0..CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false));
     Some((cores.next()?, cores.next()?))
 }
 
 /// Keeps this thread on a core. Gives what it was allowed before.
-fn pin(core: Option<usize>) -> Option<CpuSet> {
+pub(crate) fn pin(core: Option<usize>) -> Option<CpuSet> {
     let before = sched_getaffinity(Pid::from_raw(0)).ok()?;
     let mut only = CpuSet::new();
     only.set(core?).ok()?;
@@ -324,7 +324,7 @@ fn pin(core: Option<usize>) -> Option<CpuSet> {
     Some(before)
 }
 
-fn unpin(before: Option<CpuSet>) {
+pub(crate) fn unpin(before: Option<CpuSet>) {
     if let Some(before) = before {
         let _ = sched_setaffinity(Pid::from_raw(0), &before);
     }
