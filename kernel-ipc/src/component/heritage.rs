@@ -88,6 +88,11 @@ impl Context {
         }
     }
 
+    /// Whether the next run goes on where this one ends.
+    pub(super) fn survives(&self) -> bool {
+        self.0.survival.records.borrow().is_some()
+    }
+
     /// What the last run left makes no sense, and `lost` says why. The supervisor forgets all of it: whoever lost its ledger is
     /// another lender, the next run, with nothing of this one's. Gives what this run ends with, which it has to at once.
     pub fn forget(&self, lost: &str) -> ContextError {

@@ -165,7 +165,10 @@ pub(super) fn opened(cx: &Context, request: u64, opened: Opened, segment: OwnedF
                 let cx = cx.clone();
                 session.on_end(move || ended(&cx, id));
             }
-            // If whoever asked no longer waits, nobody will use it: dropping it ends it.
+            if cx.survives() {
+                session.stays_open_when_dropped();
+            }
+            // If whoever asked no longer waits, nobody will use it: dropping it ends it, unless the next run may need it.
             let _ = answer.give(Ok(session));
         }
         Err(error) => {

@@ -91,8 +91,19 @@ where
     context.send(&ToSupervisor::Failed { reason: shortened(reason) }, &[]);
     // Blocking is right for last words: the supervisor always reads.
     let _ = context.0.outbox.write_blocking();
+    if context.survives() {
+        // Here, with everything as it stands: sessions that were closed in order would take back what the next run goes on with.
+        if let Ok(Err(error)) = &result {
+            eprintln!("error: {error}");
+        }
+        std::process::exit(if result.is_err() { PANICKED } else { FAILED });
+    }
     result.unwrap_or_else(|panic| panic::resume_unwind(panic))
 }
+
+/// What the process of a component that failed ends with, and that of one that panicked: as Rust ends them.
+const FAILED: i32 = 1;
+const PANICKED: i32 = 101;
 
 /// Runs `serve`. Until it is ready it has promised nothing to anybody, so it is dropped when the component is asked to
 /// end: it may be waiting for a host that does not come back. From then on it hears of it by [`Context::stopped`].

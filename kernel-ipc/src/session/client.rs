@@ -124,7 +124,9 @@ struct Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.inner.close();
+        if !self.inner.stays_open.get() {
+            self.inner.close();
+        }
     }
 }
 
@@ -157,6 +159,7 @@ impl ClientSession {
             timer_at: Cell::new(u64::MAX),
             near: OnceCell::new(),
             looked: Cell::new(0),
+            stays_open: Cell::new(false),
             on_end: Cell::new(None),
             log: OnceCell::new(),
         });
@@ -177,6 +180,12 @@ impl ClientSession {
     pub(super) fn is_near(&self, host: &Rc<dyn Source>) {
         // There is one host for as long as a session in one process lasts.
         let _ = self.0.inner.near.set(Rc::downgrade(host));
+    }
+
+    /// From now on only [`close`](Self::close), or the client's death, ends the session: what this client holds on it, its next
+    /// run inherits, and a run that fails or panics drops everything on its way out.
+    pub(crate) fn stays_open_when_dropped(&self) {
+        self.0.inner.stays_open.set(true);
     }
 
     /// Makes one call. Dropping the future parks its slot and sends a cancel.
@@ -297,6 +306,8 @@ struct Inner {
     /// The host, if it is in this very thread, and how often it was looked at since the runtime's last turn.
     near: OnceCell<Weak<dyn Source>>,
     looked: Cell<u32>,
+    /// It is not closed when the last clone is dropped.
+    stays_open: Cell<bool>,
     /// Called once, with nothing borrowed.
     on_end: Cell<Option<Box<dyn FnOnce()>>>,
     /// What others can see of its calls.
