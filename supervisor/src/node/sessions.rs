@@ -68,7 +68,7 @@ impl Node {
             }
             Err(error) => {
                 if let Some(session) = resumes {
-                    self.close(&client, session, None);
+                    self.give_up_resuming(&client, session);
                 }
                 self.send(&client, &ToComponent::OpenFailed { request, error }, &[]);
             }
@@ -212,6 +212,25 @@ impl Node {
         }
     }
 
+    /// A session cannot go on. What its client holds by it the client may have lent on: if it survives, its next run inherits.
+    fn give_up_resuming(self: &Rc<Self>, client: &Rc<Peer>, session: SessionId) {
+        let known = self.sessions.borrow().get(&session).is_some_and(|known| known.client == client.incarnation);
+        if !known || !self.survives(client) {
+            return self.close(client, session, None);
+        }
+        self.forget_claim(client, session);
+        let Some(ended) = self.sessions.borrow_mut().remove(&session) else { return };
+        match ended.host {
+            Host::Peer(host) => {
+                if let Some(host) = self.peer(host) {
+                    self.send(&host, &unheard(session, client), &[]);
+                }
+            }
+            Host::Awaited => self.tell_next_run(ended.surviving, unheard(session, client)),
+            Host::Supervisor(host) => host.close(),
+        }
+    }
+
     /// Asks a host's next run to go on with a session.
     async fn ask_to_go_on(
         self: &Rc<Self>,
@@ -222,6 +241,10 @@ impl Node {
         segment: &OwnedFd,
     ) -> Result<Opened, OpenError> {
         host.room().await.map_err(|reason| OpenError::Unavailable { reason })?;
+        if host.ended.has_happened() {
+            // The session is awaited already, and stays so.
+            return Err(OpenError::Unavailable { reason: "the host is gone".into() });
+        }
         let refused = || OpenError::Refused { reason: "there is no such session to go on with".into() };
         let serve = {
             let mut sessions = self.sessions.borrow_mut();
@@ -458,8 +481,8 @@ fn closed(session: SessionId, client: &Peer) -> ToComponent {
     ToComponent::ClientGone { session, client: client.incarnation, died: false, survives: false }
 }
 
-/// What a host hears of a session that it may have begun and of which its client has not heard. No call was made on it; what the
-/// client inherited with it stays the client's, who will ask for another.
+/// What a host hears of a session that its client does not use any more, or has not heard of, and lives. What the client holds
+/// by it stays the client's.
 fn unheard(session: SessionId, client: &Peer) -> ToComponent {
     ToComponent::ClientGone { session, client: client.incarnation, died: false, survives: true }
 }

@@ -253,15 +253,15 @@ impl Node {
         }
     }
 
-    /// Whose leases somebody else's run will inherit: the dead runs of every other component that survives, and its next run
-    /// until that is ready. That may be one which the last supervisor had half started and which is being killed: it has
-    /// inherited already.
+    /// Whose leases nobody takes back on his own: those of the dead runs of every other component that survives, and of its
+    /// living ones. What a living one holds it may have lent on, also when the session it came by is over; its next run inherits
+    /// it. That may be a run which the last supervisor had half started and which is being killed: it has inherited already.
     pub(super) fn heirs(&self, peer: &Peer) -> Vec<Incarnation> {
         let living = self.living();
         let others = (0..).zip(&self.components).filter(|(index, _)| peer.who != Who::Component(*index));
         let of = |(index, component): (usize, &Component)| {
             let mut heirs = component.estate.ancestors();
-            if !heirs.is_empty() {
+            if component.estate.survives() {
                 heirs.extend(living.iter().filter(|run| run.who == Who::Component(index)).map(|run| run.incarnation));
             }
             heirs
