@@ -150,14 +150,14 @@ fn what_is_served_is_leased_and_not_copied() {
     for (before, after) in before.iter().zip(after) {
         assert!(after - before < 10_000, "only heads are copied: {before} to {after}");
     }
-    // httpd could not copy any of it: it maps no memory with payload, only its sessions and the status page.
+    // httpd could not copy any of it: it maps no memory with payload, only its sessions, its logbook and the status page.
     let shared = |name: &str| -> std::collections::BTreeSet<String> {
         let maps = fs::read_to_string(format!("/proc/{}/maps", system.pid(name))).expect("its maps");
         maps.lines()
             .filter_map(|line| Some(line.split_once("/memfd:")?.1.trim_end_matches(" (deleted)").to_owned()))
             .collect()
     };
-    assert_eq!(shared("httpd").iter().collect::<Vec<_>>(), ["atoll-c", "atoll-s", "status"]);
+    assert_eq!(shared("httpd").iter().collect::<Vec<_>>(), ["atoll-c", "atoll-logbook", "atoll-s", "status"]);
     assert!(shared("net").contains("disk"), "the network server gives the driver's pages to the kernel");
 }
 

@@ -60,6 +60,7 @@ fn a_component_has_only_the_descriptors_that_its_work_needs() {
         "/memfd:status",
         "/memfd:atoll-c",
         "/memfd:atoll-s",
+        "/memfd:atoll-logbook",
     ];
     let lends = ["/memfd:leases", "/memfd:atoll-table", "/memfd:pins"];
     // What its next run goes on from.

@@ -58,7 +58,7 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
     let survived = cx.survive(journal::RING_BYTES).await?;
     let client: block::Client = cx.connect("disk").await?;
     // Before anything is read: what only the last run's cache held is memory that the mount may need.
-    survival::hold_leases(&cx, &client, &survived.leases);
+    survival::hold_leases(&cx, &client, &survived.leases).await?;
     let region = Region::create("fs", cx.new_region_id(), REGION_BYTES)?;
     cx.publish_region(&region).await?;
     let info = client.info(client.root()).await.map_err(|error| format!("the block driver: {error:?}"))?;

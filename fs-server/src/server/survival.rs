@@ -8,9 +8,10 @@ use super::device::{LeasedDevice, LeasedExtent};
 use super::journal::Effects;
 use crate::volume::Journal;
 use crate::{Effect, Error, NodeId, Volume};
+use kernel_ipc::LeaseName;
 use kernel_ipc::component::{self, Context, Survived};
 use kernel_ipc::interface::{Lease, Object};
-use kernel_ipc::lease::Inherited;
+use kernel_ipc::lease::{Inherited, StaleLease};
 use kernel_ipc::ledger::Record;
 use kernel_ipc::runtime;
 use protocol::block;
@@ -18,6 +19,7 @@ use std::cell::Cell;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 /// Brings `volume` to where the last run was, and gives what keeps the effects of this one.
 pub(super) async fn follow(
@@ -170,18 +172,49 @@ enum Look {
     Find(Vec<u8>),
 }
 
+/// How long the driver's region may take to be shown here, if the driver dies meanwhile, and how often it is looked for.
+const REGION_WITHIN: Duration = Duration::from_secs(5);
+const REGION_INTERVAL: Duration = Duration::from_millis(1);
+
+/// An extent that the last run was lent; `None`: it is over, for the driver is another lender now. That its region is not to be
+/// seen here yet does not mean that: the kernel may still send from it.
+async fn inherited(
+    cx: &Context,
+    client: &block::Client,
+    source: LeaseName,
+) -> Result<Option<LeasedExtent>, component::Error> {
+    let begin = Instant::now();
+    loop {
+        match LeasedExtent::inherited(cx, client, source) {
+            Ok(extent) => return Ok(Some(extent)),
+            Err(StaleLease::Ended | StaleLease::NotYours) => return Ok(None),
+            Err(error) if begin.elapsed() > REGION_WITHIN => {
+                return Err(format!("what the last run had lent on cannot be held: {error}").into());
+            }
+            Err(_) => runtime::sleep(REGION_INTERVAL).await,
+        }
+    }
+}
+
 /// Keeps at the driver what the last run had lent on, and gives the rest back.
-pub(super) fn hold_leases(cx: &Context, client: &block::Client, leases: &[Inherited]) {
+///
+/// # Errors
+/// The driver's region is not shown here. Nothing was given back: the next run tries again.
+pub(super) async fn hold_leases(
+    cx: &Context,
+    client: &block::Client,
+    leases: &[Inherited],
+) -> Result<(), component::Error> {
     let lender = cx.lender();
     let mut extents = HashMap::new();
     for lease in leases {
         let Some(source) = lease.source else { continue };
         let extent = match extents.entry((source.index, source.generation)) {
             Entry::Occupied(known) => Rc::clone(known.get()),
-            Entry::Vacant(new) => match LeasedExtent::inherited(cx, client, source) {
-                Ok(extent) => Rc::clone(new.insert(Rc::new(extent))),
-                Err(_) => {
-                    // The driver is another lender now, which knows nothing of it. A lease that is dying ends by itself.
+            Entry::Vacant(new) => match inherited(cx, client, source).await? {
+                Some(extent) => Rc::clone(new.insert(Rc::new(extent))),
+                None => {
+                    // A lease that is dying ends by itself.
                     let _ = lender.borrow_mut().take_back(lease.index, lease.generation);
                     continue;
                 }
@@ -193,4 +226,5 @@ pub(super) fn hold_leases(cx: &Context, client: &block::Client, leases: &[Inheri
     for name in held.into_iter().filter(|name| !extents.contains_key(&(name.index, name.generation))) {
         drop(Lease::inherited(client.root().session(), name));
     }
+    Ok(())
 }
