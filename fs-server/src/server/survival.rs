@@ -32,7 +32,7 @@ pub(super) async fn follow(
     let ledger = Effects::new(cx.lender().borrow().id().get(), records);
     let held = volume.holds_effects_of(ledger.id());
     let effects: Vec<_> = effects.into_iter().filter(|record| record.end > held).collect();
-    // The disk reads while the handles are counted and the first changes are done again.
+    // The disk reads while the handles are counted.
     let warming = runtime::spawn(warm(volume.clone(), looks(&effects)));
     volume.will_hold(sessions.iter().map(|(_, grants)| grants.len()).sum());
     for (count, grant) in sessions.iter().flat_map(|(_, grants)| grants).enumerate() {
@@ -41,8 +41,9 @@ pub(super) async fn follow(
             runtime::yield_now().await;
         }
     }
-    repeat(volume, ledger.id(), held, &effects).await?;
+    // Not beside the changes: those take the times they had, and a reader tells by the time that something has changed.
     finish(warming).await;
+    repeat(volume, ledger.id(), held, &effects).await?;
     volume.reap().await?;
     volume.set_journal(Rc::new(ledger.clone()));
     if !effects.is_empty() {
