@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use super::call::wire_deadline;
 use super::host::extent_of;
-use super::{OpenError, Payload, Reply, Request, now};
+use super::{OpenError, Reply, Request};
 use crate::error::{Cause, Executed, Failure};
 use crate::id::{Epoch, SessionId};
 use crate::link::{Body, Link, shm};
@@ -28,10 +28,12 @@ use crate::logbook::UseLog;
 use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
 use crate::slots::{ClientSlots, Ended};
 use crate::sys::segment::SegmentWriter;
-use crate::wire::{Completion, Extent, Handle, LeaseName, Shape, Status, Submission, Violation, inline_words};
+use crate::wire::{Completion, Extent, Handle, LeaseName, Shape, Submission, Violation, inline_words};
 
 mod control;
+mod deadlines;
 mod log;
+mod replies;
 mod resume;
 mod waits;
 
@@ -432,62 +434,6 @@ impl Inner {
         Ok(())
     }
 
-    /// Copies a reply out of the host's window, to where it stays.
-    #[inline]
-    fn read(&self, completion: &Completion, to: &mut Answered) {
-        let operation_error = match completion.status {
-            Status::Done => None,
-            Status::OperationError(number) => Some(number),
-            Status::Failed(failure) => return *to = Answered::Failed(self.truthful(completion.slot, failure)),
-        };
-        let extent = completion.extent;
-        if extent.is_inline() && extent.leases == 0 && extent.capabilities == 0 {
-            *to = Answered::Inline { operation_error, words: completion.inline, length: extent.length as u8 };
-        } else {
-            *to = Answered::Reply(self.read_window(completion, operation_error));
-        }
-    }
-
-    /// The same of a reply that is not short.
-    fn read_window(&self, completion: &Completion, operation_error: Option<u16>) -> Reply {
-        let (slot, extent) = (completion.slot, completion.extent);
-        let lease = |i: u8| {
-            let mut name = [0; LeaseName::BYTES];
-            self.link.borrow().read_window(slot, usize::from(i) * LeaseName::BYTES, &mut name);
-            LeaseName::from_bytes(name)
-        };
-        let handle = |i: u8| {
-            let mut handle = [0; Handle::BYTES];
-            let offset = extent.capabilities_offset() + usize::from(i) * Handle::BYTES;
-            self.link.borrow().read_window(slot, offset, &mut handle);
-            Handle::from_word(u64::from_le_bytes(handle))
-        };
-        let payload = if extent.is_inline() {
-            Payload::inline(completion.inline, extent.length as usize)
-        } else {
-            let mut payload = Payload::zeroed(extent.length as usize);
-            self.link.borrow().read_window(slot, extent.payload_offset(), payload.bytes_mut());
-            payload
-        };
-        Reply {
-            operation_error,
-            payload,
-            capabilities: (0..extent.capabilities).map(handle).collect(),
-            leases: (0..extent.leases).map(lease).collect(),
-        }
-    }
-
-    fn release(&self, answered: &Answered) {
-        if let Answered::Reply(reply) = answered
-            && !(reply.capabilities.is_empty() && reply.leases.is_empty())
-        {
-            self.later(|pending| {
-                pending.handles.extend(&reply.capabilities);
-                pending.leases.extend(&reply.leases);
-            });
-        }
-    }
-
     /// Takes every completion that is there. True if there was one.
     fn drain(&self) -> bool {
         let mut found = false;
@@ -578,55 +524,6 @@ impl Inner {
             self.release(&cell.answer.take());
             self.slot_is_free();
         }
-    }
-
-    /// Sees to it that callers are woken at `deadline`, which is earlier than anything the timer waits for.
-    fn arm(&self, deadline: u64) {
-        self.timer_at.set(deadline);
-        let this = self.this.clone();
-        let timer = runtime::spawn(async move {
-            let mut at = deadline;
-            while at != u64::MAX {
-                runtime::sleep(Duration::from_nanos(at.saturating_sub(now()))).await;
-                let Some(this) = this.upgrade() else { return };
-                at = this.expire();
-            }
-        });
-        if let Some(old) = self.timer.replace(Some(timer)) {
-            old.cancel();
-        }
-    }
-
-    /// Wakes the callers whose deadline has passed. Gives the next deadline.
-    fn expire(&self) -> u64 {
-        let now = now();
-        let mut next = u64::MAX;
-        for cell in &self.cells {
-            let deadline = cell.deadline.get();
-            if deadline == 0 {
-                continue;
-            }
-            if deadline <= now {
-                cell.is_late.set(true);
-                cell.deadline.set(0);
-                cell.wake();
-            } else {
-                next = next.min(deadline);
-            }
-        }
-        let mut late = Vec::new();
-        for waiter in self.waiters.borrow().iter().filter(|waiter| waiter.deadline != 0) {
-            if waiter.deadline <= now {
-                late.push(waiter.waker.clone());
-            } else {
-                next = next.min(waiter.deadline);
-            }
-        }
-        self.timer_at.set(next);
-        for waker in late {
-            waker.wake();
-        }
-        next
     }
 }
 

@@ -1,0 +1,58 @@
+//! Callers are woken at their deadlines: one timer a session, armed for the earliest of them or earlier.
+
+use std::time::Duration;
+
+use super::Inner;
+use crate::runtime;
+use crate::session::now;
+
+impl Inner {
+    /// Sees to it that callers are woken at `deadline`, which is earlier than anything the timer waits for.
+    pub(super) fn arm(&self, deadline: u64) {
+        self.timer_at.set(deadline);
+        let this = self.this.clone();
+        let timer = runtime::spawn(async move {
+            let mut at = deadline;
+            while at != u64::MAX {
+                runtime::sleep(Duration::from_nanos(at.saturating_sub(now()))).await;
+                let Some(this) = this.upgrade() else { return };
+                at = this.expire();
+            }
+        });
+        if let Some(old) = self.timer.replace(Some(timer)) {
+            old.cancel();
+        }
+    }
+
+    /// Wakes the callers whose deadline has passed. Gives the next deadline.
+    fn expire(&self) -> u64 {
+        let now = now();
+        let mut next = u64::MAX;
+        for cell in &self.cells {
+            let deadline = cell.deadline.get();
+            if deadline == 0 {
+                continue;
+            }
+            if deadline <= now {
+                cell.is_late.set(true);
+                cell.deadline.set(0);
+                cell.wake();
+            } else {
+                next = next.min(deadline);
+            }
+        }
+        let mut late = Vec::new();
+        for waiter in self.waiters.borrow().iter().filter(|waiter| waiter.deadline != 0) {
+            if waiter.deadline <= now {
+                late.push(waiter.waker.clone());
+            } else {
+                next = next.min(waiter.deadline);
+            }
+        }
+        self.timer_at.set(next);
+        for waker in late {
+            waker.wake();
+        }
+        next
+    }
+}
