@@ -152,7 +152,7 @@ pub struct Chaos {
     /// End after so many disturbances instead, however long they take
     #[arg(long, value_name = "N", conflicts_with = "seconds", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub count: Option<u64>,
-    /// Disturbances a second, on average
+    /// Disturbances a second, on average; 0: none, users and workers go on alone
     #[arg(long, value_name = "N", default_value_t = 2.0, value_parser = rate)]
     pub rate: f64,
     /// What decides what is done to whom and when
@@ -185,8 +185,8 @@ pub struct Stuck {
 /// A number of times a second.
 fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(rate) if (0.01..=100.0).contains(&rate) => Ok(rate),
-        _ => Err("give a number from 0.01 to 100".into()),
+        Ok(rate) if rate == 0.0 || (0.01..=100.0).contains(&rate) => Ok(rate),
+        _ => Err("give 0, or a number from 0.01 to 100".into()),
     }
 }
 

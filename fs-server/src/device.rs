@@ -158,6 +158,8 @@ pub trait Environment: 'static {
     fn spawn(&self, task: Task);
     /// Waits; for no time at all it lets everything else go on once.
     fn sleep(&self, time: Duration) -> Task;
+    /// A step is reached, at which a test may end all.
+    fn reach(&self, step: &'static str);
 }
 
 /// CRC-32C (Castagnoli), the only checksum of the format.

@@ -379,6 +379,8 @@ impl SimulatedEnvironment {
 }
 
 impl Environment for SimulatedEnvironment {
+    fn reach(&self, _: &'static str) {}
+
     fn now_ns(&self) -> u64 {
         if let Some(at) = self.stopped.get() {
             return at;

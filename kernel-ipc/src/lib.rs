@@ -23,6 +23,7 @@ pub mod rights;
 pub mod runtime;
 pub mod session;
 pub mod slots;
+pub mod steps;
 pub mod sys;
 pub mod wire;
 

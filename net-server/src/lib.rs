@@ -72,6 +72,7 @@ async fn go_on(cx: &Context, options: host::Options) -> Result<host::Stack, comp
         stack.inherit(&name, socket);
     }
     stack.restore(Left { recovered, sockets, sessions: survived.sessions });
+    kernel_ipc::steps::reach("restart/restored");
     // What nobody goes on with is closed by it.
     keeping.berths.sweep();
     Ok(stack)

@@ -2,6 +2,7 @@
 //!
 //! * What is done to whom and when is decided by a seed ([`plan`]); users note what they felt ([`probes`]), workers whether
 //!   every effect happened once and stayed ([`work`]).
+//! * It ends at the first effect that is wrong: what is there then tells more than what would come of it.
 //! * Whatever was stopped goes on at the end, also after Ctrl-C.
 
 mod plan;
@@ -73,6 +74,7 @@ async fn disturb(context: &Context, options: &Chaos, bar: &Bar) -> Result<report
     let plan = plan::plan(options.seed, options.rate, &options.kinds, victims.len());
     let (start, seconds) = (Instant::now(), Duration::from_secs(options.seconds));
     let (mut under_way, happened) = (Vec::new(), Rc::new(Cell::new(0)));
+    let is_enough = || interrupt::check().is_err() || !tally.wrong.borrow().is_empty();
     for mut disturbance in plan {
         let is_over = options.count.map_or(disturbance.at >= seconds, |count| happened.get() >= count);
         if is_over {
@@ -82,8 +84,8 @@ async fn disturb(context: &Context, options: &Chaos, bar: &Bar) -> Result<report
             disturbance.kind = Kind::Kill;
         }
         let so_far = || options.count.map_or(start.elapsed().as_secs(), |_| happened.get());
-        wait_until(start, disturbance.at, || bar.to(so_far())).await;
-        if interrupt::check().is_err() {
+        wait_until(start, disturbance.at, is_enough, || bar.to(so_far())).await;
+        if is_enough() {
             break;
         }
         bar.name(&format!("{} {}", disturbance.kind.name(), victims[disturbance.component]));
@@ -96,8 +98,8 @@ async fn disturb(context: &Context, options: &Chaos, bar: &Bar) -> Result<report
             Ok::<Done, Failed>(done)
         }));
     }
-    if options.count.is_none() && interrupt::check().is_ok() {
-        wait_until(start, seconds, || bar.to(start.elapsed().as_secs())).await;
+    if options.count.is_none() {
+        wait_until(start, seconds, is_enough, || bar.to(start.elapsed().as_secs())).await;
     }
     let mut done = Vec::new();
     for task in under_way {
@@ -135,10 +137,10 @@ fn victims(all: &[ComponentStatus], only: &[String]) -> Result<Vec<String>, Fail
     Ok(all.into_iter().filter(|name| is_wanted(name)).map(str::to_owned).collect())
 }
 
-/// Sleeps until `at` after `start`, and lets `show` show how it goes. Ends early when the user wants it.
-async fn wait_until(start: Instant, at: Duration, show: impl Fn()) {
+/// Sleeps until `at` after `start`, and lets `show` show how it goes. Ends early when it `is_enough`.
+async fn wait_until(start: Instant, at: Duration, is_enough: impl Fn() -> bool, show: impl Fn()) {
     while let Some(left) = at.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
-        if interrupt::check().is_err() {
+        if is_enough() {
             return;
         }
         runtime::sleep(left.min(Duration::from_millis(100))).await;

@@ -38,11 +38,11 @@ pub struct Disturbance {
     pub lasts: Duration,
 }
 
-/// Disturbances without end at `rate` a second, each of one of `kinds` to one of `components`; none if there are none of these.
+/// Disturbances without end at `rate` a second, each of one of `kinds` to one of `components`; none if that is 0 or there are none of these.
 pub fn plan(seed: u64, rate: f64, kinds: &[Kind], components: usize) -> impl Iterator<Item = Disturbance> {
     let (mut numbers, mut at) = (Numbers::new(seed), 0.0);
     let next = move || {
-        if kinds.is_empty() || components == 0 {
+        if kinds.is_empty() || components == 0 || rate <= 0.0 {
             return None;
         }
         // Exponential gaps: disturbances that do not know of each other, and sometimes come at once.
@@ -124,5 +124,6 @@ mod tests {
     #[test]
     fn nothing_to_do_is_no_plan() {
         assert_eq!((plan(1, 5.0, &[], 4).next(), plan(1, 5.0, &ALL, 0).next()), (None, None));
+        assert_eq!(plan(1, 0.0, &ALL, 4).next(), None);
     }
 }

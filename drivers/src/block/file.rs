@@ -23,6 +23,7 @@ use kernel_ipc::lease::{HolderLimits, Inherited, Lend, Lender, Mapper, Region, R
 use kernel_ipc::rights::Rights;
 use kernel_ipc::runtime::io::{self, Buffers, File};
 use kernel_ipc::session::{Call, SessionInfo};
+use kernel_ipc::steps;
 use kernel_ipc::{CallError, Cause, Executed};
 use protocol::block::{self, BLOCK_SIZE, DeviceInfo, FlushError, InfoError, ReadError, WriteError};
 use serde::Deserialize;
@@ -94,6 +95,7 @@ pub async fn serve(cx: Context) -> Result<(), Error> {
     if left {
         // It must not land in the region, or on the device, after this run has begun.
         cx.last_run_fenced().await;
+        steps::reach("restart/fenced");
     }
     under_way.landed();
     let region_bytes = usize::try_from(config.region)?.next_multiple_of(CHUNK_BYTES);
@@ -120,6 +122,7 @@ pub async fn serve(cx: Context) -> Result<(), Error> {
     if let Err(nonsense) = driver.hold(&leases, &cx.lender()) {
         return Err(cx.forget(&nonsense.to_string()).into());
     }
+    steps::reach("restart/held");
     cx.report("blocks", driver.bounds.blocks);
     cx.report("direct", driver.direct);
     let root = NewCap::new(Device, Rights::all()).to_grant();
@@ -281,6 +284,7 @@ impl FileDriver {
                 Err(error) => return failed(errno_of(&error)),
             }
         }
+        steps::reach("read/landed");
         let counter = if buffer.is_some() { &self.fixed_reads } else { &self.plain_reads };
         counter.set(counter.get() + 1);
         Ok(())
@@ -297,7 +301,10 @@ impl FileDriver {
                 let executed = if done == 0 { Executed::No } else { Executed::Yes };
                 CallError::Failed { cause: Cause::from(stale), executed }
             })?;
-            match io::write_at(&self.file, pinned, range.start + done).await.0 {
+            steps::reach("write/pinned");
+            let written = io::write_at(&self.file, pinned, range.start + done).await.0;
+            steps::reach("write/landed");
+            match written {
                 Ok(0) => return Err(failed(&std::io::ErrorKind::WriteZero.into()).into()),
                 Ok(count) => done += count as u64,
                 Err(error) if is_transient(&error) => {}
@@ -369,7 +376,10 @@ impl block::Handler for FileDriver {
     async fn flush(&self, _: &Call, _: Granted<Device>) -> Result<(), CallError<FlushError>> {
         let _landing = self.under_way.begin();
         // `fdatasync` writes back a file's new size and extents too, and ends with a flush of the disk's own cache.
-        match io::fdatasync(&self.file).await {
+        steps::reach("sync/begun");
+        let synced = io::fdatasync(&self.file).await;
+        steps::reach("sync/landed");
+        match synced {
             Ok(()) => Ok(()),
             Err(error) if is_full(&error) => Err(FlushError::NoSpace.into()),
             Err(error) => Err(FlushError::Io { errno: errno_of(&error) }.into()),

@@ -11,6 +11,7 @@ use kernel_ipc::component::Context;
 use kernel_ipc::interface::{Lease, LeasePart};
 use kernel_ipc::lease::{self, Lend, Pool, RegionReader, StaleLease};
 use kernel_ipc::runtime;
+use kernel_ipc::steps;
 use kernel_ipc::{CallError, Cause, LeaseName, RegionId};
 use protocol::block::{self, FlushError, ReadError, WriteError};
 use std::rc::Rc;
@@ -234,7 +235,9 @@ impl Device for LeasedDevice {
             let name = lender.borrow_mut().lend(self.0.cx.incarnation(), lend.clone());
             let cause = match name {
                 Ok(name) => {
+                    steps::reach("write/lent");
                     let result = self.0.client.write(self.0.client.root(), block, LeasePart::whole(name)).await;
+                    steps::reach("write/answered");
                     let _ = lender.borrow_mut().take_back(name.index, name.generation);
                     match result {
                         Ok(()) => return Ok(()),

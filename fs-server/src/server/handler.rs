@@ -13,6 +13,7 @@ use kernel_ipc::lease::Lend;
 use kernel_ipc::rights::Rights;
 use kernel_ipc::runtime;
 use kernel_ipc::session::{Call, SessionInfo};
+use kernel_ipc::steps;
 use kernel_ipc::{CallError, Cause, Executed};
 use protocol::fs::{self, DirectoryPage, Name, Path};
 use std::cell::Cell;
@@ -290,7 +291,9 @@ impl fs::Handler for Server {
     }
 
     async fn sync(&self, _: &Call, _: Granted<NodeId>) -> Answer<(), fs::SyncError> {
-        self.volume.sync().await.map_err(failed)
+        self.volume.sync().await.map_err(failed)?;
+        steps::reach("sync/durable");
+        Ok(())
     }
 
     async fn check(&self, _: &Call, _: Granted<NodeId>, cursor: u64) -> Answer<fs::CheckPage, fs::CheckError> {

@@ -19,6 +19,7 @@ use kernel_ipc::lease::{Pool, Region};
 use kernel_ipc::rights::Rights;
 use kernel_ipc::runtime;
 use kernel_ipc::session::{Grant, SessionInfo};
+use kernel_ipc::steps;
 use protocol::{block, fs};
 use serde::Deserialize;
 use std::cell::Cell;
@@ -59,6 +60,7 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
     let client: block::Client = cx.connect("disk").await?;
     // Before anything is read: what only the last run's cache held is memory that the mount may need.
     survival::hold_leases(&cx, &client, &survived.leases).await?;
+    steps::reach("restart/held");
     let region = Region::create("fs", cx.new_region_id(), REGION_BYTES)?;
     cx.publish_region(&region).await?;
     let info = client.info(client.root()).await.map_err(|error| format!("the block driver: {error:?}"))?;
@@ -78,11 +80,13 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
         mounted => mounted,
     }
     .map_err(|error| format!("the volume of {}: {error}", "disk"))?;
+    steps::reach("restart/mounted");
     if volume.damaged_copies() > 0 {
         tracing::warn!("{} structures of the volume have only one good copy left", volume.damaged_copies());
     }
 
     let effects = survival::follow(&cx, &volume, survived).await?;
+    steps::reach("restart/repeated");
     let server = Server::new(volume.clone(), cx.clone(), effects);
     let roots = volume.clone();
     cx.provide("root", Rc::new(fs::Dispatcher(server)), async move |session| root_of(&roots, session).await)?;
@@ -146,6 +150,10 @@ impl RuntimeEnvironment {
 }
 
 impl Environment for RuntimeEnvironment {
+    fn reach(&self, step: &'static str) {
+        steps::reach(step);
+    }
+
     fn now_ns(&self) -> u64 {
         if let Some(at) = self.stopped.get() {
             return at;

@@ -103,6 +103,7 @@ impl<D: Device> Inner<D> {
             // They are in no checkpoint, and their records count as if they were.
             self.keep_unwritten();
         }
+        self.environment.reach("checkpoint/frozen");
         drop(alone);
 
         let mut result = self.write_checkpoint(&plan).await;
@@ -128,6 +129,7 @@ impl<D: Device> Inner<D> {
         };
         result?;
         self.effects_are_durable(plan.position);
+        self.environment.reach("checkpoint/trimmed");
         for (start, blocks) in discards {
             // Before the blocks are dealt out again, or it would hit their new content.
             let _ = self.device.discard(start, u64::from(blocks)).await;
@@ -264,12 +266,16 @@ impl<D: Device> Inner<D> {
         bitmaps.sort_unstable_by_key(|&(block, _)| block);
         let transfers = contiguous(&bitmaps, 1, MAX_TRANSFER_BLOCKS as usize);
         all_of(WIDTH, transfers.into_iter().map(|bitmaps| self.write_bitmaps(bitmaps))).await?;
+        self.environment.reach("checkpoint/written");
         self.flush().await?;
+        self.environment.reach("checkpoint/flushed");
 
         self.suspect_pack.set(true);
         let copies = self.superblock.packs[plan.slot];
         all_of(2, copies.map(|copy| self.write_bytes(copy.get(), &plan.pack))).await?;
+        self.environment.reach("checkpoint/packed");
         self.flush().await?;
+        self.environment.reach("checkpoint/durable");
         self.suspect_pack.set(false);
         Ok(())
     }

@@ -10,12 +10,14 @@ use std::os::fd::AsFd;
 use super::{Context, Wanted};
 use crate::SessionId;
 use crate::broker::{Account, ToSupervisor};
+use crate::steps;
 
 /// Answers `Adopt`.
 pub(super) fn account(cx: &Context, turn: u64) {
     for part in whole(cx, turn).parts() {
         cx.send(&ToSupervisor::Account(Box::new(part)), &[]);
     }
+    steps::reach("adopt/accounted");
     if let Some(lender) = &*cx.0.lender.borrow() {
         let lender = lender.borrow();
         cx.send(&ToSupervisor::Lends { capacity: lender.capacity() }, &[lender.table_fd()]);

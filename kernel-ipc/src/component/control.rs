@@ -9,6 +9,7 @@ use super::{Context, Inner, Wanted, adoption, endpoint, opening};
 use crate::broker::{Channel, ChannelError, ToComponent, ToSupervisor};
 use crate::runtime::io::{self, File};
 use crate::runtime::spawn;
+use crate::steps;
 
 /// Serves the control socket until it ends.
 pub(super) async fn listen(cx: Weak<Inner>, channel: Rc<Channel>) {
@@ -101,17 +102,22 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
         }
         ToComponent::AdoptPins { lender, capacity } => {
             match cx.0.introductions.adopt_pins(lender, capacity, descriptor()) {
-                Ok(()) => cx.send(&ToSupervisor::PinsAdopted { lender }, &[]),
+                Ok(()) => {
+                    steps::reach("meet/pins-adopted");
+                    cx.send(&ToSupervisor::PinsAdopted { lender }, &[]);
+                }
                 Err(error) => met(cx, lender, None, Some(error)),
             }
         }
         ToComponent::MeetLender { lender, epoch, status_entry } => {
             let status = cx.0.status.endpoint(status_entry);
             let error = cx.0.introductions.meet_lender(lender, epoch, descriptor(), status).err();
+            steps::reach("meet/lender-met");
             met(cx, lender, None, error);
         }
         ToComponent::MeetRegion { lender, region } => {
             let error = cx.0.introductions.meet_region(lender, region, descriptor()).err();
+            steps::reach("meet/region-met");
             met(cx, lender, Some(region), error);
         }
         ToComponent::LenderGone { lender, regions } => cx.0.introductions.lender_gone(lender, &regions),
@@ -123,7 +129,10 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
         ToComponent::AttachPins { mapper, epoch, status_entry } => {
             let status = cx.0.status.endpoint(status_entry);
             match super::introductions::attach_pins(&cx.lender(), mapper, epoch, descriptor(), status) {
-                Ok(()) => cx.send(&ToSupervisor::PinsAttached { mapper }, &[]),
+                Ok(()) => {
+                    steps::reach("meet/pins-attached");
+                    cx.send(&ToSupervisor::PinsAttached { mapper }, &[]);
+                }
                 Err(error) => tracing::warn!("pins of mapper {mapper} cannot be attached: {error}"),
             }
         }

@@ -10,6 +10,7 @@ use crate::SessionId;
 use crate::broker::{Serve, ToSupervisor};
 use crate::runtime::spawn;
 use crate::session::{Grant, HostSession, Ledgers, Served, Service, SessionInfo};
+use crate::steps;
 use crate::wire::Violation;
 
 /// Opens the host's end of a session.
@@ -91,6 +92,7 @@ pub(super) fn info(serve: &Serve) -> SessionInfo {
 
 /// Answers the supervisor's wish for a session.
 pub(super) async fn serve(cx: Context, serve: Serve, segment: OwnedFd, ledger: Option<OwnedFd>) {
+    steps::reach("open/begun");
     let id = serve.session;
     let name = serve.endpoint.clone();
     let endpoint = cx.0.endpoints.borrow().get(&name).cloned();
@@ -104,7 +106,9 @@ pub(super) async fn serve(cx: Context, serve: Serve, segment: OwnedFd, ledger: O
         (Ok(session), None | Some(Wanted::No)) => session.client_died(),
         (Ok(session), Some(Wanted::ByHeirs)) => session.abandon(),
         (Ok(session), Some(Wanted::Yes)) => {
+            steps::reach("open/made");
             cx.send(&ToSupervisor::Serving { session: id }, session.fd().as_slice());
+            steps::reach("open/said");
             if let Some(book) = &cx.0.logbook {
                 session.log_to(book, &name);
             }

@@ -20,6 +20,7 @@ use crate::lease::{Ended, Inherited, Lender, Region};
 use crate::ledger::{Record, Records};
 use crate::runtime;
 use crate::session::{ComponentLedger, Grant, Heritage, SessionInfo};
+use crate::steps;
 use crate::sys::segment::SegmentWriter;
 use crate::{Epoch, Incarnation, RegionId, SessionId};
 
@@ -171,9 +172,11 @@ impl Context {
             return Ok(None);
         }
         let (records, effects) = Records::recover(map(again(records)?)?).map_err(|poisoned| poisoned.to_string())?;
+        steps::reach("restart/recovered");
         let Welcome { lender, epoch, ref ancestors, ref heirs, crash, .. } = self.0.welcome;
         let (mut lender, leases) =
             Lender::follow(lender, epoch, LEASES, again(leases)?, again(table)?).map_err(|lost| lost.to_string())?;
+        steps::reach("restart/followed");
         for pins in &left.pins {
             let status = self.0.status.endpoint(pins.status_entry);
             super::introductions::attach(&mut lender, pins.mapper, pins.epoch, again(&pins.memory)?, status)
@@ -215,6 +218,7 @@ impl Context {
             }
         }
         self.lends(lender);
+        steps::reach("restart/lends");
         self.reclaim();
         let records = Rc::new(RefCell::new(records));
         self.0.survival.records.replace(Some(records.clone()));

@@ -48,6 +48,7 @@ use crate::broker::{Channel, CounterValues, OpenError, Outbox, REGIONS_PER_INCAR
 use crate::lease::{Holder, Lender, Mapper, Region, StatusReader};
 use crate::logbook::Logbook;
 use crate::session::{ClientSession, Grant, HostSession, Served, Service, SessionInfo};
+use crate::steps;
 use crate::{Epoch, Incarnation, RegionId, SessionId};
 
 use introductions::Introductions;
@@ -398,7 +399,9 @@ impl Context {
     /// Says that everything works: dependants start, sessions are opened. Further calls do nothing.
     pub fn ready(&self) {
         if !self.0.ready.replace(true) {
+            steps::reach("restart/serving");
             self.send(&ToSupervisor::Ready, &[]);
+            steps::reach("restart/ready");
         }
     }
 

@@ -10,6 +10,7 @@ use super::{ConnectError, Context};
 use crate::broker::{OpenError, ToSupervisor};
 use crate::runtime;
 use crate::session::{ClientSession, Offer, WeakSession};
+use crate::steps;
 use crate::wire::Shape;
 use crate::{Cause, Epoch, Executed, Failure, Incarnation, SessionId};
 
@@ -90,6 +91,7 @@ pub(super) fn suspended(cx: &Context, id: SessionId) {
     let used = cx.0.used.borrow().get(&id).and_then(known);
     let Some((session, name, interface, resuming)) = used else { return };
     session.suspend();
+    steps::reach("resume/suspended");
     if resuming {
         // The host that was to go on with it has died too. The supervisor asks the next one by itself.
         return;
@@ -123,6 +125,7 @@ async fn ask(
     // Otherwise it is dropped, and its question has no answer.
     if !cx.0.lost.has_happened() {
         asked.say(cx, request);
+        steps::reach("open/asked");
         cx.0.asked.borrow_mut().insert(request, asked);
     }
     opened.await.unwrap_or_else(|| {
@@ -170,6 +173,7 @@ pub(super) fn opened(cx: &Context, request: u64, opened: Opened, segment: OwnedF
             }
             // If whoever asked no longer waits, nobody will use it: dropping it ends it, unless the next run may need it.
             let _ = answer.give(Ok(session));
+            steps::reach("open/opened");
         }
         Err(error) => {
             let violation = Some(error.to_string());

@@ -26,6 +26,7 @@ use crate::broker::{Channel, ChannelError, Outbox, PROTOCOL, ToComponent, ToSupe
 use crate::lease::StatusReader;
 use crate::logbook::Logbook;
 use crate::runtime::{Options, Runtime, spawn, tell_of_rest};
+use crate::steps;
 use crate::sys::descriptors;
 
 /// Runs a component's program: takes the control socket, makes the runtime (with this run's fence), runs `serve`, and
@@ -57,7 +58,10 @@ where
     let terminate = SignalFd::with_flags(&terminate, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
     let Greeting { channel, welcome, status, fence, logbook } = greet(socket, "")?;
+    steps::walk(Path::new(&welcome.state_dir), &welcome.name);
+    steps::reach("restart/greeted");
     let left = inherit(&channel, welcome.heritage)?;
+    steps::reach("restart/inherited");
     let mut name = welcome.name.clone();
     name.truncate(15);
     if let Ok(name) = std::ffi::CString::new(name) {

@@ -23,6 +23,7 @@ use super::status::StatusWord;
 use super::view::StaleLease;
 use crate::error::Cause;
 use crate::id::{Epoch, Incarnation, LenderId, RegionId};
+use crate::steps;
 use crate::sys::segment::{SegmentReader, SegmentWriter};
 use crate::wire::LeaseName;
 
@@ -262,7 +263,9 @@ impl Lender {
         if let Some(kept) = &mut self.kept {
             kept.lent(index, record.generation, &fields, call, lend.source);
         }
+        steps::reach("lease/recorded");
         protocol::publish(&self.table, index, record.generation, &fields);
+        steps::reach("lease/lent");
         Ok(LeaseName { lender: self.id, index, generation: record.generation, length: lend.length })
     }
 
@@ -422,7 +425,9 @@ impl Lender {
         if let Some(kept) = &self.kept {
             kept.dying(index, generation);
         }
+        steps::reach("lease/dying");
         protocol::kill(&self.table, index, generation);
+        steps::reach("lease/dead");
         Ok(())
     }
 
@@ -431,6 +436,7 @@ impl Lender {
         self.mappers.retain(|attached| !attached.is_fenced());
         if !self.mappers.iter().all(|attached| protocol::unpinned(&attached.pins.memory, index)) {
             self.dying.push_back(index);
+            steps::reach("lease/pinned");
             return Ended::Dying;
         }
         let record = &mut self.ledger[index as usize];
@@ -453,8 +459,10 @@ impl Lender {
         if let Some(kept) = &self.kept {
             kept.free(index, record.generation);
         }
+        steps::reach("lease/free");
         // B6 is the drop of what the lease kept.
         drop(lent);
+        steps::reach("lease/returned");
         Ended::Free
     }
 }

@@ -17,6 +17,7 @@ use super::status::StatusWord;
 use super::view::{StaleLease, View};
 use crate::id::{Epoch, Incarnation, LenderId, RegionId};
 use crate::runtime::Changes;
+use crate::steps;
 use crate::sys::segment::SegmentReader;
 use crate::wire::LeaseName;
 
@@ -157,13 +158,18 @@ impl Mapper {
         let at = known.view.locate(name, holder, range.start, len)?;
         let (index, generation) = (name.index, name.generation);
         let view = &known.view;
-        protocol::pin(known.pins.memory(), view.table(), index, generation, || view.lender_lives()).map_err(
+        let lender_lives = || {
+            steps::reach("pin/stored");
+            view.lender_lives()
+        };
+        protocol::pin(known.pins.memory(), view.table(), index, generation, lender_lives).map_err(
             |failed| match failed {
                 PinFailed::Changed => StaleLease::Ended,
                 PinFailed::LenderGone => StaleLease::LenderGone,
                 PinFailed::Overflow => StaleLease::TooManyPins,
             },
         )?;
+        steps::reach("pin/taken");
         Ok(Pinned { region: at.region, offset: at.offset, len: at.len, index, generation, known: known.clone() })
     }
 
@@ -227,5 +233,6 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         protocol::unpin(self.known.pins.memory(), self.index);
+        steps::reach("pin/dropped");
     }
 }

@@ -27,6 +27,7 @@ use crate::link::{Body, Link, shm};
 use crate::logbook::UseLog;
 use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
 use crate::slots::{ClientSlots, Ended};
+use crate::steps;
 use crate::sys::segment::SegmentWriter;
 use crate::wire::{Completion, Extent, Handle, LeaseName, Shape, Submission, Violation, inline_words};
 
@@ -400,6 +401,7 @@ impl Inner {
             self.broken();
             return Err(Failure::not_executed(Cause::ProtocolViolation));
         }
+        steps::reach("call/published");
         if deadline < self.timer_at.get() && deadline != 0 {
             self.arm(deadline);
         }
@@ -417,6 +419,7 @@ impl Inner {
             self.slots.borrow_mut().take(completion.slot);
             return Ok(());
         }
+        steps::reach("reply/taken");
         self.log_ended(completion.slot);
         match ended {
             Ended::Deliver => {

@@ -26,6 +26,7 @@ use crate::link::{Body, Link, in_process, shm};
 use crate::logbook::{SessionLog, Watch};
 use crate::runtime::{self, Sleep, Source, SourceGuard};
 use crate::slots::HostSlots;
+use crate::steps;
 use crate::wire::{Handle, LeaseName, Shape, Status, Submission, Violation, inline_bytes};
 
 mod cell;
@@ -301,6 +302,7 @@ impl<S: Service> Inner<S> {
     /// Receives one descriptor's call: it is refused at once, answered at once (control), or handed to its slot.
     fn accept(&self, call: &Submission, turn: &mut Turn) -> Result<(), Violation> {
         self.slots.borrow_mut().accept(call.slot, call.seq)?;
+        steps::reach("call/read");
         if self.shape.is_control(call.slot) {
             self.control(call)?;
             self.quiet.answered(call.operation);
@@ -363,6 +365,7 @@ impl<S: Service> Inner<S> {
         uses.iter().for_each(|index| realm.begun(self.member, *index));
         self.read_payload(submission, &mut call.payload);
         self.runs(submission.slot, call);
+        steps::reach("call/begun");
         Ok(())
     }
 
@@ -398,6 +401,7 @@ impl<S: Service> Inner<S> {
             let watch = Watch::begin(self.log.get(), slot, &call);
             let response = watch.over(self.service.serve(&mut call)).await;
             watch.end(&response);
+            steps::reach("call/served");
             self.finish(slot, seq, &mut call, response);
             self.was_answered(slot);
             *self.cells[usize::from(slot)].call.borrow_mut() = Some(call);
@@ -457,6 +461,7 @@ impl<S: Service> Inner<S> {
             if let Err(violation) = self.answer(&submission, status, &[], &[], &response.payload) {
                 self.end(Some(violation));
             }
+            steps::reach("reply/published");
             return;
         }
         let Response { payload, grants, lends, failure, .. } = response;
@@ -470,6 +475,7 @@ impl<S: Service> Inner<S> {
             }
             None => self.name(&submission, &payload, (call.handle.index, &grants), lends, &mut names),
         };
+        steps::reach("reply/named");
         let outcome = outcome.and_then(|()| match kept {
             true => self.commit(&submission, call.handle, &call.effect, &names, &payload),
             false => Ok(()),
@@ -493,8 +499,10 @@ impl<S: Service> Inner<S> {
                 self.answer(&submission, Status::Failed(failure), &[], &[], &[])
             }
         };
+        steps::reach("reply/published");
         if committed {
             self.applied(slot, seq);
+            steps::reach("reply/applied");
         }
         if let Err(violation) = answered {
             self.end(Some(violation));

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use kernel_ipc::component::waits::Event;
 use kernel_ipc::interface::LeasePart;
 use kernel_ipc::runtime::{self, Signal, io};
+use kernel_ipc::steps;
 use protocol::net::{Reason, SendError, SendFlags};
 
 use super::chunk::Bytes;
@@ -81,6 +82,7 @@ impl Connection {
             }),
             _ => core::Connection::new(id, limits, local, session.now()),
         };
+        steps::reach("accept/told");
         let connection = Connection::over(session, id, core, Some(socket), record);
         connection.came_in_at(listener);
         connection.run();
@@ -239,12 +241,14 @@ impl Connection {
         {
             return Err(SendError::Full);
         }
+        steps::reach("send/kept");
         let bytes = parts.iter().map(|part| part.length).fold(header.len() as u64, u64::saturating_add);
         self.accepted.set(self.accepted.get().saturating_add(bytes));
         self.last_send.set(Some(send));
         self.core.borrow_mut().send(send, flags, chunks, self.session.now())?;
         self.heard();
         self.outgoing.raise();
+        steps::reach("send/accepted");
         Ok(())
     }
 
@@ -367,6 +371,7 @@ impl Connection {
             (Landing::Kept(_), Some(record)) => {
                 let before = record.received();
                 record.set_received(before + length as u64);
+                steps::reach("receive/kept");
                 record.bytes(before, before + length as u64)
             }
             (Landing::Kept(_), None) => Vec::new(),
@@ -433,6 +438,7 @@ impl Connection {
                 drop(runtime::spawn(async move {
                     let (usage, pages) = notification.await;
                     drop(pages);
+                    steps::reach("send/notified");
                     connection.notified(send, usage);
                 }));
                 (result, true)
@@ -443,6 +449,7 @@ impl Connection {
                 (result, false)
             }
         };
+        steps::reach("send/sent");
         let now = self.session.now();
         let result = result.map_err(|_| ());
         self.session.with_events(|events| self.core.borrow_mut().sent(piece, result, notifies, now, events));

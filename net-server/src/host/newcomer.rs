@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use kernel_ipc::runtime::io::File;
+use kernel_ipc::steps;
 
 use super::kept::Keeping;
 use super::socket;
@@ -41,11 +42,13 @@ impl Newcomer {
         // A peer that is gone before its connection was looked at is nobody's business.
         let (peer, local) = socket::peer(&fd).ok()?;
         let (socket, peer) = (File::from(fd), peer.to_string());
+        steps::reach("accept/accepted");
         let record = match keeping {
             Some(keeping) => {
                 let record = ConnectionRecord::create(&keeping.ledger, &peer)?;
                 // One that finds no berth goes down with this process, and its client will hear of it.
                 keeping.berths.put(record.serial(), &socket);
+                steps::reach("accept/kept");
                 Some(record)
             }
             None => None,

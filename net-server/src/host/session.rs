@@ -10,6 +10,7 @@ use kernel_ipc::interface::LeasePart;
 use kernel_ipc::lease::Mapper;
 use kernel_ipc::runtime::Signal;
 use kernel_ipc::session::SessionInfo;
+use kernel_ipc::steps;
 use kernel_ipc::{Incarnation, SessionId};
 use protocol::net::{EventsError, ListenError, Reason, SendError, SendFlags};
 
@@ -266,6 +267,7 @@ impl Session {
             let next = events.next_cursor();
             if let Some(kept) = self.kept.get().filter(|_| !repeats) {
                 kept.batch(next, &entries);
+                steps::reach("events/kept");
             }
             Batch { entries, next }
         };
@@ -289,6 +291,7 @@ impl Session {
         self.events.borrow_mut().consume(cursor, consumed).map_err(|_| EventsError::BadCursor)?;
         if let Some(kept) = self.kept.get() {
             kept.consumed(cursor);
+            steps::reach("events/consumed");
         }
         Ok(())
     }

@@ -18,6 +18,7 @@ use std::rc::Rc;
 use kernel_ipc::broker::{REGIONS_PER_INCARNATION, ToComponent};
 use kernel_ipc::lease::PinSegment;
 use kernel_ipc::runtime::spawn;
+use kernel_ipc::steps;
 use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId, Rights};
 
 use super::peer::{Peer, Who};
@@ -141,14 +142,17 @@ impl Node {
             let known = met.entry((mapper.incarnation, lender.lender));
             let known = known.or_insert_with(|| Met { epoch: lender.epoch, regions: BTreeSet::new() });
             match missing {
-                Missing::Lender => {}
+                Missing::Lender => steps::reach("meet/lender-met"),
                 Missing::Table => known.epoch = lender.epoch,
                 Missing::Region(region, _, owner) if owner.ended.has_happened() && !self.keeps(region, &owner) => {
                     drop(met);
                     let message = ToComponent::LenderGone { lender: None, regions: vec![region] };
                     self.send(mapper, &message, &[]);
                 }
-                Missing::Region(region, ..) => drop(known.regions.insert(region)),
+                Missing::Region(region, ..) => {
+                    known.regions.insert(region);
+                    steps::reach("meet/region-met");
+                }
             }
         }
     }
@@ -196,15 +200,18 @@ impl Node {
             let bytes = PinSegment::bytes(capacity) as u64;
             self.attached.borrow_mut().entry(mapper.incarnation).or_default().push(lender.incarnation);
             let memory = self.pin_memory(mapper, lender.lender, bytes)?;
+            steps::reach("meet/pins-kept");
             let overdue = || self.introduced.happen();
             let message = ToComponent::AdoptPins { lender: lender.lender, capacity };
             let given = [memory.as_fd()];
             mapper.ask_until_gone(&mapper.asked.adopt, lender.lender, &message, &given, overdue).await??;
             // Sealed and with its header, and before the mapper can pin anything.
             self.pins_adopted(mapper, lender.lender);
+            steps::reach("meet/pins-adopted");
             let message =
                 ToComponent::AttachPins { mapper: mapper.incarnation, epoch: mapper.epoch, status_entry: mapper.slot };
             lender.ask_until_gone(&lender.asked.attach, mapper.incarnation, &message, &given, overdue).await??;
+            steps::reach("meet/pins-attached");
         }
         self.give_table(mapper, lender).await
     }

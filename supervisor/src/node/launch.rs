@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use kernel_ipc::broker::{Channel, ProvideInfo, REGIONS_PER_INCARNATION, UseInfo, Welcome};
 use kernel_ipc::component::waits::Event;
 use kernel_ipc::runtime::{JoinHandle, sleep, spawn, timeout};
+use kernel_ipc::steps;
 use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId};
 use nix::fcntl::OFlag;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -238,6 +239,7 @@ async fn until_ready(node: &Rc<Node>, index: usize, peer: &Rc<Peer>) -> Result<(
             component.ready_at.set(peer.ready_at.get());
             component.crash.set(None);
             component.set_phase(Phase::Ready);
+            steps::reach("restart/ready");
             node.bury_ancestors(component);
             return Ok(());
         }
@@ -316,6 +318,7 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         lender,
         first_region,
     };
+    steps::reach("restart/begun");
     let started = spawn_process(node, index, &identity).await;
     let Started { pid, fence, channel, record, output } =
         started.map_err(|error| format!("cannot start the process of {}: {error}", component.entry.name))?;
@@ -363,8 +366,10 @@ async fn spawn_process(node: &Rc<Node>, index: usize, identity: &Identity) -> st
     let number = identity.incarnation.get();
     let record = node.records.put(Kind::Peer, slot, number, &identity.tag(0, false), Some(ours.as_fd()))?;
     let printed = node.records.put(Kind::Output, slot, epoch, &NumbersTag::default(), Some(output.as_fd()))?;
+    steps::reach("restart/recorded");
     let given = [program.as_fd(), theirs.as_fd(), written.as_fd(), written.as_fd()];
     let (spawned, fence) = node.keeper.ask(request, &given).await?;
+    steps::reach("restart/spawned");
     let fence = fence.ok_or_else(|| std::io::Error::other("no fence"))?;
     Ok(Started {
         pid: spawned.a as u32,

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use kernel_ipc::broker::{ChannelError, PROTOCOL, ToComponent, ToSupervisor};
 use kernel_ipc::runtime::{spawn, yield_now};
+use kernel_ipc::steps;
 
 use super::Node;
 use super::peer::{Peer, Who};
@@ -265,6 +266,7 @@ pub async fn greet(node: &Rc<Node>, peer: &Rc<Peer>, protocol: u32) -> Result<()
         let lives = node.keeper.tell(Ask::Lives, peer.slot, peer.epoch.get()).await;
         lives.map_err(|error| format!("the keeper: {error}"))?;
     }
+    steps::reach("restart/lives");
     // Only now: whoever has no greeting left may be introduced, and the greeting must come first. Gone: it died meanwhile.
     let Some((mut welcome, fence)) = peer.greeting.borrow_mut().take() else { return Ok(()) };
     let heritage = node.heritage(peer);
@@ -285,5 +287,6 @@ pub async fn greet(node: &Rc<Node>, peer: &Rc<Peer>, protocol: u32) -> Result<()
         node.send(peer, &message, &[memory.as_fd()]);
     }
     peer.greeted();
+    steps::reach("restart/greeted");
     Ok(())
 }

@@ -43,6 +43,7 @@ use std::time::Instant;
 use kernel_ipc::broker::{ChannelError, ToComponent};
 use kernel_ipc::component::waits::Event;
 use kernel_ipc::runtime::{Options, Runtime, spawn};
+use kernel_ipc::steps;
 use kernel_ipc::{Incarnation, LenderId, SessionId};
 use serde_json::Value;
 
@@ -192,6 +193,7 @@ pub fn run(manifest: Option<&Path>, sets: &[String]) -> ExitCode {
         return ExitCode::from(2);
     };
     let _ = nix::sys::prctl::set_name(c"atoll-superv");
+    steps::walk(Path::new("."), "supervisor");
     let keeper = Rc::new(Link::new(socket));
     let found = match Found::at(&keeper) {
         Ok(found) => found,
@@ -201,6 +203,9 @@ pub fn run(manifest: Option<&Path>, sets: &[String]) -> ExitCode {
         }
     };
     let goes_on = found.has(Kind::Lock);
+    if goes_on {
+        steps::reach("adopt/attached");
+    }
     let prepared = match Runtime::new(Options::default()) {
         Ok(runtime) => prepare(manifest, sets, &found).map(|prepared| (runtime, prepared)),
         Err(error) => Err(format!("io_uring: {error}")),
@@ -305,11 +310,16 @@ async fn supervise(checked: Checked, state: State, keeper: Rc<Link>, mut found: 
         node.ends(records::read(&ending.tag).unwrap_or_default().as_str());
     }
     if goes_on {
+        steps::reach("adopt/taken");
         left.reconcile(&node).await;
+        steps::reach("adopt/reconciled");
         eprintln!("supervisor: number {} has taken over", node.turn);
     }
     if let Err(error) = node.keeper.serves() {
         eprintln!("supervisor: the keeper: {error}");
+    }
+    if goes_on {
+        steps::reach("adopt/serving");
     }
     let why = ending.and_then(|ending| records::read(&ending.tag)).filter(|why| !why.is_empty());
     if let Some(why) = why {
@@ -518,7 +528,9 @@ async fn events(node: Rc<Node>) {
                 let living = node.living();
                 if let Some(peer) = living.iter().find(|peer| peer.slot == slot && peer.epoch.get() == epoch) {
                     peer.wait_status.set(Some(wait_status));
+                    steps::reach("restart/heard");
                     node.gone(peer);
+                    steps::reach("restart/told");
                 }
             }
             Ok(link::Event::Fenced { slot, epoch }) => {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use kernel_ipc::broker::{OpenError, Serve, ToComponent};
 use kernel_ipc::runtime::spawn;
+use kernel_ipc::steps;
 use kernel_ipc::{Epoch, Rights, SessionId};
 use serde_json::Value;
 
@@ -48,6 +49,7 @@ impl Node {
         resumes: Option<SessionId>,
         segment: OwnedFd,
     ) {
+        steps::reach("open/heard");
         if endpoint == CONTROL && client.who == Who::Guest {
             return self.open_control(&client, request, &interface, segment);
         }
@@ -64,7 +66,9 @@ impl Node {
                     status_entry: host.slot,
                     survives,
                 };
+                steps::reach("open/introduced");
                 self.send(&client, &message, &[segment.as_fd()]);
+                steps::reach("open/told");
             }
             Err(error) => {
                 if let Some(session) = resumes {
@@ -150,6 +154,7 @@ impl Node {
         // Known before the host is asked, so that whoever dies from now on, the other hears of it.
         let entry = Session { client: client.incarnation, host: Host::Peer(host.incarnation), surviving: None };
         self.sessions.borrow_mut().insert(session, entry);
+        steps::reach("open/known");
         let answer = host.ask(&host.asked.serve, session, &message, &given).await;
         let failed = |error| {
             self.sessions.borrow_mut().remove(&session);
@@ -164,6 +169,7 @@ impl Node {
                 return Err(failed(OpenError::Unavailable { reason }));
             }
         };
+        steps::reach("open/served");
         // Only what the host has begun goes on in its next run.
         if let Some(ledger) = ledger {
             let [endpoint, used] = permission.numbers;
@@ -181,6 +187,7 @@ impl Node {
                 }
             }
         }
+        steps::reach("open/kept");
         // The first lease on this session may be named to a mapper at once: all of them must know the lender by then.
         self.introduced_for(client, host).await;
         Ok(Opened { session, host: host.clone(), segment })
@@ -260,8 +267,10 @@ impl Node {
             Serve { epoch: host.epoch, resumes: true, ..serve }
         };
         let message = ToComponent::Serve(Box::new(serve));
+        steps::reach("resume/known");
         match host.ask(&host.asked.serve, session, &message, &[segment.as_fd()]).await {
             Ok(Ok(segment)) => {
+                steps::reach("resume/served");
                 self.introduced_for(client, host).await;
                 Ok(Opened { session, host: host.clone(), segment })
             }

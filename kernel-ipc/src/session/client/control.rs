@@ -4,6 +4,7 @@ use super::super::host::extent_of;
 use super::Inner;
 use crate::interface::Retry;
 use crate::link::Body;
+use crate::steps;
 use crate::wire::{Handle, LeaseName, Submission, Violation, control, inline_words};
 
 /// What goes out on control slots with the next turn.
@@ -70,6 +71,7 @@ impl Inner {
             }
             let payload = if extent.is_inline() { &[] } else { &payload[..] };
             self.link.borrow().send(&submission.to_raw(), slot, &Body { payload, ..Body::default() })?;
+            steps::reach("release/published");
         }
         self.has_pending.set(false);
         Ok(())

@@ -21,6 +21,7 @@ use crate::interface::Retry;
 use crate::link::{Body, Link, shm};
 use crate::session::OpenError;
 use crate::slots::{ClientState, Ended};
+use crate::steps;
 use crate::wire::{Outstanding, RawDescriptor, Shape, Submission, Violation, flag};
 
 /// What became of calls that were outstanding when a host died.
@@ -179,6 +180,7 @@ impl Inner {
         }
         self.suspended.set(false);
         self.link.borrow().flush();
+        steps::reach("resume/offered");
         self.slot_is_free();
         Ok(())
     }
@@ -216,7 +218,9 @@ impl Inner {
         };
         if again && self.slots.borrow().state(slot) == ClientState::Wanted {
             survival.count(|resumed| resumed.repeated += 1);
-            return self.send_again(slot);
+            self.send_again(slot)?;
+            steps::reach("resume/sent-again");
+            return Ok(());
         }
         let ended = self.slots.borrow_mut().complete(slot, seq)?;
         self.log_ended(slot);

@@ -8,6 +8,7 @@ use super::{Inner, RECLAIM_INTERVAL};
 use crate::lease::{Ended, Lender};
 use crate::runtime;
 use crate::session::Service;
+use crate::steps;
 use crate::wire::{Handle, LeaseName, Submission, Violation, control};
 
 impl<S: Service> Inner<S> {
@@ -38,11 +39,13 @@ impl<S: Service> Inner<S> {
                 }
             }
             control::RELEASE_LEASES => {
+                steps::reach("release/read");
                 for [lender, name] in long_entries(&payload)? {
                     let (index, generation) = (name as u32, (name >> 32) as u32);
                     let name = LeaseName { lender: crate::id::LenderId(lender), index, generation, length: 0 };
                     self.take_back(&[name]).for_each(drop);
                 }
+                steps::reach("release/done");
             }
             control::PING if payload.is_empty() => {}
             _ => return Err(Violation::Reserved),

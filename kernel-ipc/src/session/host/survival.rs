@@ -19,6 +19,7 @@ use crate::lease::Lender;
 use crate::ledger::{CRASHES_MAX, Poisoned, Records, Recovered, SessionLedger};
 use crate::link::{Body, shm};
 use crate::session::{Call, Grant, OpenError, Service, SessionInfo};
+use crate::steps;
 use crate::sys::segment::SegmentWriter;
 use crate::wire::{Completion, Handle, LeaseName, Outstanding, RawDescriptor, Status, Submission, Violation, flag};
 
@@ -130,6 +131,7 @@ impl HostSession {
                 served.0.realm.borrow().member(info.id).expect("it has come this moment")
             }
         };
+        steps::reach("resume/inherited");
         let opened = Self::link_again(client_segment, &info, &heritage.recovered);
         let (link, awaited, segment) = opened.inspect_err(|_| served.forsake(&info))?;
         let Heritage { ledger, recovered } = heritage;
@@ -208,6 +210,7 @@ impl<S: Service> Inner<S> {
         if !survival.session.prepare(target, &completion, &[leases.as_flattened(), handles.as_flattened(), payload]) {
             return Err(unknown(Cause::ReplyTooLarge));
         }
+        steps::reach("reply/kept");
         if let Some(effect) = &*effect.borrow() {
             let records = survival.component.as_ref().ok_or(unknown(Cause::Refused))?;
             let call = Some((self.info.id, call.slot, call.seq));
@@ -215,6 +218,7 @@ impl<S: Service> Inner<S> {
         } else {
             survival.session.done(call.slot, call.seq);
         }
+        steps::reach("reply/recorded");
         Ok(())
     }
 
@@ -271,7 +275,9 @@ impl<S: Service> Inner<S> {
         };
         // The client sends it again with the same seq, or never.
         self.slots.borrow_mut().recovered(slot, seq - 1);
-        self.link.send(&outstanding.to_raw(verdict), slot, &Body::default())
+        self.link.send(&outstanding.to_raw(verdict), slot, &Body::default())?;
+        steps::reach("resume/answered");
+        Ok(())
     }
 
     /// A call on which the host has crashed too often does not run again.
@@ -309,7 +315,9 @@ impl<S: Service> Inner<S> {
             return self.link.send(&refused.to_raw(), slot, &Body::default());
         }
         // The names and the payload, as they stood.
-        self.link.send(&kept.completion.to_raw(), slot, &Body { payload: &kept.window, ..Body::default() })
+        self.link.send(&kept.completion.to_raw(), slot, &Body { payload: &kept.window, ..Body::default() })?;
+        steps::reach("resume/repeated");
+        Ok(())
     }
 }
 

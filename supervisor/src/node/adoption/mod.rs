@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use kernel_ipc::broker::{Account, ToComponent, ToSupervisor};
 use kernel_ipc::runtime::{spawn, timeout};
+use kernel_ipc::steps;
 use kernel_ipc::{Incarnation, SessionId};
 
 use super::peer::Peer;
@@ -57,6 +58,7 @@ impl Left {
         for peer in asked.iter().filter_map(|&peer| node.peer(peer)) {
             node.send(&peer, &ToComponent::Adopt { turn: node.turn }, &[]);
         }
+        steps::reach("adopt/asked");
         let waited = timeout(ACCOUNTED_WITHIN, async {
             loop {
                 let next = node.accounted.next();
@@ -72,6 +74,7 @@ impl Left {
                 eprintln!("supervisor: {} does not account for itself", peer.name);
             }
         }
+        steps::reach("adopt/accounted");
         for peer in self.dead {
             node.gone(&peer);
         }
