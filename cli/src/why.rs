@@ -39,6 +39,7 @@ pub fn lost(what: &impl Display, cause: Cause, executed: Executed) -> Failed {
         Cause::PeerDied | Cause::SessionClosed | Cause::NotConnected | Cause::StaleEpoch => {
             ("its server was restarted meanwhile".to_string(), Some("try again; `atoll logs` says why"))
         }
+        Cause::Busy { .. } => ("its server has too much to do".to_string(), Some("try again a little later")),
         Cause::Deadline => ("there was no answer in time".to_string(), Some("`atoll ps` shows how it is")),
         Cause::Poisoned { crash } => {
             let help = match crash {

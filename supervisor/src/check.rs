@@ -15,8 +15,8 @@ use kernel_ipc::rights::Rights;
 use serde_json::{Map, Value, json};
 
 use crate::manifest::{Checked, Component, Provide, Use};
-use crate::parse::{Literal, Raw, RawComponent, RawUse, Word, list};
-use crate::policy::{self, Builtin, Default, Kind, Narrowing};
+use crate::parse::{Literal, Raw, RawComponent, RawUse, RawValue, Word, list};
+use crate::policy::{self, Builtin, Default, Field, Kind, Narrowing};
 use crate::report::{Place, Problem, Report};
 use crate::ties::Restart;
 use crate::value;
@@ -71,18 +71,22 @@ impl<'r> Checker<'r> {
                 Restart::default()
             }),
             group: raw.group.as_ref().map(|group| group.text.clone()),
-            hung_after_seconds: self.hung_after(raw),
+            hung_after_seconds: self
+                .number(raw, &policy::HUNG_AFTER, raw.hung_after.as_ref())
+                .unwrap_or(policy::HUNG_AFTER_SECONDS),
+            refuse_after_ms: self.number(raw, &policy::REFUSE_AFTER, raw.refuse_after.as_ref()),
         }
     }
 
-    fn hung_after(&mut self, raw: &RawComponent) -> u32 {
-        let Some(given) = &raw.hung_after else { return policy::HUNG_AFTER_SECONDS };
-        match config::meaning(&policy::HUNG_AFTER, given) {
-            Ok(seconds) => seconds.as_u64().and_then(|seconds| u32::try_from(seconds).ok()).unwrap_or(u32::MAX),
+    /// What the component's entry says for a field of every entry, if it says anything that makes sense.
+    fn number(&mut self, raw: &RawComponent, field: &Field, given: Option<&RawValue>) -> Option<u32> {
+        let given = given?;
+        match config::meaning(field, given) {
+            Ok(number) => number.as_u64().and_then(|number| u32::try_from(number).ok()),
             Err(reason) => {
-                let title = format!("bad value for `{}` of component `{}`", policy::HUNG_AFTER.name, raw.name.text);
+                let title = format!("bad value for `{}` of component `{}`", field.name, raw.name.text);
                 self.problem(Problem::at(&given.place, title, reason));
-                policy::HUNG_AFTER_SECONDS
+                None
             }
         }
     }

@@ -59,6 +59,8 @@ pub struct Component {
     pub group: Option<String>,
     /// So many seconds without a sign of life, of its processor time or of waiting, make it count as hung.
     pub hung_after_seconds: u32,
+    /// Calls that have waited unread for so many milliseconds are refused as busy. `None`: however long they wait.
+    pub refuse_after_ms: Option<u32>,
 }
 
 /// Permission to connect to one endpoint.

@@ -60,6 +60,8 @@ pub(crate) struct RawComponent {
     pub restart: Option<Word>,
     pub group: Option<Word>,
     pub hung_after: Option<RawValue>,
+    /// `refuse_after_ms`.
+    pub refuse_after: Option<RawValue>,
 }
 
 /// A parsed manifest; `report` already holds what was wrong with its shape.
@@ -227,8 +229,10 @@ impl Parser {
             restart: None,
             group: None,
             hung_after: None,
+            refuse_after: None,
         };
-        const KNOWN: &[&str] = &["run", "uses", "provides", "config", "restart", "group", "hung_after_seconds"];
+        const KNOWN: &[&str] =
+            &["run", "uses", "provides", "config", "restart", "group", "hung_after_seconds", "refuse_after_ms"];
         let what = format!("component `{}`", component.name.text);
         for (key, value) in self.fields(table, KNOWN, &what) {
             match key.text.as_str() {
@@ -238,6 +242,7 @@ impl Parser {
                 "restart" => component.restart = self.text(value, "`restart`"),
                 "group" => component.group = self.group(value),
                 "hung_after_seconds" => component.hung_after = Some(raw_value(value)),
+                "refuse_after_ms" => component.refuse_after = Some(raw_value(value)),
                 _ => component.config = self.config(value),
             }
         }

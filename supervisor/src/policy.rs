@@ -142,7 +142,10 @@ const SECONDS: Kind = Kind::Count { least: 1, most: 86_400 };
 
 /// When a component counts as hung: a field of every component's entry.
 pub const HUNG_AFTER: Field = Field { name: "hung_after_seconds", kind: SECONDS, default: Default::Absent };
-/// The same if the manifest does not say it. An executor answers within a turn, which lasts microseconds; what takes seconds
+/// After which time unread calls are refused: a field of every component's entry.
+pub const REFUSE_AFTER: Field =
+    Field { name: "refuse_after_ms", kind: Kind::Count { least: 1, most: 60_000 }, default: Default::Absent };
+/// When a component counts as hung if the manifest does not say it. An executor answers within a turn, which lasts microseconds; what takes seconds
 /// of a turn is a bug, or a machine that swaps.
 pub const HUNG_AFTER_SECONDS: u32 = 4;
 

@@ -37,6 +37,8 @@ struct Disk {
 const FOR_EVER: u64 = u64::MAX;
 /// Before these lines come something is waited for that never comes.
 const BLOCKED: u64 = u64::MAX - 1;
+/// What to write zeroes on for a handler that keeps its thread for 20 ms.
+const SLOW: u64 = u64::MAX - 2;
 
 /// The only object.
 struct Device;
@@ -115,7 +117,10 @@ impl block::Handler for Disk {
             let (mut pipe, _kept) = std::io::pipe().expect("a pipe");
             let _ = std::io::Read::read(&mut pipe, &mut [0]);
         }
-        let lines = if lines < BLOCKED { lines } else { 0 };
+        if lines == SLOW {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let lines = if lines < SLOW { lines } else { 0 };
         for line in 0..lines {
             println!("line {line}");
         }
@@ -1256,6 +1261,37 @@ fn blocked_is_restarted() {
     node.down();
 }
 
+/// What has waited for longer than the manifest allows is refused, and did not run; what was begun is answered.
+fn refuses_when_busy() {
+    let manifest = MANIFEST.replace("PATH", "plain").replace("[component.fs]", "refuse_after_ms = 10\n[component.fs]");
+    let mut node = Node::of(tempfile::tempdir().unwrap(), &manifest);
+    node.assert_up();
+    node.guest(async |cx| {
+        let disk: block::Client = cx.connect("disk.disk").await.unwrap();
+        let calls: Vec<_> = (0..64)
+            .map(|_| {
+                let disk = disk.clone();
+                kernel_ipc::runtime::spawn(async move { disk.write_zeroes(disk.root(), SLOW, 1).await })
+            })
+            .collect();
+        let mut refused = 0;
+        for call in calls {
+            match call.await.unwrap() {
+                Ok(()) => {}
+                Err(CallError::Failed { cause: Cause::Busy { retry_after_us }, executed: Executed::No }) => {
+                    assert!(retry_after_us >= 10_000, "{retry_after_us}");
+                    refused += 1;
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        // A turn begins eight; a host that woke up for the first of them has had another turn before.
+        assert!((64 - 2 * 8..64).contains(&refused), "{refused}");
+        assert_eq!(disk.write_zeroes(disk.root(), SLOW, 1).await, Ok(()));
+    });
+    node.down();
+}
+
 /// The disk's new run comes while its only mapper is stopped: others are served meanwhile, and the mapper finds what the
 /// disk lends when it goes on.
 fn one_that_was_stopped_is_introduced_when_it_goes_on() {
@@ -1339,6 +1375,7 @@ common::tests! {
     stopped_is_not_dead,
     hung_is_restarted,
     blocked_is_restarted,
+    refuses_when_busy,
     a_supervisor_that_hangs_does_not_keep_the_node_from_ending,
     the_log_of_a_component_can_be_read_through_the_control_endpoint,
 }

@@ -81,6 +81,9 @@ pub struct Welcome {
     pub uses: Vec<UseInfo>,
     /// The endpoints that it must provide before it is ready.
     pub provides: Vec<ProvideInfo>,
+    /// After so many milliseconds it refuses calls that it has not read ([`HostSession::refuse_after`](crate::session::HostSession::refuse_after)).
+    #[serde(default)]
+    pub refuse_after_ms: Option<u32>,
     /// Dead runs of this component since one of it was ready.
     #[serde(default)]
     pub ancestors: Vec<Incarnation>,

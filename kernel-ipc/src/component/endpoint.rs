@@ -4,6 +4,7 @@ use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use super::{Context, Inner, Wanted};
 use crate::SessionId;
@@ -112,6 +113,7 @@ pub(super) async fn serve(cx: Context, serve: Serve, segment: OwnedFd, ledger: O
             if let Some(book) = &cx.0.logbook {
                 session.log_to(book, &name);
             }
+            session.refuse_after(cx.0.welcome.refuse_after_ms.map(|limit| Duration::from_millis(limit.into())));
             let weak = Rc::downgrade(&cx.0);
             cx.0.hosted.borrow_mut().insert(id, session);
             if let Some(session) = cx.0.hosted.borrow().get(&id) {

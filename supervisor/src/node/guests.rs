@@ -121,6 +121,7 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
         reported: BTreeMap::new(),
         uses: Vec::new(),
         provides: Vec::new(),
+        refuse_after_ms: None,
         ancestors: Vec::new(),
         heirs: Vec::new(),
         crash: None,

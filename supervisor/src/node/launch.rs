@@ -304,6 +304,7 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         reported: component.facts.borrow().iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect(),
         uses: uses(node, index),
         provides: provides(node, index),
+        refuse_after_ms: component.entry.refuse_after_ms,
         ancestors: Vec::new(),
         heirs: Vec::new(),
         crash: component.crash.get(),

@@ -6,11 +6,12 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
-use kernel_ipc::CallError;
 use kernel_ipc::interface::{Cap, Lease};
 use kernel_ipc::runtime::{self, JoinHandle};
 use kernel_ipc::wire::MAX_LEASES;
+use kernel_ipc::{CallError, Cause};
 use protocol::fs::{Node, ReadError};
 
 use super::super::response::Span;
@@ -20,6 +21,8 @@ use super::peer::{Gone, Peer};
 
 /// Bytes that are read at a time: the file system's largest extent.
 const STEP: u64 = protocol::fs::EXTENT_MAX as u64;
+/// How long the file system may say that it is busy before an answer that has begun is given up.
+const BUSY_FOR: Duration = Duration::from_secs(30);
 /// Steps of one connection that are being read or sent.
 const AHEAD: usize = 4;
 
@@ -89,6 +92,7 @@ async fn fill(server: Rc<Server>, node: Rc<Cap<Node>>, offset: u64, end: u64) ->
     let share = Rc::new(server.budget.take(end - offset).await);
     let mut leases = Vec::with_capacity(1);
     let mut at = offset;
+    let mut busy_since = None;
     while at < end {
         let want = u32::try_from(end - at).unwrap_or(u32::MAX);
         match server.fs.read(&node, at, want).await {
@@ -97,6 +101,14 @@ async fn fill(server: Rc<Server>, node: Rc<Cap<Node>>, offset: u64, end: u64) ->
             Ok(Some(lease)) => {
                 at += lease.len().min(end - at);
                 leases.push(lease);
+                busy_since = None;
+            }
+            // The head is out, so there is no 503 any more; only time.
+            Err(CallError::Failed { cause: Cause::Busy { retry_after_us }, .. })
+                if busy_since.get_or_insert_with(Instant::now).elapsed() < BUSY_FOR =>
+            {
+                let pause = Duration::from_micros(retry_after_us.into());
+                runtime::sleep(pause.clamp(Duration::from_millis(1), Duration::from_secs(1))).await;
             }
             Err(error) => return Err(Failed(Some(error))),
         }
