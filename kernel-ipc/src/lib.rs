@@ -13,6 +13,7 @@ pub mod codec;
 pub mod component;
 pub mod described;
 pub mod error;
+pub mod events;
 pub mod id;
 pub mod interface;
 pub mod lease;

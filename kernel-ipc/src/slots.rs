@@ -6,9 +6,9 @@
 //!
 //! ```text
 //! client  Free ──begin──> Wanted ──complete──> Answered ──take──> Free
-//!                           │ park
+//!                           │ park, post
 //!                           v
-//!                         Parked ──complete──> Free          (what the late answer brought is released, R15)
+//!                 Parked, Posted ──complete──> Free          (what the late answer brought is released, R15)
 //! host    Idle(last) ──accept: seq > last──> Busy ──finish──> Idle(seq)
 //! ```
 
@@ -23,6 +23,8 @@ pub enum ClientState {
     Wanted,
     /// The caller has gone; the answer is still to come.
     Parked,
+    /// A one-way message: nobody waits, and it is to happen all the same.
+    Posted,
     /// The answer is here; the caller has not taken it yet.
     Answered,
 }
@@ -43,6 +45,8 @@ pub enum Ended {
     Deliver,
     /// Nobody waits: release what it brought.
     Discard,
+    /// Nobody waits, but it counts whether the message failed: release what it brought.
+    Settle,
 }
 
 /// The client's slots.
@@ -99,6 +103,10 @@ impl ClientSlots {
                 self.free(slot);
                 Ok(Ended::Discard)
             }
+            ClientState::Posted => {
+                self.free(slot);
+                Ok(Ended::Settle)
+            }
             ClientState::Free | ClientState::Answered => Err(Violation::Unexpected),
         }
     }
@@ -121,20 +129,36 @@ impl ClientSlots {
                 self.free(slot);
                 false
             }
-            ClientState::Free | ClientState::Parked => false,
+            ClientState::Free | ClientState::Parked | ClientState::Posted => false,
         }
     }
 
+    /// Nobody waits for the answer from now on. True when it is still to come; false when it was there already: then the
+    /// slot is free, and the caller releases what the answer brought.
+    pub fn post(&mut self, slot: u16) -> bool {
+        let to_come = self.state(slot) == ClientState::Wanted;
+        match to_come {
+            true => self.slots[usize::from(slot)].state = ClientState::Posted,
+            false => self.take(slot),
+        }
+        to_come
+    }
+
     /// The session has ended: each call that waits is answered by that. Gives the slots and ring positions of those
-    /// with a caller.
+    /// with a caller, and of one-way messages, whose slots are free.
     pub fn end(&mut self) -> Vec<(u16, u64)> {
         let mut waiting = Vec::new();
         for slot in 0..self.shape.all_slots() {
             let entry = &mut self.slots[usize::from(slot)];
+            let position = entry.position;
             match entry.state {
                 ClientState::Wanted => {
                     entry.state = ClientState::Answered;
-                    waiting.push((slot, entry.position));
+                    waiting.push((slot, position));
+                }
+                ClientState::Posted => {
+                    self.free(slot);
+                    waiting.push((slot, position));
                 }
                 ClientState::Parked => self.free(slot),
                 ClientState::Free | ClientState::Answered => {}
@@ -143,9 +167,10 @@ impl ClientSlots {
         waiting
     }
 
-    /// Slots of all kinds whose call is still to be answered, wanted or parked, and where the call stands in the ring.
+    /// Slots of all kinds whose call is still to be answered, wanted or not, and where the call stands in the ring.
     pub fn outstanding(&self) -> Vec<(u16, u64)> {
-        let open = |entry: &ClientSlot| matches!(entry.state, ClientState::Wanted | ClientState::Parked);
+        let open =
+            |entry: &ClientSlot| matches!(entry.state, ClientState::Wanted | ClientState::Parked | ClientState::Posted);
         (0..).zip(&*self.slots).filter(|(_, entry)| open(entry)).map(|(slot, entry)| (slot, entry.position)).collect()
     }
 

@@ -16,6 +16,8 @@ enum Event {
     Complete(usize),
     /// The caller of the n-th outstanding call goes away.
     Park(usize),
+    /// The n-th of them becomes a message: nobody waits for its answer, and it is wanted.
+    Post(usize),
     /// The caller of the n-th answered call takes its answer.
     Take(usize),
     /// The host answers what nobody asked.
@@ -31,6 +33,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::BeginControl),
         4 => (0..8usize).prop_map(Event::Complete),
         2 => (0..8usize).prop_map(Event::Park),
+        2 => (0..8usize).prop_map(Event::Post),
         4 => (0..8usize).prop_map(Event::Take),
         1 => (0..9u16, 0..9u64).prop_map(|(slot, seq)| Event::Lie { slot, seq }),
     ]
@@ -41,6 +44,7 @@ fn event() -> impl Strategy<Value = Event> {
 enum Call {
     Wanted,
     Parked,
+    Posted,
     Answered,
 }
 
@@ -75,7 +79,7 @@ proptest! {
                     calls.insert((slot, seq), Call::Wanted);
                 }
                 Event::Complete(n) => {
-                    let Some((slot, seq)) = of(&[Call::Wanted, Call::Parked], n) else { continue };
+                    let Some((slot, seq)) = of(&[Call::Wanted, Call::Parked, Call::Posted], n) else { continue };
                     prop_assert_eq!(host.in_progress(slot), Some(seq));
                     prop_assert_eq!(host.accept(slot, seq + 1), Err(Violation::Seq), "a busy slot takes no call");
                     host.finish(slot);
@@ -86,8 +90,9 @@ proptest! {
                             prop_assert_eq!(ended, Ok(Ended::Deliver));
                             calls.insert((slot, seq), Call::Answered);
                         }
-                        _ => {
-                            prop_assert_eq!(ended, Ok(Ended::Discard));
+                        was => {
+                            let expected = if was == Call::Posted { Ended::Settle } else { Ended::Discard };
+                            prop_assert_eq!(ended, Ok(expected));
                             calls.remove(&(slot, seq));
                         }
                     }
@@ -103,13 +108,22 @@ proptest! {
                         calls.remove(&(slot, seq));
                     }
                 }
+                Event::Post(n) => {
+                    let Some((slot, seq)) = of(&[Call::Wanted, Call::Answered], n) else { continue };
+                    let to_come = client.post(slot);
+                    prop_assert_eq!(to_come, calls[&(slot, seq)] == Call::Wanted);
+                    match to_come {
+                        true => calls.insert((slot, seq), Call::Posted),
+                        false => calls.remove(&(slot, seq)),
+                    };
+                }
                 Event::Take(n) => {
                     let Some((slot, seq)) = of(&[Call::Answered], n) else { continue };
                     client.take(slot);
                     calls.remove(&(slot, seq));
                 }
                 Event::Lie { slot, seq } => {
-                    let outstanding = matches!(calls.get(&(slot, seq)), Some(Call::Wanted | Call::Parked));
+                    let outstanding = matches!(calls.get(&(slot, seq)), Some(Call::Wanted | Call::Parked | Call::Posted));
                     if !outstanding {
                         prop_assert!(client.complete(slot, seq).is_err(), "an answer to nothing was taken");
                     }
@@ -117,11 +131,11 @@ proptest! {
             }
         }
 
-        // The end of the session answers those that wait, and only those; afterwards every slot is free or answered.
+        // The end of the session answers those that wait or are messages, and only those; afterwards every slot is free or answered.
         let mut waiting: Vec<u16> = client.end().into_iter().map(|(slot, _)| slot).collect();
         waiting.sort_unstable();
         let mut expected: Vec<u16> =
-            calls.iter().filter(|(_, state)| **state == Call::Wanted).map(|((slot, _), _)| *slot).collect();
+            calls.iter().filter(|(_, state)| matches!(state, Call::Wanted | Call::Posted)).map(|((slot, _), _)| *slot).collect();
         expected.sort_unstable();
         prop_assert_eq!(waiting, expected);
         for slot in 0..SHAPE.all_slots() {

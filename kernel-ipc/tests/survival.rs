@@ -18,7 +18,8 @@ use kernel_ipc::interface::{Description, Operation, Retry};
 use kernel_ipc::ledger::Records;
 use kernel_ipc::runtime::{self, Waiting};
 use kernel_ipc::session::{
-    Call, ClientSession, Grant, Heritage, HostSession, Ledgers, Offer, Request, Response, Service, SessionInfo,
+    Call, ClientSession, Grant, Heritage, HostSession, Ledgers, Messages, Offer, Request, Response, Service,
+    SessionInfo,
 };
 use kernel_ipc::sys::segment::{self, SegmentWriter};
 use kernel_ipc::wire::Shape;
@@ -307,6 +308,39 @@ fn no_call_is_lost_and_none_runs_twice_however_often_the_host_is_killed() {
         for (at, n) in list.iter().enumerate() {
             assert_eq!(answers.get(n), Some(&(at as u64)), "the effect of {n} is where its answer says");
         }
+    });
+}
+
+#[test]
+fn messages_that_nobody_waits_for_happen_once_each_however_often_the_host_is_killed() {
+    run(async {
+        let node = Rc::new(Node::new());
+        let client = node.open();
+        let stop = Rc::new(Cell::new(false));
+        let sender = runtime::spawn({
+            let (client, stop) = (client.clone(), stop.clone());
+            async move {
+                let mut sent = 0u64;
+                while !stop.get() && sent < 50_000 {
+                    sent += 1;
+                    client.post(request(client.root(), ADD, &sent.to_le_bytes())).await.expect("sent");
+                    if sent.is_multiple_of(16) {
+                        runtime::sleep(Duration::from_millis(1)).await;
+                    }
+                }
+                sent
+            }
+        });
+        for kill in 0..kills() {
+            runtime::sleep(Duration::from_micros(u64::from(kill * 7919 % 9000))).await;
+            node.replace(&client);
+        }
+        stop.set(true);
+        let sent = sender.await.expect("not cancelled");
+        assert_eq!(client.settled().await, Messages { under_way: 0, done: sent, failed: 0 });
+        let mut list = list(&client).await;
+        list.sort_unstable();
+        assert_eq!(list, (1..=sent).collect::<Vec<u64>>());
     });
 }
 

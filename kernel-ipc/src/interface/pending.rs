@@ -27,6 +27,9 @@ pub trait Start {
 
     /// Begins the call.
     fn start(self, deadline: Option<Duration>) -> Self::Future;
+
+    /// Sends it as a one-way message.
+    fn post(self, deadline: Option<Duration>) -> impl Future<Output = Result<(), Failure>>;
 }
 
 impl<S: Start> Pending<S> {
@@ -43,6 +46,17 @@ impl<S: Start> Pending<S> {
     /// Waits for ever, whatever the operation's default.
     pub fn no_deadline(self) -> Pending<S> {
         Pending { deadline: None, ..self }
+    }
+
+    /// Sends the call as a one-way message: returns when it is on its way, and nobody hears its answer. If all slots are
+    /// taken it waits for one, no longer than the deadline, so a sender is never more than those ahead of the host. What
+    /// became of messages says the [session](Cap::session) of the capability: [`ClientSession::messages`]. Leases and capabilities
+    /// among the arguments have to be kept until they are [settled](ClientSession::settled).
+    ///
+    /// # Errors
+    /// It was not sent.
+    pub async fn post(self) -> Result<(), Failure> {
+        self.start.post(self.deadline).await
     }
 
     /// Makes the call and waits for it on this thread, which runs no executor.
@@ -171,6 +185,13 @@ impl<'a> Arguments<'a> {
             (Executed::Unknown, Executed::No) => Failure { executed: Executed::Unknown, ..second },
             _ => second,
         })
+    }
+
+    /// Sends it as a one-way message, when there is a slot for it.
+    pub(super) async fn post(mut self, operation: &Operation, deadline: Option<Duration>) -> Result<(), Failure> {
+        let session = self.session(deadline).await?;
+        self.place_root(session.root());
+        session.post(self.request(operation, deadline)).await
     }
 
     async fn attempt(

@@ -41,6 +41,16 @@ where
         let Begin { arguments, operation, result } = self;
         UnderWay { arguments: Some(arguments), operation, deadline, stage: Stage::Begin, result }
     }
+
+    async fn post(mut self, deadline: Option<Duration>) -> Result<(), Failure> {
+        match self.arguments.begin(self.operation, deadline)? {
+            Some(sent) => {
+                sent.post();
+                Ok(())
+            }
+            None => self.arguments.post(self.operation, deadline).await,
+        }
+    }
 }
 
 /// See the module's contract.

@@ -1,7 +1,8 @@
 //! One call, as a host sees it.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -87,11 +88,22 @@ impl Call {
         self.cancel.is_set.get()
     }
 
+    /// Waits for `future`, but no longer than anybody wants the answer: `None` when the caller is gone. For handlers that wait
+    /// for something to happen, such as standing calls.
+    pub async fn unless_cancelled<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let (mut cancelled, mut future) = (pin!(self.until_cancelled()), pin!(future));
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending => cancelled.as_mut().poll(cx).map(|()| None),
+        })
+        .await
+    }
+
     /// Waits until [`cancelled`](Self::cancelled). A handler that waits for something that may never come (a standing
     /// call) waits for this too. One waiter per call.
     pub fn until_cancelled(&self) -> impl Future<Output = ()> + use<> {
         let cancel = self.cancel.clone();
-        std::future::poll_fn(move |cx| {
+        poll_fn(move |cx| {
             if cancel.is_set.get() {
                 return Poll::Ready(());
             }

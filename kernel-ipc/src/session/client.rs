@@ -26,7 +26,7 @@ use crate::id::{Epoch, SessionId};
 use crate::link::{Body, Link, shm};
 use crate::logbook::UseLog;
 use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
-use crate::slots::{ClientSlots, Ended};
+use crate::slots::{ClientSlots, ClientState, Ended};
 use crate::steps;
 use crate::sys::segment::SegmentWriter;
 use crate::wire::{Completion, Extent, Handle, LeaseName, Shape, Submission, Violation, inline_words};
@@ -34,11 +34,14 @@ use crate::wire::{Completion, Extent, Handle, LeaseName, Shape, Submission, Viol
 mod control;
 mod deadlines;
 mod log;
+mod messages;
 mod replies;
 mod resume;
 mod waits;
 
 use control::Pending;
+use messages::Mailbox;
+pub use messages::Messages;
 pub use resume::Resumed;
 pub(crate) use waits::Sent;
 use waits::{Answered, FreeSlot};
@@ -165,6 +168,7 @@ impl ClientSession {
             stays_open: Cell::new(false),
             on_end: Cell::new(None),
             log: OnceCell::new(),
+            mailbox: Mailbox::default(),
         });
         let source = runtime::register(inner.clone());
         ClientSession(Rc::new(Registered { inner, _source: source }))
@@ -315,6 +319,7 @@ struct Inner {
     on_end: Cell<Option<Box<dyn FnOnce()>>>,
     /// What others can see of its calls.
     log: OnceCell<UseLog>,
+    mailbox: Mailbox,
 }
 
 /// Where a caller waits for its answer.
@@ -433,6 +438,11 @@ impl Inner {
                 self.release(&unwanted);
                 self.slot_is_free();
             }
+            Ended::Settle => {
+                let mut answered = Answered::Nothing;
+                self.read(completion, &mut answered);
+                self.settle(&answered);
+            }
         }
         Ok(())
     }
@@ -482,7 +492,12 @@ impl Inner {
             let executed = if position < read || seen { Executed::Unknown } else { Executed::No };
             if let Some(cell) = self.cells.get(usize::from(slot)) {
                 self.log_ended(slot);
-                cell.answer.replace(Answered::Failed(Failure { cause, executed }));
+                let failed = Answered::Failed(Failure { cause, executed });
+                if self.slots.borrow().state(slot) == ClientState::Free {
+                    self.settle(&failed);
+                    continue;
+                }
+                cell.answer.replace(failed);
                 cell.wake();
             }
         }

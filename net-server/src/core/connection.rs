@@ -18,7 +18,7 @@ use kernel_ipc::lease::Liveness;
 
 use protocol::net::{RECEIVE_WINDOW, Reason, Released, SendError, SendFlags};
 
-use super::events::{EventQueue, MAX_INLINE_BYTES, Occurrence};
+use super::events::{Entry, EventQueue, MAX_INLINE_BYTES, Occurrence};
 use super::zero_copy::{Policy, ZeroCopy};
 
 /// Bytes to be sent: a copied header or leased pages. Clones are further claims to the same bytes.
@@ -251,12 +251,12 @@ impl<C: Chunk> Connection<C> {
         if bytes.is_empty() {
             self.input_ended = true;
             if self.phase == Phase::Open {
-                events.push(self.id, Occurrence::Finished);
+                events.push(Entry::new(self.id, Occurrence::Finished));
             }
         } else if self.phase == Phase::Open {
             self.unconsumed += bytes.len();
             for piece in bytes.chunks(MAX_INLINE_BYTES) {
-                events.push(self.id, Occurrence::Received(piece.to_vec()));
+                events.push(Entry::new(self.id, Occurrence::Received(piece.to_vec())));
             }
         }
         self.settle(events);
@@ -501,7 +501,7 @@ impl<C: Chunk> Connection<C> {
         {
             self.phase = Phase::Over;
             self.over = Some(reason);
-            events.push(self.id, Occurrence::Closed(reason));
+            events.push(Entry::new(self.id, Occurrence::Closed(reason)));
         }
     }
 
@@ -516,7 +516,7 @@ impl<C: Chunk> Connection<C> {
             }
             if outgoing.chunks.is_empty() {
                 outgoing.sent = true;
-                events.push(self.id, Occurrence::Sent { send: outgoing.id, bytes: outgoing.bytes });
+                events.push(Entry::new(self.id, Occurrence::Sent { send: outgoing.id, bytes: outgoing.bytes }));
             } else if ended {
                 outgoing.chunks.clear();
                 outgoing.sent = true;
@@ -528,7 +528,7 @@ impl<C: Chunk> Connection<C> {
         self.outgoing.retain(|outgoing| {
             let released = outgoing.sent && outgoing.notifications == 0;
             if released {
-                events.push(self.id, Occurrence::Released { send: outgoing.id, how: outgoing.how });
+                events.push(Entry::new(self.id, Occurrence::Released { send: outgoing.id, how: outgoing.how }));
             }
             !released
         });

@@ -21,7 +21,7 @@ use super::newcomer::{Newcomer, Taken};
 use super::session::Session;
 use super::socket;
 use crate::core::connection::{self as core, End, Piece, Usage};
-use crate::core::events::{EventQueue, MAX_INLINE_BYTES, Occurrence};
+use crate::core::events::{Entry, EventQueue, MAX_INLINE_BYTES, Occurrence};
 use crate::ledger::{ConnectionRecord, Flags, KeptSend};
 use crate::sys::{self, Landing};
 
@@ -69,7 +69,7 @@ impl Connection {
             kept.add(record.clone(), record.consumed());
         }
         session.with_events(|events| {
-            events.push(id, Occurrence::Accepted { peer });
+            events.push(Entry::new(id, Occurrence::Accepted { peer }));
             if let Some(record) = &record {
                 tell_again(id, record, record.consumed(), events);
             }
@@ -479,7 +479,7 @@ async fn until<T>(future: impl Future<Output = T>, event: &Event) -> Option<T> {
 /// Tells what a client has to hear of a connection beside that it is there, from a position of the peer's stream on.
 pub(crate) fn tell_again(id: u64, record: &ConnectionRecord, from: u64, events: &mut EventQueue) {
     if let Some((request, sent, head)) = record.resumed() {
-        events.push(id, Occurrence::Resumed { request, sent, head });
+        events.push(Entry::new(id, Occurrence::Resumed { request, sent, head }));
     }
     tell_received(id, record, from, events);
 }
@@ -487,7 +487,7 @@ pub(crate) fn tell_again(id: u64, record: &ConnectionRecord, from: u64, events: 
 /// Tells what was received from a position on.
 pub(crate) fn tell_received(id: u64, record: &ConnectionRecord, from: u64, events: &mut EventQueue) {
     for piece in record.bytes(from, record.received()).chunks(MAX_INLINE_BYTES) {
-        events.push(id, Occurrence::Received(piece.to_vec()));
+        events.push(Entry::new(id, Occurrence::Received(piece.to_vec())));
     }
 }
 

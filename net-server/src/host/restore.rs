@@ -201,9 +201,9 @@ fn restore_connection(
         if !known.closed {
             session.with_events(|events| {
                 for kept in &sends {
-                    events.push(number, Occurrence::Released { send: kept.id, how: Released::Dropped });
+                    events.push(Entry::new(number, Occurrence::Released { send: kept.id, how: Released::Dropped }));
                 }
-                events.push(number, Occurrence::Closed(reason));
+                events.push(Entry::new(number, Occurrence::Closed(reason)));
             });
         }
         return;
@@ -255,7 +255,7 @@ fn restore_connection(
     let local = socket.as_ref().and_then(|socket| socket::peer(socket).ok()).is_none_or(|(_, local)| local);
     let core = session.with_events(|events| {
         if !heard && !known.accepted {
-            events.push(number, Occurrence::Accepted { peer: record.peer() });
+            events.push(Entry::new(number, Occurrence::Accepted { peer: record.peer() }));
         }
         if open && known.resumed {
             // It is in the last batch, and not to be told once more.

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use kernel_ipc::events::{AlreadyOpen, Batch, BatchLimits, Producer, Standing};
 use kernel_ipc::interface::LeasePart;
 use kernel_ipc::lease::Mapper;
-use kernel_ipc::runtime::Signal;
 use kernel_ipc::session::SessionInfo;
 use kernel_ipc::steps;
 use kernel_ipc::{Incarnation, SessionId};
@@ -32,11 +32,7 @@ pub(crate) struct Session {
     permission: Permission,
     shared: Rc<Shared>,
     started: Instant,
-    events: RefCell<EventQueue>,
-    /// Raised when there are events.
-    news: Signal,
-    /// A `next_events` call is open.
-    standing: Cell<bool>,
+    events: Producer<Entry>,
     connections: RefCell<HashMap<u64, Rc<Connection>>>,
     listeners: RefCell<HashMap<u64, Rc<Listener>>>,
     next_id: Cell<u64>,
@@ -61,24 +57,21 @@ pub(crate) struct Shared {
 /// Most listeners of one session.
 const MAX_LISTENERS: usize = LISTENERS;
 
-/// What `next_events` answers: the batch stays in the queue until it is consumed.
-pub(crate) struct Batch {
-    pub entries: Vec<Entry>,
-    pub next: u64,
-}
-
 impl Session {
     pub(crate) fn new(info: &SessionInfo, permission: Permission, shared: Rc<Shared>) -> Rc<Session> {
+        let events = EventQueue::new(shared.options.event_bytes);
+        Session::with(info, permission, shared, events)
+    }
+
+    fn with(info: &SessionInfo, permission: Permission, shared: Rc<Shared>, events: EventQueue) -> Rc<Session> {
         Rc::new(Session {
             id: info.id,
             client: info.client,
             client_name: info.client_name.clone(),
             permission,
             started: Instant::now(),
-            events: RefCell::new(EventQueue::new(shared.options.event_bytes)),
+            events: Producer::new(events),
             shared,
-            news: Signal::default(),
-            standing: Cell::new(false),
             connections: RefCell::default(),
             listeners: RefCell::default(),
             next_id: Cell::new(1),
@@ -96,8 +89,7 @@ impl Session {
         kept: KeptSession,
         last_number: u64,
     ) -> Rc<Session> {
-        let session = Session::new(info, Permission::of(&info.attenuation), shared);
-        session.events.replace(events);
+        let session = Session::with(info, Permission::of(&info.attenuation), shared, events);
         session.next_id.set(last_number.saturating_add(1));
         let _ = session.kept.set(kept);
         session
@@ -133,19 +125,12 @@ impl Session {
 
     /// Calls `change` with the event queue, and wakes the standing call if there is something to tell.
     pub(crate) fn with_events<T>(&self, change: impl FnOnce(&mut EventQueue) -> T) -> T {
-        let (result, ready) = {
-            let mut events = self.events.borrow_mut();
-            (change(&mut events), events.is_ready())
-        };
-        if ready {
-            self.news.raise();
-        }
-        result
+        self.events.with(change)
     }
 
     /// Whether the client takes its events too slowly to be told more.
     pub(crate) fn is_behind(&self) -> bool {
-        self.events.borrow().is_full()
+        self.events.is_full()
     }
 
     /// Whether another connection may be accepted.
@@ -243,34 +228,17 @@ impl Session {
         self.wake_listeners();
     }
 
-    /// Waits for events after `cursor`; at most `max`, of at most `max_bytes`, with at most `max_accepted` connections.
-    pub(crate) async fn next_events(
-        &self,
-        cursor: u64,
-        max: usize,
-        max_bytes: usize,
-        max_accepted: usize,
-    ) -> Result<Batch, EventsError> {
-        if self.standing.replace(true) {
-            return Err(EventsError::AlreadyOpen);
-        }
-        let _standing = Standing(&self.standing);
-        self.consume(cursor)?;
-        while !self.events.borrow().is_ready() {
-            self.news.wait().await;
-        }
+    /// Waits for events after `cursor`, as many as `limits` allow.
+    pub(crate) async fn next_events(&self, cursor: u64, limits: BatchLimits) -> Result<Batch<Entry>, EventsError> {
+        let standing = self.events.stand().map_err(|AlreadyOpen| EventsError::AlreadyOpen)?;
+        self.consume(&standing, cursor)?;
         let was_behind = self.is_behind();
-        let batch = {
-            let mut events = self.events.borrow_mut();
-            let repeats = events.repeats();
-            let entries = events.batch(max.clamp(1, MAX_ENTRIES), max_bytes, max_accepted).to_vec();
-            let next = events.next_cursor();
-            if let Some(kept) = self.kept.get().filter(|_| !repeats) {
-                kept.batch(next, &entries);
-                steps::reach("events/kept");
-            }
-            Batch { entries, next }
-        };
+        let limits = BatchLimits { events: limits.events.clamp(1, MAX_ENTRIES), ..limits };
+        let batch = standing.batch(limits).await;
+        if let Some(kept) = self.kept.get().filter(|_| !batch.repeats) {
+            kept.batch(batch.next, &batch.events);
+            steps::reach("events/kept");
+        }
         if was_behind && !self.is_behind() {
             self.wake_listeners();
             for connection in self.connections.borrow().values() {
@@ -280,7 +248,7 @@ impl Session {
         Ok(batch)
     }
 
-    fn consume(&self, cursor: u64) -> Result<(), EventsError> {
+    fn consume(&self, standing: &Standing<'_, Entry>, cursor: u64) -> Result<(), EventsError> {
         let connections = self.connections.borrow();
         let consumed = |entry: &Entry| {
             if let Some(connection) = connections.get(&entry.connection) {
@@ -288,7 +256,7 @@ impl Session {
                 connection.consumed(entry.received_bytes());
             }
         };
-        self.events.borrow_mut().consume(cursor, consumed).map_err(|_| EventsError::BadCursor)?;
+        standing.consume(cursor, consumed).map_err(|_| EventsError::BadCursor)?;
         if let Some(kept) = self.kept.get() {
             kept.consumed(cursor);
             steps::reach("events/consumed");
@@ -373,14 +341,5 @@ impl Session {
         for listener in self.listeners.borrow().values() {
             listener.look_again();
         }
-    }
-}
-
-/// Marks the standing call as over when it is answered, cancelled or dropped.
-struct Standing<'a>(&'a Cell<bool>);
-
-impl Drop for Standing<'_> {
-    fn drop(&mut self) {
-        self.0.set(false);
     }
 }

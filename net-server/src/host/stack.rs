@@ -7,11 +7,12 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
 use kernel_ipc::component::Counters;
+use kernel_ipc::events::BatchLimits;
 use kernel_ipc::interface::{Granted, LeasePart, NewCap, Object};
 use kernel_ipc::lease::{Mapper, StaleLease};
 use kernel_ipc::runtime::{self, Changes};
 use kernel_ipc::session::{Call, SessionInfo};
-use kernel_ipc::{CallError, Incarnation, Rights, SessionId};
+use kernel_ipc::{CallError, Cause, Failure, Incarnation, Rights, SessionId};
 use protocol::net::{self, CloseError, EventBatch, EventsError, ListenError, SendError, SendFlags, SendName};
 
 use super::address::Permission;
@@ -201,11 +202,13 @@ impl net::Handler for Stack {
         max: u32,
     ) -> Result<(EventBatch, Vec<NewCap<ConnectionNumber>>), CallError<EventsError>> {
         let session = self.session(call.session());
-        let max = usize::try_from(max).unwrap_or(usize::MAX);
-        let batch = session.next_events(cursor, max, BATCH_BYTES, MAX_ACCEPTED).await?;
+        let events = usize::try_from(max).unwrap_or(usize::MAX);
+        let limits = BatchLimits { events, bytes: BATCH_BYTES, capabilities: MAX_ACCEPTED };
+        let batch = call.unless_cancelled(session.next_events(cursor, limits)).await;
+        let batch = batch.ok_or(Failure::not_executed(Cause::Cancelled))??;
         let mut packed = EventBatch { next: batch.next, bytes: Vec::with_capacity(BATCH_BYTES) };
         let mut connections = Vec::new();
-        for entry in &batch.entries {
+        for entry in &batch.events {
             // At most MAX_ACCEPTED, so it fits a byte.
             let place = u8::try_from(connections.len()).unwrap_or(u8::MAX);
             if matches!(entry.occurrence, Occurrence::Accepted { .. }) {

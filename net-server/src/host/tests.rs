@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::thread;
 use std::time::Duration;
 
+use kernel_ipc::events::BatchLimits;
 use kernel_ipc::interface::LeasePart;
 use kernel_ipc::lease::{Lend, Lender, Mapper, PinSegment, Region, RegionReader};
 use kernel_ipc::runtime::{self, Runtime};
@@ -28,6 +29,8 @@ const CLIENT: Incarnation = Incarnation(7);
 const LENDER: LenderId = LenderId(3);
 const REGION: RegionId = RegionId(5);
 const EPOCH: Epoch = Epoch(1);
+/// What one answer holds.
+const LIMITS: BatchLimits = BatchLimits { events: 100, bytes: 3500, capabilities: 16 };
 const REGION_BYTES: usize = 4 << 20;
 
 fn info(client: Incarnation, name: &str) -> SessionInfo {
@@ -72,9 +75,9 @@ impl Site {
 
     /// Everything that the standing call answers next.
     async fn events(&mut self) -> Vec<(u64, Occurrence)> {
-        let batch = self.session.next_events(self.cursor, 100, 3500, 16).await.unwrap();
+        let batch = self.session.next_events(self.cursor, LIMITS).await.unwrap();
         self.cursor = batch.next;
-        batch.entries.into_iter().map(|entry| (entry.connection, entry.occurrence)).collect()
+        batch.events.into_iter().map(|entry| (entry.connection, entry.occurrence)).collect()
     }
 
     /// Waits until an event fits; others are forgotten.
@@ -363,8 +366,8 @@ fn next_run(shared: &Rc<Shared>) -> Rc<Session> {
 
 /// Answers the next connection of a session.
 async fn answer_next(session: &Rc<Session>, with: &[u8]) {
-    let batch = session.next_events(0, 1, 3500, 16).await.unwrap();
-    session.send(batch.entries[0].connection, 1, SendFlags::CLOSE, NO_REQUEST, with, &[]).unwrap();
+    let batch = session.next_events(0, BatchLimits { events: 1, ..LIMITS }).await.unwrap();
+    session.send(batch.events[0].connection, 1, SendFlags::CLOSE, NO_REQUEST, with, &[]).unwrap();
 }
 
 fn whole(mut socket: TcpStream) -> std::io::Result<Vec<u8>> {
@@ -400,9 +403,9 @@ fn connections_of_which_a_dead_client_had_not_heard_are_answered_by_its_next_run
 async fn in_backlog_is_answered(session: &Rc<Session>, peer: thread::JoinHandle<std::io::Result<Vec<u8>>>) {
     let mut cursor = 1;
     loop {
-        let batch = session.next_events(cursor, 100, 3500, 16).await.unwrap();
+        let batch = session.next_events(cursor, LIMITS).await.unwrap();
         cursor = batch.next;
-        for entry in batch.entries {
+        for entry in batch.events {
             if let Occurrence::Accepted { .. } = entry.occurrence {
                 session.send(entry.connection, 1, SendFlags::CLOSE, NO_REQUEST, b"later", &[]).unwrap();
                 assert_eq!(ended(peer).await.unwrap(), b"later");

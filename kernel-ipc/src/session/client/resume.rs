@@ -216,7 +216,8 @@ impl Inner {
             }
             _ => return Err(Violation::Reserved),
         };
-        if again && self.slots.borrow().state(slot) == ClientState::Wanted {
+        let wanted = matches!(self.slots.borrow().state(slot), ClientState::Wanted | ClientState::Posted);
+        if again && wanted {
             survival.count(|resumed| resumed.repeated += 1);
             self.send_again(slot)?;
             steps::reach("resume/sent-again");
@@ -231,6 +232,7 @@ impl Inner {
                 cell.wake();
             }
             Ended::Discard => self.slot_is_free(),
+            Ended::Settle => self.settle(&Answered::Failed(Failure::unknown(Cause::PeerDied))),
         }
         Ok(())
     }

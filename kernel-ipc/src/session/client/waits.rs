@@ -174,6 +174,13 @@ impl Sent {
         Poll::Ready(other(&self.session, ended))
     }
 
+    /// Takes the call from its caller: where the answer will stand.
+    pub(super) fn unwanted(mut self) -> (ClientSession, u16) {
+        self.taken = true;
+        self.session.0.inner.cells[usize::from(self.slot)].deadline.set(0);
+        (self.session.clone(), self.slot)
+    }
+
     /// The answer is out of the cell: the slot is free.
     #[inline]
     fn end(&mut self) {

@@ -1,5 +1,6 @@
 //! Traces of one connection: what the shell reports on the left, what the connection does about it on the right.
 
+use kernel_ipc::events::BatchLimits;
 use kernel_ipc::lease::Liveness;
 
 use super::*;
@@ -79,7 +80,8 @@ impl Peer {
 
     /// Everything that the client hears now.
     fn hears(&mut self) -> Vec<String> {
-        let heard = self.events.batch(1000, 1 << 20, 16).iter().map(|entry| match &entry.occurrence {
+        let limits = BatchLimits { events: 1000, bytes: 1 << 20, capabilities: 16 };
+        let heard = self.events.batch(limits).iter().map(|entry| match &entry.occurrence {
             Occurrence::Received(bytes) => format!("received {}", bytes.len()),
             Occurrence::Sent { send, bytes } => format!("sent {send} {bytes}"),
             Occurrence::Released { send, how } => format!("released {send} {how:?}"),

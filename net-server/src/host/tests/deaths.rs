@@ -100,11 +100,11 @@ fn has_io_uring() -> bool {
 async fn told(session: &Rc<Session>, cursor: &mut u64) -> Vec<Occurrence> {
     let mut all = Vec::new();
     loop {
-        let next = runtime::timeout(Duration::from_millis(100), session.next_events(*cursor, 100, 3500, 16)).await;
+        let next = runtime::timeout(Duration::from_millis(100), session.next_events(*cursor, LIMITS)).await;
         let Ok(batch) = next else { return all };
         let batch = batch.unwrap();
         *cursor = batch.next;
-        all.extend(batch.entries.into_iter().map(|entry| entry.occurrence));
+        all.extend(batch.events.into_iter().map(|entry| entry.occurrence));
     }
 }
 
@@ -150,7 +150,7 @@ fn a_connection_goes_on_in_the_next_run_with_every_byte_once() {
         say.send(b"again").unwrap();
         // This batch is answered, and its answer lost.
         let before = cursor;
-        let unanswered = session.next_events(cursor, 100, 3500, 16).await.unwrap();
+        let unanswered = session.next_events(cursor, LIMITS).await.unwrap();
         assert_eq!(before, cursor);
         (say, socket, unanswered)
     });
@@ -158,16 +158,19 @@ fn a_connection_goes_on_in_the_next_run_with_every_byte_once() {
     // The second one knows the batch, and the sends; it dies at once.
     dies_after(async || {
         let run = node.next_run(&[(client.clone(), &[2])]);
-        let again = run.sessions[0].next_events(cursor, 100, 3500, 16).await.unwrap();
-        assert!(again.entries == unanswered.entries && again.next == unanswered.next);
+        let again = run.sessions[0].next_events(cursor, LIMITS).await.unwrap();
+        assert!(again.events == unanswered.events && again.next == unanswered.next);
     });
 
     // The third one goes on to the end.
     let sent = dies_after(async || {
         let run = node.next_run(&[(client.clone(), &[2])]);
         let session = &run.sessions[0];
-        assert_eq!(session.next_events(cursor + 1000, 1, 3500, 16).await.err(), Some(EventsError::BadCursor));
-        let mut all: Vec<Occurrence> = unanswered.entries.into_iter().map(|entry| entry.occurrence).collect();
+        assert_eq!(
+            session.next_events(cursor + 1000, BatchLimits { events: 1, ..LIMITS }).await.err(),
+            Some(EventsError::BadCursor)
+        );
+        let mut all: Vec<Occurrence> = unanswered.events.into_iter().map(|entry| entry.occurrence).collect();
         cursor = unanswered.next;
         // A send whose answer was lost is accepted once more, and not sent twice.
         assert_eq!(session.send(2, 2, SendFlags(0), 0, b"", &[part(second, 0, 1 << 20)]), Ok(()));
@@ -256,12 +259,12 @@ fn whoever_has_no_client_any_more_is_handed_to_its_next_run_or_reset() {
         drop(ends.0);
         for (n, bytes) in (1..).zip(missing.chunks(4096)).skip(8) {
             while session.send(2, n, SendFlags(0), 0, bytes, &[]) == Err(SendError::Full) {
-                let batch = session.next_events(cursor, 100, 3500, 16).await.unwrap();
+                let batch = session.next_events(cursor, LIMITS).await.unwrap();
                 cursor = batch.next;
             }
         }
         while session.send(2, 1 << 20, SendFlags::CLOSE, 0, b"", &[]) == Err(SendError::Full) {
-            let batch = session.next_events(cursor, 100, 3500, 16).await.unwrap();
+            let batch = session.next_events(cursor, LIMITS).await.unwrap();
             cursor = batch.next;
         }
         (ended(goes_on.1).await.unwrap(), ended(ends.1).await)
