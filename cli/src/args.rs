@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
 use crate::chaos::Kind;
@@ -382,7 +382,13 @@ pub enum Fs {
 #[derive(Debug, Subcommand)]
 pub enum Bench {
     /// Calls: client stub, capability check and dispatcher beside a raw ping-pong
-    Ipc(BenchOptions),
+    Ipc {
+        #[command(flatten)]
+        options: BenchOptions,
+        /// Compare where the server is instead: the same client and server over each place, beside its raw floor
+        #[arg(long, value_enum)]
+        place: Option<BenchPlace>,
+    },
     /// Blocks through the driver beside the same reads made directly
     Block(BenchOptions),
     /// Requests a second over HTTP beside a server that only answers from memory
@@ -401,6 +407,19 @@ pub enum Bench {
         #[arg(long)]
         save: bool,
     },
+}
+
+/// Where the server of a measurement is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchPlace {
+    /// In its client's thread
+    InProcess,
+    /// In another process, over shared memory
+    Process,
+    /// At the other end of a TCP connection through loopback, in the clear
+    Socket,
+    /// All of these, one after the other
+    All,
 }
 
 #[derive(Clone, Debug, Args)]

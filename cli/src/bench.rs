@@ -6,27 +6,30 @@ use std::process::Child;
 use std::time::Duration;
 
 use bench::http::{Floor, Load, measure};
-use bench::report::Run;
+use bench::ipc::places::{self, Comparison, Placement};
+use bench::report::{Machine, Run};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::Serialize;
 use serde_json::json;
 use supervisor::up::{Options, Progress};
 
-use crate::args::{Bench, BenchOptions, Common};
+use crate::args::{Bench, BenchOptions, BenchPlace, Common};
 use crate::output::{self, Align, Failed, Table, duration, size};
 use crate::{control, fs, node};
 
 /// Measures what was asked.
 pub fn bench(common: &Common, what: &Bench) -> Result<(), Failed> {
     let (run, keep) = match what {
-        Bench::Ipc(options) => (ipc(options)?, options.save),
+        Bench::Ipc { options, place: Some(place) } => return places(common, options, *place),
+        Bench::Ipc { options, place: None } => (ipc(options)?, options.save),
         Bench::Block(options) => (block(options)?, options.save),
         Bench::Http(options) => (http(options)?, options.save),
         Bench::Overload(options) => (overload(options)?, options.save),
         Bench::Recovery { kills, files, save } => (recovery(*kills, *files)?, *save),
     };
     if keep {
-        let path = save(&run)?;
+        let path = save(&run.bench, run.unix_seconds, &run)?;
         output::message(&format!("kept in {}", path.display()));
         if run.bench == "overload" {
             let plot = path.with_extension("svg");
@@ -39,10 +42,87 @@ pub fn bench(common: &Common, what: &Bench) -> Result<(), Failed> {
 
 /// Calls between this process and another one of the same binary, beside raw ping-pong.
 fn ipc(options: &BenchOptions) -> Result<Run, Failed> {
+    ::bench::ipc::run(ipc_options(options)?).map_err(|error| Failed::new(format!("the measurement broke off: {error}")))
+}
+
+fn ipc_options(options: &BenchOptions) -> Result<::bench::ipc::Options, Failed> {
     let mut host = std::process::Command::new(std::env::current_exe()?);
     host.args(["serve", crate::serve::BENCH_HOST]);
-    let options = ::bench::ipc::Options { duration: Duration::from_secs(options.seconds), only: None, host };
-    ::bench::ipc::run(options).map_err(|error| Failed::new(format!("the measurement broke off: {error}")))
+    Ok(::bench::ipc::Options { duration: Duration::from_secs(options.seconds), only: None, host })
+}
+
+/// The same calls over each place, beside the raw floor of each.
+fn places(common: &Common, options: &BenchOptions, place: BenchPlace) -> Result<(), Failed> {
+    let wanted: &[Placement] = match place {
+        BenchPlace::InProcess => &[Placement::InProcess],
+        BenchPlace::Process => &[Placement::Shm],
+        BenchPlace::Socket => &[Placement::Socket],
+        BenchPlace::All => &Placement::ALL,
+    };
+    let comparison = places::run(ipc_options(options)?, wanted)
+        .map_err(|error| Failed::new(format!("the measurement broke off: {error}")))?;
+    if options.save {
+        let path = save("ipc-places", comparison.unix_seconds, &comparison)?;
+        let plot = path.with_extension("svg");
+        std::fs::write(&plot, places::plot::svg(&comparison))?;
+        output::message(&format!("kept in {}, drawn in {}", path.display(), plot.display()));
+    }
+    if common.json {
+        return output::json(&comparison.rows);
+    }
+    output::write(show_places(&comparison).as_bytes())
+}
+
+/// The comparison for people.
+fn show_places(comparison: &Comparison) -> String {
+    use Align::{Left, Right};
+    let mut table = Table::new(&[
+        ("place", Left),
+        ("wait", Left),
+        ("cores", Left),
+        ("size", Right),
+        ("depth", Right),
+        ("p50", Right),
+        ("p99", Right),
+        ("p99.9", Right),
+        ("calls/s", Right),
+        ("processor", Right),
+        ("floor", Right),
+        ("ratio", Right),
+    ]);
+    for row in &comparison.rows {
+        table.row(vec![
+            row.place.label().into(),
+            format!("{:?}", row.wait).to_lowercase(),
+            row.pin.name().into(),
+            row.size.to_string(),
+            row.depth.to_string(),
+            duration(row.p50_ns),
+            duration(row.p99_ns),
+            duration(row.p999_ns),
+            rate(row.calls_per_s),
+            duration(row.cpu_ns_per_call as u64),
+            duration(row.floor_p50_ns),
+            // Of one call outstanding: several share their time.
+            if row.depth == 1 { format!("{:.2}", row.ratio()) } else { String::new() },
+        ]);
+    }
+    let mut text = table.render(output::stdout_colours());
+    for place in Placement::ALL.iter().filter(|place| comparison.rows.iter().any(|row| row.place == **place)) {
+        text.push_str(&format!("\nfloor of {}: {}", place.label(), place.floor_label()));
+    }
+    text.push_str(&about(&comparison.machine, &comparison.notes));
+    text
+}
+
+/// What a reader must know beside the table.
+fn about(machine: &Machine, notes: &[String]) -> String {
+    let Machine { processor, cores, kernel, load } = machine;
+    let mut text = format!("\n{processor}, {cores} cores, Linux {kernel}, load {load}\n");
+    for note in notes {
+        text.push_str(&format!("{note}\n"));
+    }
+    text
 }
 
 /// Calls between two threads of this process, more than one of them can serve.
@@ -266,14 +346,7 @@ fn show(run: &Run) -> String {
         table.row(cells);
     }
     let mut text = table.render(output::stdout_colours());
-    let machine = &run.machine;
-    text.push_str(&format!(
-        "\n{}, {} cores, Linux {}, load {}\n",
-        machine.processor, machine.cores, machine.kernel, machine.load
-    ));
-    for note in &run.notes {
-        text.push_str(&format!("{note}\n"));
-    }
+    text.push_str(&about(&run.machine, &run.notes));
     text
 }
 
@@ -291,11 +364,11 @@ fn rate(per_second: f64) -> String {
 }
 
 /// Keeps a run under `bench/runs`, named after its date.
-fn save(run: &Run) -> Result<PathBuf, Failed> {
+fn save(what: &str, unix_seconds: u64, run: &impl Serialize) -> Result<PathBuf, Failed> {
     let directory = Path::new("bench/runs");
-    let time = output::time(run.unix_seconds.saturating_mul(1_000_000_000));
+    let time = output::time(unix_seconds.saturating_mul(1_000_000_000));
     let name: String = time.chars().filter(char::is_ascii_digit).collect();
-    let path = directory.join(format!("{name}-{}.json", run.bench));
+    let path = directory.join(format!("{name}-{what}.json"));
     let text = serde_json::to_string_pretty(&json!(run)).map_err(|error| Failed::new(error.to_string()))?;
     std::fs::create_dir_all(directory)
         .and_then(|()| std::fs::write(&path, text + "\n"))

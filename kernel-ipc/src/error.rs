@@ -127,6 +127,8 @@ causes! {
     BadgeSet = 23, "the capability has a badge already";
     /// No ticket of these words was given to this client, or it was redeemed, has expired, or was revoked.
     NoSuchTicket = 24, "there is no such ticket for this client";
+    /// The connection to the host's machine was lost and could not be made again in time.
+    LinkLost = 25, "the connection to the host was lost";
 }
 
 /// The number of [`Cause::Busy`].
@@ -235,11 +237,11 @@ mod tests {
 
     #[test]
     fn every_cause_is_found_by_its_number_and_no_other_is() {
-        for number in 1..=24 {
+        for number in 1..=25 {
             assert_eq!(Cause::from_number(number, 0).map(Cause::number), Some(number));
         }
         assert_eq!(Cause::from_number(0, 0), None);
-        assert_eq!(Cause::from_number(25, 0), None);
+        assert_eq!(Cause::from_number(26, 0), None);
     }
 
     #[test]
@@ -251,7 +253,7 @@ mod tests {
         let poisoned = Cause::Poisoned { crash: 7 };
         assert_eq!(Cause::from_number(poisoned.number(), poisoned.detail()), Some(poisoned));
         assert_eq!(poisoned.to_string(), "the request is quarantined: its host crashed twice on it (crash 7)");
-        for number in (1..=24).filter(|number| *number != BUSY && *number != POISONED) {
+        for number in (1..=25).filter(|number| *number != BUSY && *number != POISONED) {
             assert_eq!(Cause::from_number(number, 7), None);
         }
     }

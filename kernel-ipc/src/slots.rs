@@ -256,6 +256,11 @@ impl HostSlots {
         }
     }
 
+    /// Seq of the last call that was accepted on this slot, and whether it is in progress still. `None`: no such slot.
+    pub fn last(&self, slot: u16) -> Option<(u64, bool)> {
+        self.slots.get(usize::from(slot)).map(|entry| (entry.last, entry.busy))
+    }
+
     /// Seq of the call that is in progress on this slot, if one is.
     pub fn in_progress(&self, slot: u16) -> Option<u64> {
         self.slots.get(usize::from(slot)).filter(|entry| entry.busy).map(|entry| entry.last)

@@ -143,12 +143,16 @@ pub mod control {
 
 /// Flags of a descriptor. All others, and any of these in another place, are refused.
 pub mod flag {
-    /// A submission that offers a call of an earlier epoch which is still outstanding. Only at the front of a ring.
+    /// A submission that offers a call of an earlier epoch, or connection, which is still outstanding. Only at the front of
+    /// a ring, or of what is sent on a connection.
     pub const RESUME: u16 = 1;
     /// In answer to it: the call did not happen and never will.
     pub const NOT_SEEN: u16 = 2;
     /// In answer to it: the call had begun, and nothing more is known.
     pub const LOST: u16 = 4;
+    /// In answer to it, by a host that lives and lost no more than a connection: the call is under way, and its completion
+    /// follows.
+    pub const RUNNING: u16 = 8;
 }
 
 /// How a client names a capability of its session. An index and nothing more: authority is in the host's table.
@@ -374,7 +378,7 @@ impl RawDescriptor {
     }
 }
 
-/// A call of an earlier epoch, as client and host speak of it when they resume: by its slot and seq alone.
+/// A call of an earlier epoch or connection, as client and host speak of it when they resume: by its slot and seq alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outstanding {
     /// Its slot.

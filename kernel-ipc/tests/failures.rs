@@ -1,4 +1,4 @@
-//! Every way in which a call can fail, provoked over both carriers, and what its error says of `executed`.
+//! Every way in which a call can fail, provoked over each carrier, and what its error says of `executed`.
 //!
 //! One table: [`WAYS`]. Where a cause comes from beyond one session (a broker, a death that the session survives, a service of
 //! its own), the table names the test that provokes it there; that the test exists is checked.
@@ -30,7 +30,12 @@ struct Ends {
 enum Carrier {
     Shared,
     Near,
+    Socket,
 }
+
+/// Two ends of a socket share no clock: what is left of a deadline counts from when the host takes the call, so one that waits
+/// in the host's kernel is not late there. Its caller hears `Unknown` in time all the same.
+const WAITED_FOR_THE_HOST: &str = "it passed while the call waited for the host";
 
 /// Four slots, so that a test can fill them.
 const SHAPE: Shape = Shape { slots: 4, window_bytes: 4096 };
@@ -45,6 +50,7 @@ impl Carrier {
     ) -> (ClientSession, HostSession) {
         match self {
             Carrier::Near => session::in_process(shape, root(), thing.clone(), info(id), lender),
+            Carrier::Socket => over_socket(shape, id, thing, lender),
             Carrier::Shared => {
                 let offer = Offer::new(shape).expect("a segment");
                 let segment = offer.fd().try_clone_to_owned().expect("dup");
@@ -60,6 +66,10 @@ impl Carrier {
         match self {
             Carrier::Near => {
                 let (client, host) = in_process::pair(SHAPE);
+                (ClientSession::over(client, Handle::NONE, info(1).id, info(1).epoch), Box::new(host))
+            }
+            Carrier::Socket => {
+                let (client, host) = kernel_ipc::link::socket::pair(SHAPE).expect("loopback");
                 (ClientSession::over(client, Handle::NONE, info(1).id, info(1).epoch), Box::new(host))
             }
             Carrier::Shared => {
@@ -213,7 +223,7 @@ const WAYS: &[(u16, &[Way])] = &[
                     end(begin(&e.client, ECHO, Some(Duration::from_millis(5)))).await
                 })
             }),
-            Here("it passed while the call waited for the host", No, |e| {
+            Here(WAITED_FOR_THE_HOST, No, |e| {
                 Box::pin(async move {
                     let client = e.client.clone();
                     let before = runtime::spawn(async move {
@@ -342,6 +352,7 @@ const WAYS: &[(u16, &[Way])] = &[
     (22, &[There("kernel-ipc/tests/capabilities.rs", "no(Cause::RightsExceeded)")]),
     (23, &[There("kernel-ipc/tests/capabilities.rs", "no(Cause::BadgeSet)")]),
     (24, &[There("kernel-ipc/tests/capabilities.rs", "no(Cause::NoSuchTicket)")]),
+    (25, &[There("kernel-ipc/tests/socket/main.rs", "Cause::LinkLost")]),
 ];
 
 #[test]
@@ -349,7 +360,10 @@ fn each_way_to_fail_says_whether_the_call_ran() {
     for (number, ways) in WAYS {
         for way in *ways {
             let Here(what, executed, provoke) = way else { continue };
-            for carrier in [Carrier::Shared, Carrier::Near] {
+            for carrier in [Carrier::Shared, Carrier::Near, Carrier::Socket] {
+                if carrier == Carrier::Socket && *what == WAITED_FOR_THE_HOST {
+                    continue;
+                }
                 run(async {
                     let thing = Rc::new(Thing::default());
                     let (client, host) = carrier.open(SHAPE, 1, &thing, Some(lender()));
@@ -381,7 +395,7 @@ fn the_table_has_every_cause_and_names_tests_that_exist() {
 
 #[test]
 fn what_a_service_says_of_its_call_arrives_as_it_was_said() {
-    for carrier in [Carrier::Shared, Carrier::Near] {
+    for carrier in [Carrier::Shared, Carrier::Near, Carrier::Socket] {
         run(async {
             let thing = Rc::new(Thing::default());
             let (client, _host) = carrier.open(SHAPE, 1, &thing, None);

@@ -19,6 +19,10 @@ fn in_process(shape: Shape, id: u64, thing: &Rc<Thing>, lender: &Rc<RefCell<Lend
     session::in_process(shape, root(), thing.clone(), info(id), Some(lender.clone()))
 }
 
+fn socket(shape: Shape, id: u64, thing: &Rc<Thing>, lender: &Rc<RefCell<Lender>>) -> (ClientSession, HostSession) {
+    over_socket(shape, id, thing, Some(lender.clone()))
+}
+
 /// One session over a carrier, and what stands around it.
 struct Fixture {
     client: ClientSession,
@@ -29,7 +33,7 @@ struct Fixture {
 
 /// Runs a test over each carrier.
 fn over_each_carrier(shape: Shape, test: impl AsyncFn(Fixture)) {
-    for open in [shm as Opener, in_process] {
+    for open in [shm as Opener, in_process, socket] {
         run(async {
             let (thing, lender) = (Rc::default(), lender());
             let (client, host) = open(shape, 1, &thing, &lender);

@@ -4,6 +4,7 @@
 //!   input; S-segment and, at the end, its account go back. At the socket's end it exits.
 //! * Its account (processor time, system calls) covers the calls and nothing before the session stood.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -13,7 +14,8 @@ use std::sync::atomic::Ordering::Release;
 
 use kernel_ipc::interface::NewCap;
 use kernel_ipc::ledger::Records;
-use kernel_ipc::runtime::{Options as RuntimeOptions, Runtime, Waiting, system_calls};
+use kernel_ipc::link::socket::listen::{self, Listener};
+use kernel_ipc::runtime::{self, Options as RuntimeOptions, Runtime, Waiting, system_calls};
 use kernel_ipc::session::{ComponentLedger, HostSession, Ledgers, SessionInfo};
 use kernel_ipc::sys::descriptors;
 use kernel_ipc::sys::segment::{self, SegmentReader, SegmentWriter};
@@ -41,6 +43,10 @@ pub(super) enum TaskKind {
     Raw(RawMode),
     /// Serve a session until it ends.
     Calls(Waiting),
+    /// Send messages of so many bytes back over the first connection of the listener that comes instead of a segment.
+    Tcp { mode: RawMode, bytes: usize },
+    /// Serve the first session that comes to the listener, until it ends.
+    Socket(Waiting),
 }
 
 /// What the task cost the host.
@@ -115,6 +121,8 @@ fn perform(task: Task, client_segment: OwnedFd, socket: BorrowedFd<'_>) -> io::R
     let account = match task.kind {
         TaskKind::Raw(mode) => answer_words(mode, client_segment, socket),
         TaskKind::Calls(waiting) => serve(waiting, client_segment, socket),
+        TaskKind::Tcp { mode, bytes } => super::places::answer(mode, bytes, client_segment, socket),
+        TaskKind::Socket(waiting) => serve_socket(waiting, client_segment, socket),
     };
     super::unpin(before);
     account
@@ -146,6 +154,27 @@ fn serve(waiting: Waiting, client_segment: OwnedFd, socket: BorrowedFd<'_>) -> i
         let (began, before) = (thread_cpu(), system_calls());
         closed.wait().await;
         let system_calls = system_calls().since(before).total();
+        Ok(Account { cpu_ns: thread_cpu() - began, system_calls, calls: served.get() })
+    })
+}
+
+fn serve_socket(waiting: Waiting, listener: OwnedFd, socket: BorrowedFd<'_>) -> io::Result<Account> {
+    let runtime = Runtime::new(RuntimeOptions { waiting, ..RuntimeOptions::default() })?;
+    let (served, closed, sessions) = (Rc::default(), Rc::default(), Cell::new(0));
+    let service = Nothing { served: Rc::clone(&served), closed: Rc::clone(&closed), effects: None };
+    descriptors::send(socket, b"s", &[listener.as_fd()], true)?;
+    let listener = Listener::adopt(listener).map_err(io::Error::other)?;
+    runtime.block_on(async {
+        let admit = move |_| {
+            sessions.set(sessions.get() + 1);
+            Some((root(), SessionInfo { id: SessionId(sessions.get()), ..info() }))
+        };
+        let (began, before) = (thread_cpu(), system_calls());
+        let options = listen::Options::default();
+        let serving = runtime::spawn(listener.serve(Rc::new(Dispatcher(service)), options, admit));
+        closed.wait().await;
+        let system_calls = system_calls().since(before).total();
+        serving.cancel();
         Ok(Account { cpu_ns: thread_cpu() - began, system_calls, calls: served.get() })
     })
 }

@@ -11,6 +11,7 @@
 mod floor;
 pub mod host;
 pub(crate) mod null;
+pub mod places;
 
 use std::io;
 use std::process::Command;
@@ -343,7 +344,7 @@ mod tests {
         }
     }
 
-    fn options() -> Options {
+    pub(super) fn options() -> Options {
         let mut host = Command::new(std::env::current_exe().expect("own program"));
         host.args(["--exact", "ipc::tests::host_process", "--nocapture"]).env("ATOLL_BENCH_HOST", "1");
         Options { duration: Duration::from_millis(20), only: None, host }

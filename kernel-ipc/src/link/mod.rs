@@ -4,13 +4,15 @@
 //! calls, and it believes nothing that its peer writes: what it returns is raw and to be checked by the session.
 //!
 //! - [`shm`]: two sealed segments between two processes.
+//! - [`socket`]: a TCP connection between two processes that share nothing.
 //! - [`in_process`]: two queues inside one thread, for a server that runs inside its client.
 //!
-//! Both pass the same conformance suite (`tests/links.rs`).
+//! All pass the same conformance suite (`tests/links.rs`).
 
 pub mod dekker;
 pub mod in_process;
 pub mod shm;
+pub mod socket;
 
 use crate::runtime::Sleep;
 use crate::wire::{Handle, LeaseName, RawDescriptor, Shape, Violation};
@@ -41,33 +43,50 @@ pub trait Link {
     /// [`Violation::Overrun`] if the peer has left so many messages unread that there is no room.
     fn send(&self, descriptor: &RawDescriptor, slot: u16, body: &Body<'_>) -> Result<(), Violation>;
 
-    /// Lets a peer that is awake see all that was sent.
+    /// Sends the last message of a slot once more, if it had this seq. Only a carrier that can lose messages keeps them; any
+    /// other answers that there was none.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    fn repeat(&self, _slot: u16, _seq: u64) -> Result<bool, Violation> {
+        Ok(false)
+    }
+
+    /// Lets a peer that is awake see all that was sent, if that takes no system call.
     fn publish(&self);
 
-    /// The same, and wakes the peer if it sleeps and something was sent since it went to sleep. At most one system call.
+    /// The same whatever it takes, and wakes the peer if it sleeps and something was sent since it went to sleep. One
+    /// system call at most, as long as the peer reads.
     fn flush(&self);
 
     /// Takes the next message, if there is one; its lap is 0 again. Tells the peer that it was read.
     fn receive(&self) -> Option<RawDescriptor>;
 
-    /// Messages that the peer says to have sent and that were not received yet. As far as it has [flushed](Self::flush), and
-    /// no more than a ring, whatever it says.
+    /// Messages that the peer says to have sent and that were not received yet. As far as it has [flushed](Self::flush) and
+    /// they can be seen without taking them, and no more than a ring, whatever it says.
     fn unread(&self) -> u64;
 
-    /// Copies from the peer's window of this slot. A range outside of the window leaves `bytes` as they were.
+    /// Copies from the peer's window of this slot, as the message on it that was [received](Self::receive) last has left it.
+    /// A range outside of the window leaves `bytes` as they were.
     fn read_window(&self, slot: u16, offset: usize, bytes: &mut [u8]);
 
     /// Copies from this end's own window of this slot, as [`read_window`](Self::read_window) does from the peer's.
     fn read_own_window(&self, slot: u16, offset: usize, bytes: &mut [u8]);
 
-    /// How many of this end's messages the peer says it has read.
+    /// How many of this end's messages the peer can have read: those beyond it certainly had no effect. Shared memory knows
+    /// it exactly.
     fn read_by_peer(&self) -> u64;
 
     /// Says that this end reads and writes no more, and wakes the peer.
     fn close(&self);
 
-    /// Whether the peer has said so.
+    /// Whether the peer has said so. Known at the latest when everything that it sent before was received.
     fn is_closed_by_peer(&self) -> bool;
+
+    /// The rule of the carrier itself that the peer has broken, if it has. Nothing more is received then.
+    fn broken(&self) -> Option<Violation> {
+        None
+    }
 
     /// Announces that this end is about to sleep, then looks for messages once more.
     ///

@@ -94,6 +94,11 @@ thread_local! {
     static CURRENT: RefCell<Option<Rc<Core>>> = const { RefCell::new(None) };
 }
 
+/// Whether this thread runs a runtime now.
+pub(crate) fn is_running() -> bool {
+    with_current(|_| ()).is_some()
+}
+
 /// Calls `f` with this thread's running core, if there is one.
 fn with_current<R>(f: impl FnOnce(&Rc<Core>) -> R) -> Option<R> {
     CURRENT.try_with(|current| current.borrow().as_ref().map(f)).ok().flatten()

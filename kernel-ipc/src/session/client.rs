@@ -142,6 +142,12 @@ impl ClientSession {
         Self::with(link, root, id, epoch, false)
     }
 
+    /// A session over a connection, which may be lost and made again: [`cut`](Self::cut) and
+    /// [`reconnected`](Self::reconnected) say when.
+    pub(crate) fn over_socket(link: impl Link + 'static, root: Handle, id: SessionId, epoch: Epoch) -> ClientSession {
+        Self::with(link, root, id, epoch, true)
+    }
+
     fn with(link: impl Link + 'static, root: Handle, id: SessionId, epoch: Epoch, survives: bool) -> ClientSession {
         let shape = link.shape();
         let inner = Rc::new_cyclic(|this| Inner {
@@ -295,7 +301,7 @@ struct Inner {
     cells: Box<[SlotCell]>,
     /// What is remembered of calls so that they can be resumed; of a session whose host does not survive, nothing.
     survival: Option<Box<resume::Survival>>,
-    /// The host is dead, and its next incarnation awaited.
+    /// The host is dead, and its next incarnation awaited; or the connection is lost, and the next one is.
     suspended: Cell<bool>,
     /// Callers without a slot, in order of arrival.
     waiters: RefCell<VecDeque<Waiter>>,
@@ -488,7 +494,7 @@ impl Inner {
         self.link.borrow().close();
         let waiting = self.slots.borrow_mut().end();
         for (slot, position) in waiting {
-            let seen = self.survival.as_ref().is_some_and(|survival| survival.seen(slot));
+            let seen = self.survival.as_ref().is_some_and(|survival| survival.may_have_run(slot));
             let executed = if position < read || seen { Executed::Unknown } else { Executed::No };
             if let Some(cell) = self.cells.get(usize::from(slot)) {
                 self.log_ended(slot);
@@ -557,6 +563,10 @@ impl Source for Inner {
         }
         self.link.borrow().flush();
         if self.drain() {
+            return true;
+        }
+        if self.link.borrow().broken().is_some() {
+            self.broken();
             return true;
         }
         if !self.link.borrow().is_closed_by_peer() {

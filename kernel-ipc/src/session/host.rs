@@ -35,6 +35,7 @@ mod describe;
 mod log;
 mod names;
 mod quiet;
+mod reconnect;
 mod revoke;
 mod shared;
 mod standard;
@@ -49,6 +50,7 @@ pub use shared::Served;
 pub use survival::{ComponentLedger, Heritage, Ledgers};
 
 use quiet::Quiet;
+use reconnect::{Reconnect, Reconnecting};
 use shared::Shared;
 use survival::{Recovering, Survival};
 use turns::{Turn, Turns};
@@ -134,6 +136,27 @@ impl HostSession {
         self.close();
     }
 
+    /// The first handle of every session.
+    pub const ROOT: Handle = ROOT;
+
+    /// As [`start`](Self::start), over any link. The client's first handle is [`ROOT`](Self::ROOT).
+    pub fn over<S: Service>(
+        link: impl Link + 'static,
+        root: Grant,
+        service: impl Into<Served<S>>,
+        info: SessionInfo,
+        lender: Option<Rc<RefCell<Lender>>>,
+    ) -> HostSession {
+        let (served, info) = (service.into(), Rc::new(info));
+        let member = served.begin(&info, root, None);
+        Self::serve(link, None, served, (info, member), lender, None)
+    }
+
+    /// The link is about to have another connection, which begins with so many outstanding calls.
+    pub(crate) fn reconnected(&self, outstanding: u16) {
+        self.inner.reconnected(outstanding);
+    }
+
     fn serve<S: Service>(
         link: impl Link + 'static,
         segment: Option<OwnedFd>,
@@ -154,6 +177,7 @@ impl HostSession {
             cells: (0..shape.slots).map(|_| SlotCell::new(&info)).collect(),
             info,
             survival,
+            reconnect: Reconnect::default(),
             lender,
             lent: RefCell::new(Vec::new()),
             reclaiming: Cell::new(false),
@@ -202,7 +226,7 @@ pub fn in_process<S: Service>(
 }
 
 /// A session whose service's type is forgotten.
-trait Serving: Source + Recovering + log::Logging {
+trait Serving: Source + Recovering + Reconnecting + log::Logging {
     fn info(&self) -> &SessionInfo;
     /// `None` while it lives; else what the client broke, if anything.
     fn end_reason(&self) -> Option<Option<Violation>>;
@@ -228,6 +252,8 @@ struct Inner<S> {
     cells: Box<[SlotCell]>,
     /// What the next incarnation will go on from.
     survival: Option<Survival>,
+    /// What the client owes after its connection was lost.
+    reconnect: Reconnect,
     lender: Option<Rc<RefCell<Lender>>>,
     /// What this session has been lent and not released, by the lease's index.
     lent: RefCell<Vec<Lent>>,
@@ -273,6 +299,10 @@ impl<S: Service> Inner<S> {
                 if round > 0 {
                     break;
                 }
+                if let Some(violation) = self.link.broken() {
+                    self.end(Some(violation));
+                    return true;
+                }
                 let closed = self.link.is_closed_by_peer();
                 if closed {
                     self.end(None);
@@ -280,7 +310,9 @@ impl<S: Service> Inner<S> {
                 return closed;
             };
             self.turns.received();
-            let accepted = if self.awaits_resume() {
+            let accepted = if self.awaits_offers() {
+                self.offered(&raw)
+            } else if self.awaits_resume() {
                 self.resume(&raw)
             } else {
                 match &Submission::check(&raw, self.shape) {
@@ -578,6 +610,7 @@ impl<S: Service> Inner<S> {
         self.slots.borrow_mut().finish(call.slot);
         let completion = self.completion(call, status, leases, capabilities, payload).ok_or(Violation::Length)?;
         let payload = if completion.extent.is_inline() { &[] } else { payload };
+        self.reconnect.answers(call.slot);
         self.link.send(&completion.to_raw(), call.slot, &Body { leases, capabilities, payload })
     }
 

@@ -14,12 +14,14 @@ pub struct SystemCalls {
     pub wakes: u64,
     /// `sched_yield`.
     pub yields: u64,
+    /// `send` and `recv` on the connections of sessions over sockets.
+    pub sockets: u64,
 }
 
 impl SystemCalls {
     /// All of them.
     pub fn total(self) -> u64 {
-        self.ring + self.sleeps + self.wakes + self.yields
+        self.ring + self.sleeps + self.wakes + self.yields + self.sockets
     }
 
     /// Those since `before`.
@@ -29,12 +31,13 @@ impl SystemCalls {
             sleeps: self.sleeps - before.sleeps,
             wakes: self.wakes - before.wakes,
             yields: self.yields - before.yields,
+            sockets: self.sockets - before.sockets,
         }
     }
 }
 
 thread_local! {
-    static MADE: Cell<SystemCalls> = const { Cell::new(SystemCalls { ring: 0, sleeps: 0, wakes: 0, yields: 0 }) };
+    static MADE: Cell<SystemCalls> = const { Cell::new(SystemCalls { ring: 0, sleeps: 0, wakes: 0, yields: 0, sockets: 0 }) };
 }
 
 /// What this thread has made so far.

@@ -1,4 +1,5 @@
-//! Going on with a session when its host has died and its next incarnation knows the session's ledger.
+//! Going on with a session when its host has died and its next incarnation knows the session's ledger, or when its
+//! connection is lost and the host lives.
 //!
 //! 1. The keeper has reaped the host. [`ClientSession::suspend`] takes every answer that is still in the old segment (R16);
 //!    the old ring is never looked at again. Callers wait; new calls wait for a slot.
@@ -9,6 +10,10 @@
 //!    rest the caller hears that nobody knows. From a call that may have run before, a later `No` is `Unknown` (R19).
 //!
 //! A call that is sent again is the same to its caller: same future, same deadline.
+//!
+//! Over a socket it is the same exchange, on the next connection and with the same host ([`ClientSession::cut`],
+//! [`ClientSession::reconnected`]): its link keeps what it had sent, and the host answers each RESUME by the completion that
+//! the connection took with it, by NOT_SEEN, or by RUNNING, after which the completion comes as it would have.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
@@ -22,21 +27,25 @@ use crate::link::{Body, Link, shm};
 use crate::session::OpenError;
 use crate::slots::{ClientState, Ended};
 use crate::steps;
-use crate::wire::{Outstanding, RawDescriptor, Shape, Submission, Violation, flag};
+use crate::wire::{Handle, Outstanding, RawDescriptor, Shape, Submission, Violation, flag};
 
 /// What became of calls that were outstanding when a host died.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resumed {
     /// Sent again.
     pub repeated: u64,
-    /// Answered by what the dead host had left.
+    /// Answered by what the dead host had left, or once more by one that lives.
     pub from_ledger: u64,
+    /// Under way at a host that lives, all the time.
+    pub running: u64,
 }
 
 /// What is remembered of calls, by slot of every kind.
 pub(super) struct Survival {
     calls: Box<[Remembered]>,
     resumed: Cell<Resumed>,
+    /// What answers is the host that knew the calls, over another connection.
+    host_lives: Cell<bool>,
 }
 
 #[derive(Default)]
@@ -46,6 +55,8 @@ struct Remembered {
     retry: Cell<Retry>,
     /// A host that died may have begun it.
     seen: Cell<bool>,
+    /// The host that lives may have begun it: it was sent on a connection that is lost.
+    in_doubt: Cell<bool>,
     /// It was offered to the present host, which has not answered yet.
     offered: Cell<bool>,
     /// What stood in its request window, once a host has died on it.
@@ -55,7 +66,7 @@ struct Remembered {
 impl Survival {
     pub(super) fn new(shape: Shape) -> Survival {
         let calls = (0..shape.all_slots()).map(|_| Remembered::default()).collect();
-        Survival { calls, resumed: Cell::default() }
+        Survival { calls, resumed: Cell::default(), host_lives: Cell::new(false) }
     }
 
     /// A call was submitted.
@@ -64,8 +75,14 @@ impl Survival {
         call.submission.set(*submission);
         call.retry.set(retry);
         call.seen.set(false);
+        call.in_doubt.set(false);
         call.offered.set(false);
         call.window.take();
+    }
+
+    /// Whether the slot's call may have begun before what is known of the present link.
+    pub(super) fn may_have_run(&self, slot: u16) -> bool {
+        self.calls.get(usize::from(slot)).is_some_and(|call| call.seen.get() || call.in_doubt.get())
     }
 
     /// Whether a host that died may have begun the slot's call.
@@ -101,30 +118,49 @@ impl ClientSession {
     /// The broker says that the host has died and will be started again: from now on callers wait. Only for a session
     /// that [`survives`](Self::survives); another one ends as by [`host_died`](Self::host_died).
     pub fn suspend(&self) {
+        match self.0.inner.survival {
+            Some(_) => self.0.inner.suspend(|call| &call.seen),
+            None => self.host_died(),
+        }
+    }
+
+    /// The connection is lost: from now on callers wait. Only for a session over a socket.
+    pub(crate) fn cut(&self) {
+        self.0.inner.suspend(|call| &call.in_doubt);
+    }
+
+    /// Calls that the next connection begins with.
+    pub(crate) fn outstanding(&self) -> u16 {
         let inner = &self.0.inner;
-        let Some(survival) = &inner.survival else { return self.host_died() };
-        if inner.ended.get().is_some() || inner.suspended.get() {
-            return;
+        let outstanding = inner.slots.borrow().outstanding();
+        let normal = outstanding.iter().filter(|(slot, _)| !inner.shape.is_control(*slot)).count();
+        u16::try_from(normal).unwrap_or(u16::MAX)
+    }
+
+    /// The link has a connection again, with the host that lives, which was told how many calls are outstanding. False:
+    /// that host is another one, or broke a rule, and the session is over.
+    pub(crate) fn reconnected(&self, root: Handle, epoch: Epoch, told: u16) -> bool {
+        let inner = &self.0.inner;
+        let is_the_same = root == inner.root && epoch == inner.epoch.get() && told == self.outstanding();
+        if let Some(survival) = &inner.survival {
+            survival.host_lives.set(true);
         }
-        inner.drain();
-        if inner.ended.get().is_some() {
-            return;
+        if !is_the_same || inner.offer_again().is_err() {
+            inner.broken();
         }
-        inner.suspended.set(true);
-        let link = inner.link.borrow();
-        let read = link.read_by_peer();
-        for (slot, position) in inner.slots.borrow().outstanding() {
-            let call = &survival.calls[usize::from(slot)];
-            call.seen.set(call.seen.get() || position < read);
-            let mut window = call.window.borrow_mut();
-            if window.is_none() {
-                let extent = call.submission.get().extent;
-                let payload = if extent.is_inline() { 0 } else { extent.length as usize };
-                let mut bytes = vec![0; extent.payload_offset() + payload];
-                link.read_own_window(slot, 0, &mut bytes);
-                *window = Some(bytes);
-            }
-        }
+        self.is_open()
+    }
+
+    /// There will be no other connection: outstanding calls end, `Unknown` where the host may have begun them.
+    pub(crate) fn link_lost(&self) {
+        let read = self.0.inner.link.borrow().read_by_peer();
+        self.0.inner.end(Cause::LinkLost, Cause::LinkLost, read);
+    }
+
+    /// There is a host, and it knows nothing of this session: outstanding calls end as by the death of the one that did.
+    pub(crate) fn host_is_gone(&self) {
+        let read = self.0.inner.link.borrow().read_by_peer();
+        self.0.inner.end(Cause::PeerDied, Cause::StaleEpoch, read);
     }
 
     /// The new C-segment, for the host's next incarnation.
@@ -133,10 +169,7 @@ impl ClientSession {
     /// What the kernel says to a new memfd.
     pub fn offer(&self) -> std::io::Result<Offer> {
         let inner = &self.0.inner;
-        let outstanding = inner.slots.borrow().outstanding();
-        let normal = outstanding.iter().filter(|(slot, _)| !inner.shape.is_control(*slot)).count();
-        let count = u16::try_from(normal).unwrap_or(u16::MAX);
-        Ok(Offer { segment: shm::resuming_segment(inner.shape, count)?, shape: inner.shape })
+        Ok(Offer { segment: shm::resuming_segment(inner.shape, self.outstanding())?, shape: inner.shape })
     }
 
     /// Goes on with the next incarnation's S-segment. `epoch` is what the broker said.
@@ -159,12 +192,53 @@ impl ClientSession {
 }
 
 impl Inner {
+    /// Takes every answer that is there, then lets callers wait. Of each outstanding call that the peer can have read,
+    /// `mark` is set.
+    fn suspend(&self, mark: impl Fn(&Remembered) -> &Cell<bool>) {
+        let Some(survival) = self.survival.as_ref().filter(|_| self.ended.get().is_none() && !self.suspended.get())
+        else {
+            return;
+        };
+        self.drain();
+        if self.link.borrow().broken().is_some() {
+            self.broken();
+        }
+        if self.ended.get().is_some() {
+            return;
+        }
+        self.suspended.set(true);
+        let link = self.link.borrow();
+        let read = link.read_by_peer();
+        for (slot, position) in self.slots.borrow().outstanding() {
+            let call = &survival.calls[usize::from(slot)];
+            let mark = mark(call);
+            mark.set(mark.get() || position < read);
+            let mut window = call.window.borrow_mut();
+            if window.is_none() {
+                let extent = call.submission.get().extent;
+                let payload = if extent.is_inline() { 0 } else { extent.length as usize };
+                let mut bytes = vec![0; extent.payload_offset() + payload];
+                link.read_own_window(slot, 0, &mut bytes);
+                *window = Some(bytes);
+            }
+        }
+    }
+
     fn go_on(&self, link: Box<dyn Link>, epoch: Epoch) -> Result<(), Violation> {
         let Some(survival) = self.survival.as_ref().filter(|_| self.suspended.get()) else {
             return Err(Violation::Epoch);
         };
         *self.link.borrow_mut() = link;
         self.epoch.set(epoch);
+        survival.host_lives.set(false);
+        self.offer_again()
+    }
+
+    /// Offers what is outstanding to the host, and lets callers go on.
+    fn offer_again(&self) -> Result<(), Violation> {
+        let Some(survival) = self.survival.as_ref().filter(|_| self.suspended.get()) else {
+            return Err(Violation::Epoch);
+        };
         let (control, normal): (Vec<_>, Vec<_>) =
             self.slots.borrow().outstanding().into_iter().partition(|(slot, _)| self.shape.is_control(*slot));
         for (slot, _) in normal {
@@ -206,8 +280,14 @@ impl Inner {
             return Err(Violation::Unexpected);
         }
         let again = match raw.flags() {
+            flag::RUNNING if survival.host_lives.get() => {
+                survival.count(|resumed| resumed.running += 1);
+                return Ok(());
+            }
             flag::NOT_SEEN => {
-                call.seen.set(false);
+                call.in_doubt.set(false);
+                // A host that lives speaks of itself only.
+                call.seen.set(call.seen.get() && survival.host_lives.get());
                 true
             }
             flag::LOST => {

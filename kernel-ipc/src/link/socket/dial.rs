@@ -1,0 +1,252 @@
+//! The client's side: opens a session over a connection, and makes the connection again when it is lost.
+//!
+//! - A lost connection suspends the session: callers wait. The next one begins with each call that is outstanding, and the
+//!   host says what became of it ([`session`](crate::session)); no call is lost or run twice.
+//! - It is dialled again at once, then less and less often, until [`Options::give_up`] has passed. Then outstanding calls end
+//!   with [`LinkLost`](crate::Cause::LinkLost), `Unknown` if the host can have seen them. When the host answers that it has
+//!   no such session, they end at once, as by its death.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::frame::{FrameError, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
+use super::greeting::{self, Unanswered};
+use super::stream::Stream;
+use super::{SocketLink, Standing};
+use crate::id::SessionId;
+use crate::runtime;
+use crate::session::{ClientSession, WeakSession};
+use crate::sys::random::random_words;
+use crate::wire::Shape;
+
+/// How patient the two ends of a link are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How long greetings may take.
+    pub greeting: Duration,
+    /// How often an end that has nothing to say lets the other know that it lives.
+    pub heartbeat: Duration,
+    /// After how much silence a connection counts as lost.
+    pub dead_after: Duration,
+    /// How long a lost connection may take to be made again.
+    pub give_up: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Options { greeting: seconds(5), heartbeat: seconds(1), dead_after: seconds(5), give_up: seconds(30) }
+    }
+}
+
+/// Between two attempts, at first and at most.
+const RETRY_FIRST: Duration = Duration::from_millis(1);
+const RETRY_MOST: Duration = Duration::from_millis(200);
+
+/// Why there is no session.
+#[derive(Debug)]
+pub enum DialError {
+    /// The address is beyond this machine, and nothing protects the bytes on their way.
+    InTheClear(SocketAddr),
+    /// The interface has no name that can be sent.
+    Interface,
+    /// The host cannot be reached, or the connection was lost.
+    Io(SocketAddr, io::Error),
+    /// It did not answer in time.
+    Silent(SocketAddr),
+    /// What answers there breaks the protocol.
+    Frame(SocketAddr, FrameError),
+    /// The host does not want us.
+    Refused(SocketAddr, Refusal),
+}
+
+impl std::fmt::Display for DialError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DialError::InTheClear(address) => write!(
+                f,
+                "will not call {address} over a {}: it is beyond this machine. Use a loopback address",
+                super::IN_THE_CLEAR
+            ),
+            DialError::Interface => f.write_str("the interface's name is empty or longer than 64 bytes"),
+            DialError::Io(address, error) => write!(f, "cannot reach {address}: {error}"),
+            DialError::Silent(address) => write!(f, "{address} accepted the connection and did not answer in time"),
+            DialError::Frame(address, what) => write!(f, "{address} is no Atoll of this release: it sent {what}"),
+            DialError::Refused(address, refusal) => write!(f, "{address} refused the session: {refusal}"),
+        }
+    }
+}
+
+impl std::error::Error for DialError {}
+
+/// Opens a session with the endpoint that listens at `address` and speaks `interface`.
+///
+/// # Errors
+/// See [`DialError`]. Nothing is left behind.
+pub async fn connect(
+    address: SocketAddr,
+    interface: &str,
+    shape: Shape,
+    options: Options,
+) -> Result<ClientSession, DialError> {
+    if !is_loopback(address) {
+        return Err(DialError::InTheClear(address));
+    }
+    let interface = interface_bytes(interface).map_err(|_| DialError::Interface)?;
+    let secret = secret().map_err(|error| DialError::Io(address, error))?;
+    let hello = Hello { shape, session: SessionId(0), number: 1, outstanding: 0, secret, interface };
+    let (stream, welcome) = greeted(address, &hello, &options).await?;
+    let link = SocketLink::new(shape);
+    link.attach(stream);
+    let session = ClientSession::over_socket(link.clone(), welcome.root, welcome.session, welcome.epoch);
+    let keeper = Keeper {
+        address,
+        options,
+        link,
+        session: session.downgrade(),
+        hello: Hello { session: welcome.session, ..hello },
+    };
+    runtime::spawn(keeper.keep());
+    Ok(session)
+}
+
+/// Whether an address is this machine's own, and no other machine can be behind it.
+pub(super) fn is_loopback(address: SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+fn secret() -> io::Result<[u8; SECRET_BYTES]> {
+    let words = [random_words()?, random_words()?];
+    let mut secret = [0; SECRET_BYTES];
+    for (to, from) in secret.as_chunks_mut::<8>().0.iter_mut().zip(words.as_flattened()) {
+        *to = from.to_le_bytes();
+    }
+    Ok(secret)
+}
+
+/// A connection on which the host has answered.
+async fn greeted(address: SocketAddr, hello: &Hello, options: &Options) -> Result<(Stream, Welcome), DialError> {
+    let greet = async {
+        let stream = Stream::connect(address, options.dead_after).await?;
+        let welcome = greeting::greet(&stream, hello).await?;
+        Ok((stream, welcome))
+    };
+    match runtime::timeout(options.greeting, greet).await {
+        Ok(Ok(greeted)) => Ok(greeted),
+        Ok(Err(Unanswered::Io(error))) => Err(DialError::Io(address, error)),
+        Ok(Err(Unanswered::Frame(what))) => Err(DialError::Frame(address, what)),
+        Ok(Err(Unanswered::Refused(refusal))) => Err(DialError::Refused(address, refusal)),
+        Err(runtime::Elapsed) => Err(DialError::Silent(address)),
+    }
+}
+
+/// Sees to it that a session has a connection.
+struct Keeper {
+    address: SocketAddr,
+    options: Options,
+    link: SocketLink,
+    session: WeakSession,
+    /// Of the last connection.
+    hello: Hello,
+}
+
+impl Keeper {
+    async fn keep(mut self) {
+        loop {
+            match self.link.standing() {
+                Standing::Connected => watch(&self.link, &self.options).await,
+                Standing::Cut => {
+                    let Some(session) = self.session.upgrade() else { return };
+                    session.cut();
+                    drop(session);
+                    if !self.again().await {
+                        return;
+                    }
+                }
+                Standing::Closed | Standing::Broken(_) => return,
+            }
+        }
+    }
+
+    /// Makes the connection again. False: the session is over.
+    async fn again(&mut self) -> bool {
+        let begun = Instant::now();
+        let mut pause = RETRY_FIRST;
+        loop {
+            // The session may have been closed while we were at it.
+            let Some(session) = self.session.upgrade().filter(ClientSession::is_open) else { return false };
+            self.hello.number += 1;
+            self.hello.outstanding = session.outstanding();
+            drop(session);
+            match greeted(self.address, &self.hello, &self.options).await {
+                Ok((stream, welcome)) => {
+                    let Some(session) = self.session.upgrade().filter(ClientSession::is_open) else { return false };
+                    self.link.attach(stream);
+                    // A host that broke a rule so early ends the session by it.
+                    return session.reconnected(welcome.root, welcome.epoch, self.hello.outstanding);
+                }
+                Err(DialError::Refused(_, Refusal::NoSuchSession | Refusal::Interface | Refusal::Version(_))) => {
+                    return self.over(ClientSession::host_is_gone);
+                }
+                Err(error) if begun.elapsed() >= self.options.give_up => {
+                    tracing::warn!("the session with {} is given up: {error}", self.address);
+                    return self.over(ClientSession::link_lost);
+                }
+                Err(error) => tracing::debug!("not yet: {error}"),
+            }
+            runtime::sleep(pause).await;
+            pause = (2 * pause).min(RETRY_MOST);
+        }
+    }
+
+    fn over(&self, end: impl FnOnce(&ClientSession)) -> bool {
+        if let Some(session) = self.session.upgrade() {
+            end(&session);
+        }
+        false
+    }
+}
+
+/// Returns when the link may stand otherwise. Cuts it after too much silence.
+pub(super) async fn watch(link: &SocketLink, options: &Options) {
+    let beats = (options.dead_after.as_nanos() / options.heartbeat.as_nanos().max(1)).max(1);
+    let mut silent = 0;
+    while link.standing() == Standing::Connected {
+        if runtime::timeout(options.heartbeat, link.until_changed()).await.is_ok() {
+            return;
+        }
+        silent = if link.beat() { 0 } else { silent + 1 };
+        if silent >= beats {
+            tracing::warn!("nothing was heard for {:?}: the connection counts as lost", options.dead_after);
+            link.cut();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_addresses_are_loopback() {
+        for (address, is) in [
+            ("127.0.0.1:1", true),
+            ("127.9.9.9:1", true),
+            ("[::1]:1", true),
+            ("[::ffff:127.0.0.1]:1", true),
+            ("0.0.0.0:1", false),
+            ("[::]:1", false),
+            ("10.0.0.1:1", false),
+            ("[::ffff:10.0.0.1]:1", false),
+            ("128.0.0.1:1", false),
+        ] {
+            assert_eq!(is_loopback(address.parse().expect("an address")), is, "{address}");
+        }
+    }
+
+    #[test]
+    fn two_secrets_differ() {
+        assert_ne!(secret().expect("random bytes"), secret().expect("random bytes"));
+    }
+}

@@ -1,0 +1,93 @@
+//! The first frames of a connection: hello, and what is answered to it. Waits, without blocking the thread; the caller
+//! limits for how long.
+
+use std::io;
+
+use super::frame::{self, BadHello, FrameError, HEADER_BYTES, HELLO_BYTES, Header, Hello, Refusal, Welcome, kind};
+use super::stream::Stream;
+use crate::runtime;
+use crate::wire::MIN_WINDOW_BYTES;
+
+/// What became of a greeting.
+#[derive(Debug)]
+pub enum Unanswered {
+    /// The connection is lost.
+    Io(io::Error),
+    /// The peer is no Atoll, or not a correct one.
+    Frame(FrameError),
+    /// It does not want us.
+    Refused(Refusal),
+}
+
+impl From<io::Error> for Unanswered {
+    fn from(error: io::Error) -> Self {
+        Unanswered::Io(error)
+    }
+}
+
+impl From<FrameError> for Unanswered {
+    fn from(error: FrameError) -> Self {
+        Unanswered::Frame(error)
+    }
+}
+
+/// Says hello and hears what the host answers.
+pub async fn greet(stream: &Stream, hello: &Hello) -> Result<Welcome, Unanswered> {
+    send(stream, kind::HELLO, &hello.to_bytes()).await?;
+    let header = receive_header(stream).await?;
+    match header.kind {
+        kind::WELCOME => Ok(Welcome::check(&receive(stream).await?, hello)?),
+        kind::REFUSED => Err(Unanswered::Refused(Refusal::check(receive(stream).await?)?)),
+        kind => Err(FrameError::Kind(kind).into()),
+    }
+}
+
+/// Hears a client's hello.
+pub async fn hear(stream: &Stream) -> Result<Result<Hello, BadHello>, Unanswered> {
+    let header = receive_header(stream).await?;
+    match header.kind {
+        kind::HELLO => Ok(Hello::check(&receive::<HELLO_BYTES>(stream).await?)),
+        kind => Err(FrameError::Kind(kind).into()),
+    }
+}
+
+/// Takes the client.
+pub async fn welcome(stream: &Stream, welcome: &Welcome) -> io::Result<()> {
+    send(stream, kind::WELCOME, &welcome.to_bytes()).await
+}
+
+/// Does not take it.
+pub async fn refuse(stream: &Stream, refusal: Refusal) -> io::Result<()> {
+    send(stream, kind::REFUSED, &refusal.to_bytes()).await
+}
+
+async fn send(stream: &Stream, kind: u16, body: &[u8]) -> io::Result<()> {
+    let bytes = [&frame::header(kind, body.len()), body].concat();
+    let length = bytes.len();
+    match runtime::io::send(stream.file(), bytes, libc::MSG_WAITALL).await.0? {
+        sent if sent == length => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
+    }
+}
+
+async fn receive_header(stream: &Stream) -> Result<Header, Unanswered> {
+    // No window is agreed yet, so the smallest; a message has no place here anyway.
+    Ok(Header::check(receive::<HEADER_BYTES>(stream).await?, MIN_WINDOW_BYTES)?)
+}
+
+/// Exactly so many bytes: what comes after them is for the link.
+async fn receive<const N: usize>(stream: &Stream) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        let (received, part) = runtime::io::recv(stream.file(), vec![0; N - filled], 0).await;
+        match received? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => {
+                bytes[filled..filled + count].copy_from_slice(&part[..count]);
+                filled += count;
+            }
+        }
+    }
+    Ok(bytes)
+}

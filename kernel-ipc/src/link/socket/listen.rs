@@ -1,0 +1,307 @@
+//! The host's side: takes connections, opens sessions on them, and gives those that lost theirs the next.
+//!
+//! - A session is known by a number that is never used again and a secret of its client's; a connection of it has a number
+//!   too, higher than any before (R20): an older one that comes late is refused, and the one in use is dropped with
+//!   everything unread in it before the new one is answered.
+//! - A session whose connection is lost stays for [`Options::give_up`]: its calls go on, its capabilities stand. Then it
+//!   ends as if its client had closed it.
+//! - Strangers cost little: a bounded number of greetings is under way at a time, each for a bounded time, and nothing is
+//!   allocated for a session before its hello was checked.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+pub use super::dial::Options;
+use super::dial::{is_loopback, watch};
+use super::frame::{BadHello, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
+use super::greeting::{self, Unanswered};
+use super::stream::{Stream, local_address};
+use super::{SocketLink, Standing};
+use crate::id::SessionId;
+use crate::runtime::{self, io::File};
+use crate::session::{Grant, HostSession, Served, Service, SessionInfo};
+use crate::wire::VERSION;
+
+/// Greetings that may be under way at a time.
+const GREETINGS: u32 = 64;
+/// Sessions that one listener has at most.
+pub const SESSIONS: usize = 1024;
+/// How long a listener rests that the kernel has no descriptor for.
+const EXHAUSTED: Duration = Duration::from_millis(10);
+
+/// Why nobody listens.
+#[derive(Debug)]
+pub enum ListenError {
+    /// The address can be reached from other machines, and nothing protects the bytes on their way.
+    InTheClear(SocketAddr),
+    /// The kernel refuses it.
+    Io(io::Error),
+}
+
+impl std::fmt::Display for ListenError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ListenError::InTheClear(address) => write!(
+                f,
+                "will not listen on {address}: other machines can reach it, and a {} has no keys to tell them apart. \
+                 Use a loopback address",
+                super::IN_THE_CLEAR
+            ),
+            ListenError::Io(error) => write!(f, "cannot listen: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for ListenError {}
+
+impl From<io::Error> for ListenError {
+    fn from(error: io::Error) -> Self {
+        ListenError::Io(error)
+    }
+}
+
+/// A listening socket of this machine.
+#[derive(Debug)]
+pub struct Listener {
+    socket: File,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Listens. Port 0: any that is free.
+    ///
+    /// # Errors
+    /// See [`ListenError`].
+    pub fn bind(address: SocketAddr) -> Result<Listener, ListenError> {
+        if !is_loopback(address) {
+            return Err(ListenError::InTheClear(address));
+        }
+        Listener::adopt(TcpListener::bind(address)?.into())
+    }
+
+    /// Takes a socket that listens already.
+    ///
+    /// # Errors
+    /// See [`ListenError`].
+    pub fn adopt(socket: OwnedFd) -> Result<Listener, ListenError> {
+        let address = local_address(&socket)?;
+        if !is_loopback(address) {
+            return Err(ListenError::InTheClear(address));
+        }
+        Ok(Listener { socket: socket.into(), address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves sessions on this thread's runtime, until this future is dropped: then all of them end. `admit` says what a
+    /// client at this address is given; `None`: nothing. It deals out session numbers, each once.
+    pub async fn serve<S: Service>(
+        self,
+        served: impl Into<Served<S>>,
+        options: Options,
+        admit: impl FnMut(SocketAddr) -> Option<(Grant, SessionInfo)> + 'static,
+    ) {
+        let desk = Rc::new(Desk {
+            served: served.into(),
+            options,
+            admit: RefCell::new(Box::new(admit)),
+            sessions: RefCell::default(),
+            greetings: Cell::new(0),
+        });
+        // The tasks of this listener see by it that nobody listens any more.
+        let _closing = Closing(desk.clone());
+        let mut connections = runtime::io::accept(&self.socket);
+        loop {
+            match connections.next().await {
+                Ok(socket) => desk.clone().receive(socket),
+                Err(error) => {
+                    tracing::warn!("a connection could not be taken: {error}");
+                    runtime::sleep(EXHAUSTED).await;
+                }
+            }
+        }
+    }
+}
+
+type Admit = Box<dyn FnMut(SocketAddr) -> Option<(Grant, SessionInfo)>>;
+
+/// Where clients come to.
+struct Desk<S: Service> {
+    served: Served<S>,
+    options: Options,
+    admit: RefCell<Admit>,
+    sessions: RefCell<HashMap<SessionId, Rc<Entry>>>,
+    greetings: Cell<u32>,
+}
+
+/// One session.
+struct Entry {
+    session: HostSession,
+    link: SocketLink,
+    secret: [u8; SECRET_BYTES],
+    /// Of the latest connection.
+    number: Cell<u64>,
+}
+
+/// Ends all sessions when nobody listens any more.
+struct Closing<S: Service>(Rc<Desk<S>>);
+
+impl<S: Service> Drop for Closing<S> {
+    fn drop(&mut self) {
+        let sessions = self.0.sessions.take();
+        sessions.values().for_each(|entry| entry.session.close());
+    }
+}
+
+impl<S: Service> Desk<S> {
+    /// Hears what a connection wants.
+    fn receive(self: Rc<Self>, socket: OwnedFd) {
+        if self.greetings.get() >= GREETINGS {
+            // Dropped without a word: whoever dials tries again.
+            return;
+        }
+        self.greetings.set(self.greetings.get() + 1);
+        runtime::spawn(async move {
+            let greeted = runtime::timeout(self.options.greeting, self.greet(socket)).await;
+            self.greetings.set(self.greetings.get() - 1);
+            match greeted {
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => tracing::warn!("{why}"),
+                Err(runtime::Elapsed) => tracing::warn!("a connection that did not say what it wanted was dropped"),
+            }
+        });
+    }
+
+    async fn greet(self: &Rc<Self>, socket: OwnedFd) -> Result<(), String> {
+        let stream = Stream::new(socket.into(), self.options.dead_after).map_err(|error| error.to_string())?;
+        let peer = stream.peer();
+        let taken = match greeting::hear(&stream).await {
+            Ok(Ok(hello)) => match hello.session {
+                SessionId(0) => self.open(&hello, peer),
+                _ => self.find(&hello),
+            },
+            Ok(Err(BadHello::Version(_))) => Err(Refusal::Version(VERSION)),
+            Ok(Err(BadHello::Shape)) => Err(Refusal::Shape),
+            Ok(Err(BadHello::Frame(_))) | Err(Unanswered::Frame(_)) => Err(Refusal::NoHello),
+            Err(Unanswered::Io(error)) => return Err(format!("{peer} left before it had greeted: {error}")),
+            Err(Unanswered::Refused(_)) => unreachable!("a host hears no refusals"),
+        };
+        match taken {
+            Ok((entry, welcome, outstanding)) => self.connect(&entry, stream, &welcome, outstanding).await,
+            Err(refusal) => {
+                // It may have gone already.
+                let _ = greeting::refuse(&stream, refusal).await;
+                stream.retire(Vec::new());
+                Err(format!("{peer} was refused: {refusal}"))
+            }
+        }
+    }
+
+    /// A new session.
+    fn open(self: &Rc<Self>, hello: &Hello, peer: SocketAddr) -> Result<(Rc<Entry>, Welcome, u16), Refusal> {
+        if interface_bytes(S::INTERFACE.name) != Ok(hello.interface) {
+            return Err(Refusal::Interface);
+        }
+        if self.sessions.borrow().len() >= SESSIONS {
+            return Err(Refusal::Busy);
+        }
+        let (root, info) = (self.admit.borrow_mut())(peer).ok_or(Refusal::Forbidden)?;
+        let id = info.id;
+        let link = SocketLink::new(hello.shape);
+        // Without a lender: what a reply would lend, this client has no way to read yet.
+        let session = HostSession::over(link.clone(), root, self.served.clone(), info, None);
+        let entry = Rc::new(Entry { session, link, secret: hello.secret, number: Cell::new(hello.number) });
+        self.sessions.borrow_mut().insert(id, entry.clone());
+        let (desk, keeper) = (Rc::downgrade(self), Rc::downgrade(&entry));
+        let options = self.options;
+        runtime::spawn(async move {
+            if let Some(entry) = keeper.upgrade() {
+                entry.keep(&options).await;
+            }
+            if let Some(desk) = desk.upgrade() {
+                let gone = desk.sessions.borrow_mut().remove(&id);
+                drop(gone);
+            }
+        });
+        let welcome = entry.welcome(hello);
+        Ok((entry, welcome, 0))
+    }
+
+    /// A session that lost its connection.
+    fn find(&self, hello: &Hello) -> Result<(Rc<Entry>, Welcome, u16), Refusal> {
+        let entry = self.sessions.borrow().get(&hello.session).cloned().ok_or(Refusal::NoSuchSession)?;
+        if !same(&entry.secret, &hello.secret) || !entry.session.is_open() || entry.link.shape_is_not(hello.shape) {
+            return Err(Refusal::NoSuchSession);
+        }
+        if hello.number <= entry.number.get() {
+            return Err(Refusal::StaleConnection);
+        }
+        entry.number.set(hello.number);
+        // What the old connection still holds is never read: the client offers it again (R20).
+        entry.link.detach();
+        let welcome = entry.welcome(hello);
+        Ok((entry, welcome, hello.outstanding))
+    }
+
+    async fn connect(&self, entry: &Entry, stream: Stream, welcome: &Welcome, outstanding: u16) -> Result<(), String> {
+        let sent = greeting::welcome(&stream, welcome).await;
+        if entry.number.get() != welcome.number {
+            // A later one has overtaken this.
+            stream.abort();
+            return Ok(());
+        }
+        sent.map_err(|error| format!("{} left while it was welcomed: {error}", stream.peer()))?;
+        entry.session.reconnected(outstanding);
+        entry.link.attach(stream);
+        Ok(())
+    }
+}
+
+impl Entry {
+    fn welcome(&self, hello: &Hello) -> Welcome {
+        let info = self.session.info();
+        Welcome {
+            shape: hello.shape,
+            session: info.id,
+            epoch: info.epoch,
+            root: HostSession::ROOT,
+            number: hello.number,
+        }
+    }
+
+    /// Returns when the session is over.
+    async fn keep(&self, options: &Options) {
+        let mut cut_since = Instant::now();
+        while self.session.is_open() {
+            match self.link.standing() {
+                Standing::Connected => {
+                    watch(&self.link, options).await;
+                    cut_since = Instant::now();
+                }
+                Standing::Cut => {
+                    let left = options.give_up.saturating_sub(cut_since.elapsed());
+                    let waited = runtime::timeout(left, self.link.until_changed()).await;
+                    if waited.is_err() && self.link.standing() == Standing::Cut {
+                        tracing::warn!("the client of session {} did not come back", self.session.info().id);
+                        self.session.close();
+                    }
+                }
+                // The session sees it when it looks next.
+                Standing::Closed | Standing::Broken(_) => self.link.until_changed().await,
+            }
+        }
+    }
+}
+
+/// Whether two secrets are one, in a time that does not tell where they differ.
+fn same(one: &[u8; SECRET_BYTES], other: &[u8; SECRET_BYTES]) -> bool {
+    one.iter().zip(other).fold(0, |differ, (one, other)| differ | (one ^ other)) == 0
+}

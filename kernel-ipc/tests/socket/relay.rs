@@ -1,0 +1,152 @@
+//! A relay that cuts: it passes the bytes of connections on, and ends each after a number of frames that its seed decides.
+//!
+//! It runs in a thread of its own and understands the frames' lengths and nothing else. A connection is cut in the middle of a
+//! frame, after it, or with all that the other side has sent still unread.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+pub struct Relay {
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    to: Mutex<SocketAddr>,
+    /// Cuts after at most so many frames of one direction; 0: never.
+    most: AtomicU64,
+    cuts: AtomicU64,
+    ended: AtomicBool,
+    refuses: AtomicBool,
+    /// What passes now.
+    open: Mutex<Vec<TcpStream>>,
+}
+
+/// Numbers that a seed decides.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        // splitmix64
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+impl Relay {
+    pub fn start(to: SocketAddr, seed: u64, most: u64) -> Relay {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let address = listener.local_addr().expect("an address");
+        let shared = Arc::new(Shared {
+            to: Mutex::new(to),
+            most: AtomicU64::new(most),
+            cuts: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+            refuses: AtomicBool::new(false),
+            open: Mutex::default(),
+        });
+        let accepting = shared.clone();
+        let acceptor = std::thread::spawn(move || {
+            let mut random = Random(seed);
+            while let Ok((client, _)) = listener.accept() {
+                if accepting.ended.load(Ordering::SeqCst) {
+                    return;
+                }
+                if accepting.refuses.load(Ordering::SeqCst) {
+                    continue;
+                }
+                let Ok(host) = TcpStream::connect(*accepting.to.lock().expect("no panic")) else { continue };
+                for socket in [&client, &host] {
+                    socket.set_nodelay(true).expect("an option");
+                    accepting.open.lock().expect("no panic").push(socket.try_clone().expect("dup"));
+                }
+                // One budget of each direction, and where in the frame it ends.
+                for (from, to) in [(&client, &host), (&host, &client)] {
+                    let (from, to) = (from.try_clone().expect("dup"), to.try_clone().expect("dup"));
+                    let most = accepting.most.load(Ordering::SeqCst);
+                    let frames = if most == 0 { u64::MAX } else { 1 + random.below(most) };
+                    let (part, shared) = (random.below(3), accepting.clone());
+                    std::thread::spawn(move || pass(from, to, frames, part, &shared));
+                }
+            }
+        });
+        Relay { address, shared, acceptor: Some(acceptor) }
+    }
+
+    /// Connections that it has cut.
+    pub fn cuts(&self) -> u64 {
+        self.shared.cuts.load(Ordering::SeqCst)
+    }
+
+    /// From now on connections go there.
+    pub fn lead_to(&self, to: SocketAddr) {
+        *self.shared.to.lock().expect("no panic") = to;
+    }
+
+    /// Cuts what is connected now.
+    pub fn cut_all(&self) {
+        for socket in self.shared.open.lock().expect("no panic").drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// From now on connections are not cut.
+    pub fn be_kind(&self) {
+        self.shared.most.store(0, Ordering::SeqCst);
+    }
+
+    /// From now on new connections end at once.
+    pub fn refuse(&self) {
+        self.shared.refuses.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::SeqCst);
+        // So that the acceptor looks.
+        let _ = TcpStream::connect(self.address);
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = acceptor.join();
+        }
+    }
+}
+
+/// Passes `frames` frames, then a third, two thirds or nothing of the next, and ends the connection both ways.
+fn pass(mut from: TcpStream, mut to: TcpStream, frames: u64, part: u64, shared: &Shared) {
+    let mut frame = Vec::new();
+    for number in 0..=frames {
+        let mut header = [0; 8];
+        if from.read_exact(&mut header).is_err() {
+            break;
+        }
+        let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        frame.clear();
+        frame.extend(header);
+        frame.resize(8 + length, 0);
+        if from.read_exact(&mut frame[8..]).is_err() {
+            break;
+        }
+        if number == frames {
+            shared.cuts.fetch_add(1, Ordering::SeqCst);
+            let _ = to.write_all(&frame[..frame.len() * part as usize / 3]);
+            break;
+        }
+        if to.write_all(&frame).is_err() {
+            break;
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}
