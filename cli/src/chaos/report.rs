@@ -133,7 +133,7 @@ impl Report {
         let restarts: Vec<String> = self.restarts().iter().map(|(name, count)| format!("{name} {count}")).collect();
         text.push_str(&format!("\nrestarts     {}\n", restarts.join(", ")));
         let (answered, failed) = (facts.tally.answered.get(), facts.tally.failed.get());
-        let Resumed { repeated, from_ledger } = facts.resumed;
+        let Resumed { repeated, from_ledger, .. } = facts.resumed;
         text.push_str(&format!(
             "calls        {answered} answered, {failed} failed; {repeated} repeated, {from_ledger} answered from a ledger\n"
         ));

@@ -665,6 +665,35 @@ fn a_host_that_was_started_again_knows_nothing_of_the_session() {
 }
 
 #[test]
+fn sessions_at_rest_cost_a_busy_thread_no_system_calls() {
+    run(async {
+        let thing: Rc<Thing> = Rc::default();
+        let slow = Options { heartbeat: Duration::from_secs(600), dead_after: Duration::from_secs(6000), ..hasty() };
+        let host = Host::start(&thing, slow);
+        let resting: Vec<ClientSession> = {
+            let mut sessions = Vec::new();
+            for _ in 0..20 {
+                sessions.push(host.connect(slow).await);
+            }
+            sessions
+        };
+        // More turns than a socket is asked in vain for.
+        for _ in 0..600 {
+            runtime::yield_now().await;
+        }
+        let before: Vec<u64> = resting.iter().map(ClientSession::system_calls).collect();
+        for _ in 0..1000 {
+            runtime::yield_now().await;
+        }
+        assert_eq!(resting.iter().map(ClientSession::system_calls).collect::<Vec<_>>(), before);
+        for session in &resting {
+            let reply = session.call(request(session.root(), ECHO, b"awake")).await.expect("echo");
+            assert_eq!(*reply.payload, *b"awake");
+        }
+    });
+}
+
+#[test]
 fn a_session_at_rest_stays_open() {
     run(async {
         let thing: Rc<Thing> = Rc::default();
