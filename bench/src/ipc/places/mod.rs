@@ -378,7 +378,7 @@ mod tests {
         let first = text.get(0).and_then(|row| row.as_object()).expect("a row");
         let mut fields: Vec<&str> = first.keys().map(String::as_str).collect();
         fields.sort_unstable();
-        let format = "calls_per_s cpu_ns_per_call depth floor_p50_ns p50_ns p99_ns p999_ns pin place size wait";
+        let format = "calls_per_s cpu_ns_per_call depth floor_p50_ns p50_ns p999_ns p99_ns pin place size wait";
         assert_eq!(fields, format.split(' ').collect::<Vec<_>>());
         let drawn = plot::svg(&comparison);
         assert!(drawn.starts_with("<svg") && drawn.contains(socket::IN_THE_CLEAR), "{drawn}");
