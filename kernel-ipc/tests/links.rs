@@ -60,7 +60,10 @@ fn over_loopback() -> Ends {
     (Box::new(client), Box::new(host))
 }
 
-const CARRIERS: [(&str, fn() -> Ends); 4] = [
+/// A carrier's name, and how to make both ends of a link over it.
+type Carrier = (&'static str, fn() -> Ends);
+
+const CARRIERS: [Carrier; 4] = [
     ("futex", shm_with_futex),
     ("eventfd", shm_with_eventfd),
     ("in process", inside_one_process),
@@ -78,7 +81,7 @@ fn over_shared_memory(test: impl Fn(&str, &dyn Link, &dyn Link)) {
     over(&CARRIERS[..3], test);
 }
 
-fn over(carriers: &[(&str, fn() -> Ends)], test: impl Fn(&str, &dyn Link, &dyn Link)) {
+fn over(carriers: &[Carrier], test: impl Fn(&str, &dyn Link, &dyn Link)) {
     for (name, make) in carriers {
         let (client, host) = make();
         test(name, &*client, &*host);
