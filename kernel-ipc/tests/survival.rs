@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::time::Duration;
@@ -29,6 +30,8 @@ use kernel_ipc::{Cause, Epoch, Executed, Handle, Incarnation, Rights, SessionId}
 const LONG: u64 = 6_000_699;
 const ROLE: &str = "ATOLL_TEST_SURVIVING_HOST";
 const RING: usize = 16 << 20;
+/// Where a segment says how many messages its side has published.
+const TAIL: u64 = 64;
 
 /// Appends the number in the payload to the host's list; answers with where it stands.
 const ADD: u16 = 1;
@@ -186,6 +189,8 @@ struct Node {
     ring: OwnedFd,
     epoch: Cell<u64>,
     host: RefCell<Option<Child>>,
+    /// The host's, to look at beside its client.
+    segment: RefCell<Option<File>>,
 }
 
 impl Drop for Node {
@@ -206,6 +211,7 @@ impl Node {
             ring: memory(Records::<SegmentWriter>::bytes(RING)),
             epoch: Cell::new(0),
             host: RefCell::new(None),
+            segment: RefCell::new(None),
         }
     }
 
@@ -225,7 +231,9 @@ impl Node {
         self.host.replace(Some(child));
         let said =
             output.lines().map_while(Result::ok).find_map(|line| Some(line.strip_prefix("segment ")?.to_owned()));
-        File::open(said.expect("the host says where its segment is")).expect("the host's segment").into()
+        let segment = File::open(said.expect("the host says where its segment is")).expect("the host's segment");
+        self.segment.replace(Some(segment.try_clone().expect("a descriptor")));
+        segment.into()
     }
 
     fn open(&self) -> ClientSession {
@@ -386,6 +394,36 @@ fn what_may_not_run_twice_says_that_nobody_knows() {
         // One that is refused did not run, and says so again after a death.
         let reply = client.call(request(client.root(), FAIL, b"")).await.expect("an answer");
         assert_eq!(reply.operation_error, Some(42));
+    });
+}
+
+/// No interface of the tree has an operation that may not be sent again, and every other answer can be had once more: only here does
+/// it matter that the old segment is looked at.
+#[test]
+fn an_answer_that_stood_in_the_dead_hosts_segment_is_delivered() {
+    run(async {
+        let node = Node::new();
+        let client = node.open();
+        let answers = || {
+            let mut published = [0; 8];
+            let segment = node.segment.borrow();
+            segment.as_ref().expect("it is open").read_exact_at(&mut published, TAIL).expect("the host's segment");
+            u64::from_le_bytes(published)
+        };
+        let before = answers();
+        let called = runtime::spawn({
+            let client = client.clone();
+            async move { client.call(request(client.root(), ADD_ONCE, &1u64.to_le_bytes())).await }
+        });
+        runtime::yield_now().await;
+        runtime::yield_now().await;
+        // This thread does nothing else, so nobody takes the answer before the host is dead.
+        while answers() == before {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        node.replace(&client);
+        let reply = called.await.expect("not cancelled").expect("it was answered");
+        assert_eq!((number(&reply.payload[..8]), number(&reply.payload[8..16])), (0, 1));
     });
 }
 
