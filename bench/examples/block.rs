@@ -104,6 +104,7 @@ fn drive(image: &Path) -> Result<(), Failure> {
             mapper: Rc::default(),
             counters: Rc::default(),
             under_way: drivers::block::UnderWay::default(),
+            record: None,
         })?;
         let segment = descriptors::receive(socket.as_fd(), &mut [0], true)?.descriptors.pop().ok_or("no segment")?;
         let info = SessionInfo {

@@ -53,6 +53,7 @@ fn serve(path: &Path, offer: std::os::fd::OwnedFd, segment: &mpsc::Sender<std::o
             mapper: Rc::clone(&host.mapper),
             counters: Rc::default(),
             under_way: UnderWay::default(),
+            record: None,
         });
         let driver = block::Dispatcher(driver.expect("a driver"));
         let service = Rc::new(Counted { driver, served: Cell::new(0), closed: Signal::default() });

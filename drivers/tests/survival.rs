@@ -109,6 +109,7 @@ impl Estate {
             mapper,
             counters: Rc::default(),
             under_way: drivers::block::UnderWay::default(),
+            record: None,
         })
         .expect("a driver");
         driver.hold(&leases, &lender)?;

@@ -162,6 +162,7 @@ const BUILTINS: &[Builtin] = &[
                 kind: Kind::Size { least: 4 * MIB, most: 64 * 1024 * MIB },
                 default: Default::Absent,
             },
+            Field { name: "record", kind: Kind::HostPath, default: Default::Absent },
         ],
         uses: &[],
         provides: &[Offer { name: "disk", interface: "atoll.block/1" }],

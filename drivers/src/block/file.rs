@@ -21,7 +21,7 @@ use kernel_ipc::component::{Context, Counters, Error, Survived};
 use kernel_ipc::interface::{Granted, LeasePart, NewCap, Object};
 use kernel_ipc::lease::{HolderLimits, Inherited, Lend, Lender, Mapper, Region, RegionSlice};
 use kernel_ipc::rights::Rights;
-use kernel_ipc::runtime::io::{self, Buffers, File};
+use kernel_ipc::runtime::io::{self, Buffers};
 use kernel_ipc::session::{Call, SessionInfo};
 use kernel_ipc::steps;
 use kernel_ipc::{CallError, Cause, Executed};
@@ -31,6 +31,8 @@ use serde::Deserialize;
 use super::budget::Budget;
 use super::drain::{Change, Drain};
 use super::image::{Image, ImageConfig};
+use super::medium::Medium;
+use super::record::Recorder;
 use super::request::{Bounds, MAX_TRANSFER_BLOCKS, Refused};
 use super::space::{CHUNK_BLOCKS, Space};
 use super::taken::{self, Nonsense, Taken};
@@ -60,6 +62,8 @@ pub struct Config {
     /// Most bytes in the kernel's hands at a time.
     #[serde(default = "default_in_flight")]
     pub in_flight: u64,
+    /// Keep a record of all writes and flushes in this file, relative to the state directory: for tests that cut the power.
+    pub record: Option<PathBuf>,
 }
 
 /// The 64 MiB that fs-server caches by default, and half of that again for what is being sent.
@@ -107,6 +111,17 @@ pub async fn serve(cx: Context) -> Result<(), Error> {
         read_only: config.read_only,
     })
     .await?;
+    let record = match config.record {
+        Some(path) => {
+            let path = cx.state_dir().join(path);
+            Some(
+                Recorder::open(&path, &image)
+                    .await
+                    .map_err(|error| format!("the record {}: {error}", path.display()))?,
+            )
+        }
+        None => None,
+    };
     cx.publish_region(&region).await?;
     // A holder may have the whole region: it is what is given out, and there is no more.
     let limits = HolderLimits { bytes: region_bytes as u64, ..HolderLimits::default() };
@@ -118,6 +133,7 @@ pub async fn serve(cx: Context) -> Result<(), Error> {
         mapper: cx.mapper(),
         counters: cx.counters(),
         under_way,
+        record,
     })?;
     if let Err(nonsense) = driver.hold(&leases, &cx.lender()) {
         return Err(cx.forget(&nonsense.to_string()).into());
@@ -156,6 +172,8 @@ pub struct Parts {
     pub counters: Rc<Counters>,
     /// Where operations under way are counted.
     pub under_way: UnderWay,
+    /// The record of this image, if one is kept.
+    pub record: Option<Recorder>,
 }
 
 /// What a driver did.
@@ -173,7 +191,7 @@ pub struct Statistics {
 
 /// A handler of `atoll.block/1` over a file.
 pub struct FileDriver {
-    file: File,
+    medium: Medium,
     bounds: Bounds,
     direct: bool,
     read_only: bool,
@@ -199,14 +217,14 @@ impl FileDriver {
     /// # Errors
     /// No descriptor to be had, or a region that is not whole chunks.
     pub fn new(parts: Parts) -> std::io::Result<FileDriver> {
-        let Parts { image, region, in_flight, mapper, counters, under_way } = parts;
+        let Parts { image, region, in_flight, mapper, counters, under_way, record } = parts;
         let invalid = |_| std::io::Error::from(std::io::ErrorKind::InvalidInput);
         let chunks = u32::try_from(region.len() / CHUNK_BYTES).map_err(|error| invalid(error.to_string()))?;
         let whole = region.slice(0, region.len()).map_err(|error| invalid(error.to_string()))?;
         // Refused by a kernel without sparse tables: then every read is a plain one.
         let buffers = Buffers::new(whole, CHUNK_BYTES).ok().map(RefCell::new);
         Ok(FileDriver {
-            file: image.descriptor()?.into(),
+            medium: Medium { file: image.descriptor()?.into(), record },
             bounds: Bounds { blocks: image.blocks },
             direct: image.direct,
             read_only: image.read_only,
@@ -273,8 +291,8 @@ impl FileDriver {
             let slice = self.region.slice(at + done, length - done).expect("the allocator stays inside the region");
             let (memory, offset) = ((slice, Rc::clone(&space)), range.start + done as u64);
             let (result, _) = match buffer {
-                Some(buffer) => io::read_fixed(&self.file, memory, offset, buffer).await,
-                None => io::read_at(&self.file, memory, offset).await,
+                Some(buffer) => io::read_fixed(&self.medium.file, memory, offset, buffer).await,
+                None => io::read_at(&self.medium.file, memory, offset).await,
             };
             match result {
                 // The file has become shorter than it was: whoever cut it off has broken the claim.
@@ -302,7 +320,7 @@ impl FileDriver {
                 CallError::Failed { cause: Cause::from(stale), executed }
             })?;
             steps::reach("write/pinned");
-            let written = io::write_at(&self.file, pinned, range.start + done).await.0;
+            let written = self.medium.write(pinned, range.start + done).await;
             steps::reach("write/landed");
             match written {
                 Ok(0) => return Err(failed(&std::io::ErrorKind::WriteZero.into()).into()),
@@ -375,9 +393,8 @@ impl block::Handler for FileDriver {
 
     async fn flush(&self, _: &Call, _: Granted<Device>) -> Result<(), CallError<FlushError>> {
         let _landing = self.under_way.begin();
-        // `fdatasync` writes back a file's new size and extents too, and ends with a flush of the disk's own cache.
         steps::reach("sync/begun");
-        let synced = io::fdatasync(&self.file).await;
+        let synced = self.medium.flush().await;
         steps::reach("sync/landed");
         match synced {
             Ok(()) => Ok(()),
@@ -390,7 +407,8 @@ impl block::Handler for FileDriver {
         let _change = self.change()?;
         let _landing = self.under_way.begin();
         let range = self.bounds.range(block, count).map_err(|Refused| WriteError::OutOfRange)?;
-        match self.allocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, &range).await {
+        let hole = self.allocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, &range);
+        match self.medium.zero(&range, hole).await {
             // A file system without holes: the blocks keep their bytes, which a discard allows.
             Err(error) if is_unsupported(&error) => Ok(()),
             result => result.map_err(|error| write_error(&error, range.start).into()),
@@ -407,23 +425,26 @@ impl block::Handler for FileDriver {
         let _change = self.change()?;
         let _landing = self.under_way.begin();
         let range = self.bounds.range(block, count).map_err(|Refused| WriteError::OutOfRange)?;
-        let keep = libc::FALLOC_FL_KEEP_SIZE;
-        let result = match self.allocate(libc::FALLOC_FL_ZERO_RANGE | keep, &range).await {
-            Err(error) if is_unsupported(&error) => self.allocate(libc::FALLOC_FL_PUNCH_HOLE | keep, &range).await,
-            result => result,
-        };
-        let result = match result {
-            Err(error) if is_unsupported(&error) => self.write_zeroes_slowly(&range).await,
-            result => result,
-        };
+        let result = self.medium.zero(&range, self.make_zeros(&range)).await;
         result.map_err(|error| write_error(&error, range.start).into())
     }
 }
 
 impl FileDriver {
+    async fn make_zeros(&self, range: &Range<u64>) -> std::io::Result<()> {
+        let keep = libc::FALLOC_FL_KEEP_SIZE;
+        for mode in [libc::FALLOC_FL_ZERO_RANGE | keep, libc::FALLOC_FL_PUNCH_HOLE | keep] {
+            match self.allocate(mode, range).await {
+                Err(error) if is_unsupported(&error) => {}
+                result => return result,
+            }
+        }
+        self.write_zeroes_slowly(range).await
+    }
+
     async fn allocate(&self, mode: i32, range: &Range<u64>) -> std::io::Result<()> {
         loop {
-            match io::fallocate(&self.file, mode, range.start, range.end - range.start).await {
+            match io::fallocate(&self.medium.file, mode, range.start, range.end - range.start).await {
                 Err(error) if is_transient(&error) => {}
                 result => return result,
             }
@@ -438,7 +459,7 @@ impl FileDriver {
         let mut offset = range.start;
         while offset < range.end {
             let zeros = self.region.slice(at, BLOCK_SIZE as usize).map_err(|_| std::io::ErrorKind::InvalidInput)?;
-            match io::write_at(&self.file, (zeros, Rc::clone(&space)), offset).await.0 {
+            match io::write_at(&self.medium.file, (zeros, Rc::clone(&space)), offset).await.0 {
                 Ok(count) if count == BLOCK_SIZE as usize => offset += u64::from(BLOCK_SIZE),
                 Ok(_) => return Err(std::io::ErrorKind::WriteZero.into()),
                 Err(error) if is_transient(&error) => {}

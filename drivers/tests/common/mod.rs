@@ -7,7 +7,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use drivers::block::{Device, FileDriver, Image, ImageConfig, Parts, UnderWay};
+use drivers::block::{Device, FileDriver, Image, ImageConfig, Parts, Recorder, UnderWay};
 use kernel_ipc::interface::{Connect, Connection, Lease, LeasePart, NewCap};
 use kernel_ipc::lease::{Holder, Lend, Lender, Mapper, PinSegment, Region, RegionReader};
 use kernel_ipc::rights::Rights;
@@ -156,7 +156,15 @@ pub async fn file_driver(path: &Path, size: Option<u64>) -> (Host, Rc<block::Dis
 
 /// As [`file_driver`], with everything to choose.
 pub async fn file_driver_with(config: &ImageConfig, chunks: usize) -> (Host, Rc<block::Dispatcher<FileDriver>>, Guest) {
-    let image = Image::open(config).await.expect("an image");
+    driver_over(Image::open(config).await.expect("an image"), None, chunks)
+}
+
+/// A driver over an image, and its first guest.
+pub fn driver_over(
+    image: Image,
+    record: Option<Recorder>,
+    chunks: usize,
+) -> (Host, Rc<block::Dispatcher<FileDriver>>, Guest) {
     let host = Host::new(chunks);
     let driver = FileDriver::new(Parts {
         image,
@@ -165,6 +173,7 @@ pub async fn file_driver_with(config: &ImageConfig, chunks: usize) -> (Host, Rc<
         mapper: Rc::clone(&host.mapper),
         counters: Rc::default(),
         under_way: UnderWay::default(),
+        record,
     })
     .expect("a driver");
     let service = Rc::new(block::Dispatcher(driver));

@@ -212,6 +212,13 @@ impl Pinned {
         }
     }
 
+    /// A copy of its bytes, each as it is at some moment: their owner may be writing.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.len];
+        self.region.copy_out(self.offset, &mut bytes).expect("it was inside the region when it was pinned");
+        bytes
+    }
+
     /// How long it is, in bytes.
     pub fn len(&self) -> usize {
         self.len
