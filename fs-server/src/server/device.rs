@@ -54,8 +54,9 @@ impl LeasedExtent {
     /// # Errors
     /// Its lender does not know it any more.
     pub(crate) fn inherited(cx: &Context, client: &block::Client, name: LeaseName) -> Result<Self, StaleLease> {
-        let lease = Lease::inherited(client.root().session(), name);
         let held = cx.holder().borrow().hold(&name)?;
+        // Not before: one that is dropped goes back to the driver, and whoever fails here may come again.
+        let lease = Lease::inherited(client.root().session(), name);
         Ok(Self { held, lease })
     }
 

@@ -8,7 +8,6 @@ use super::device::{LeasedDevice, LeasedExtent};
 use super::journal::Effects;
 use crate::volume::Journal;
 use crate::{Effect, Error, NodeId, Volume};
-use kernel_ipc::LeaseName;
 use kernel_ipc::component::{self, Context, Survived};
 use kernel_ipc::interface::{Lease, Object};
 use kernel_ipc::lease::{Inherited, StaleLease};
@@ -177,19 +176,21 @@ enum Look {
 const REGION_WITHIN: Duration = Duration::from_secs(5);
 const REGION_INTERVAL: Duration = Duration::from_millis(1);
 
-/// An extent that the last run was lent; `None`: it is over, for the driver is another lender now. That its region is not to be
-/// seen here yet does not mean that: the kernel may still send from it.
-async fn inherited(
-    cx: &Context,
-    client: &block::Client,
-    source: LeaseName,
-) -> Result<Option<LeasedExtent>, component::Error> {
+/// Looks for what the last run was lent until it is there. `None`: it is over, for the driver is another lender now. That its
+/// region is not to be seen here yet does not mean that: the kernel may still send from it.
+///
+/// # Errors
+/// Why it cannot be held, if that is still so after `within`.
+async fn shown<T>(
+    within: Duration,
+    mut look: impl FnMut() -> Result<T, StaleLease>,
+) -> Result<Option<T>, component::Error> {
     let begin = Instant::now();
     loop {
-        match LeasedExtent::inherited(cx, client, source) {
+        match look() {
             Ok(extent) => return Ok(Some(extent)),
             Err(StaleLease::Ended | StaleLease::NotYours) => return Ok(None),
-            Err(error) if begin.elapsed() > REGION_WITHIN => {
+            Err(error) if begin.elapsed() > within => {
                 return Err(format!("what the last run had lent on cannot be held: {error}").into());
             }
             Err(_) => runtime::sleep(REGION_INTERVAL).await,
@@ -212,7 +213,7 @@ pub(super) async fn hold_leases(
         let Some(source) = lease.source else { continue };
         let extent = match extents.entry((source.index, source.generation)) {
             Entry::Occupied(known) => Rc::clone(known.get()),
-            Entry::Vacant(new) => match inherited(cx, client, source).await? {
+            Entry::Vacant(new) => match shown(REGION_WITHIN, || LeasedExtent::inherited(cx, client, source)).await? {
                 Some(extent) => Rc::clone(new.insert(Rc::new(extent))),
                 None => {
                     // A lease that is dying ends by itself.
@@ -228,4 +229,37 @@ pub(super) async fn hold_leases(
         drop(Lease::inherited(client.root().session(), name));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kernel_ipc::runtime::{Options, Runtime};
+
+    /// What comes of it if the driver's lease is seen like this, one look after the other; and the looks that were not needed.
+    fn seen(within: Duration, looks: &[Result<u32, StaleLease>]) -> (Option<Option<u32>>, usize) {
+        let mut looks = looks.iter().copied();
+        let runtime = Runtime::new(Options::default()).expect("io_uring");
+        let found = runtime.block_on(shown(within, || looks.next().expect("it is over by then")));
+        (found.ok(), looks.len())
+    }
+
+    #[test]
+    fn a_lease_is_waited_for_until_its_region_is_shown() {
+        use StaleLease::{LenderGone, UnknownLender, UnknownRegion};
+        let looks = [Err(UnknownLender), Err(LenderGone), Err(UnknownRegion), Err(UnknownRegion), Ok(7), Ok(8)];
+        assert_eq!(seen(Duration::MAX, &looks), (Some(Some(7)), 1));
+    }
+
+    #[test]
+    fn a_lease_that_the_table_says_is_over_is_not_waited_for() {
+        for over in [StaleLease::Ended, StaleLease::NotYours] {
+            assert_eq!(seen(Duration::MAX, &[Err(StaleLease::UnknownRegion), Err(over), Ok(7)]), (Some(None), 1));
+        }
+    }
+
+    #[test]
+    fn a_lease_whose_region_does_not_come_is_neither_held_nor_over() {
+        assert_eq!(seen(Duration::ZERO, &[Err(StaleLease::UnknownRegion); 100]).0, None);
+    }
 }
