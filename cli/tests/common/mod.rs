@@ -9,6 +9,7 @@
 
 pub mod http;
 pub mod network;
+pub mod power;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

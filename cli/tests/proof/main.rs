@@ -15,6 +15,8 @@
 //!   all pages are sent without a copy, so that the kernel goes on reading them while their senders and lenders die.
 //! - **Sinks**: loopback, and another namespace behind an `ifb` device, where what is sent waits its turn.
 //! - At the end the volume is checked, running and at rest.
+//! - **Power**: the driver keeps a record of its writes and flushes. What a cut of the power would have left, amid the kills and right
+//!   after the last, is the disk of another system: its volume is clean, and the files, which had been synced, are what they were.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -27,7 +29,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use common::network::Network;
-use common::{Over, System};
+use common::power::{self, RECORD, RECORDED};
+use common::{Over, Random, System};
+use drivers::block::Replay;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use readers::{BYTES, Seen};
@@ -64,15 +68,16 @@ fn number(name: &str, default: u64) -> u64 {
 /// What a system of the proof is started with.
 fn sets() -> Vec<&'static str> {
     let zero_copy: &[&str] = if nix::unistd::geteuid().is_root() { &ZERO_COPY } else { &[] };
-    [&SETS[..], zero_copy].concat()
+    [&SETS[..], &RECORDED, zero_copy].concat()
 }
 
 fn proof(network: Option<&Network>, sink: &str) {
     let (kills, rate, seed) = (number("KILLS", 30), number("RATE", 12), number("SEED", 1));
     let address = network.map_or("127.0.0.1", |_| common::network::SERVER);
     let listen = format!("httpd.listen={address}:0");
-    let system = System::start(&[&sets()[..], &["--set", &listen]].concat());
-    readers::put_files(&system);
+    let listen = ["--set", &listen];
+    let system = System::start(&[&sets()[..], &listen].concat());
+    let synced = readers::put_files(&system);
     println!("{sink}: SEED={seed} KILLS={kills} RATE={rate}");
     let seen = Seen::default();
     let start = Instant::now();
@@ -82,7 +87,7 @@ fn proof(network: Option<&Network>, sink: &str) {
     println!("{sink}: restarts {}", report["restarts"]);
     judge(&report, &seen, killed, 2 + kills / 200);
     assert!(killed >= kills, "{report}");
-    check(&system);
+    check(&system, synced, &listen);
 }
 
 /// What was done meanwhile, for people.
@@ -112,13 +117,32 @@ fn judge(report: &Value, seen: &Seen, killed: u64, resets: u64) {
     assert!(seen.downloads.load(Relaxed) > 0, "nothing was downloaded");
 }
 
-/// Checks the volume, running and at rest.
-fn check(system: &System) {
+/// Checks the volume, running and at rest, and after cuts of the power since the files were `synced`.
+fn check(system: &System, synced: u64, listen: &[&str]) {
+    let over = power::position(system);
     system.wait_until_ready();
     system.ok(&["fs", "check"]);
     let down = system.atoll(&["down"]);
     assert!(down.status.success(), "{}", common::said(&down));
     system.ok(&["fs", "check", "--image", system.file("disk.img").to_str().expect("UTF-8")]);
+    cut_power(system, synced, over, listen);
+}
+
+/// Cuts the power twice amid the kills, and when the last was over: each time another system starts on what is left.
+fn cut_power(system: &System, synced: u64, over: u64, listen: &[&str]) {
+    let mut random = Random(number("SEED", 1));
+    let mut replay = Replay::open(&system.file(RECORD)).expect("a record");
+    let mut moments = [(); 2].map(|()| synced + random.below(over - synced));
+    moments.sort_unstable();
+    for moment in moments.into_iter().chain([over]) {
+        assert!(power::go_to(&mut replay, moment), "the record ends before {moment}");
+        let next = power::start_on(&power::cut(&replay, &mut random), replay.blocks(), listen);
+        next.ok(&["fs", "check"]);
+        let wrong = readers::other_files(&next);
+        assert!(wrong.is_empty(), "VIOLATION: after a cut of the power at {moment} of the record, {wrong:?}");
+        next.ok(&["down"]);
+    }
+    println!("the power was cut at {moments:?} and at {over} of the record");
 }
 
 fn killed(report: &Value) -> u64 {

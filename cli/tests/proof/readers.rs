@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, setsockopt, socket, sockopt};
 
-use crate::common::{Random, System, WATCHDOG, network};
+use crate::common::{Random, System, WATCHDOG, network, power};
 
 /// Files that are downloaded, and the bytes of each.
 const FILES: u64 = 8;
@@ -19,13 +19,21 @@ pub const BYTES: u64 = 6 << 20;
 /// Readers at a time.
 const READERS: u64 = 4;
 
-/// Puts the files where the web server finds them.
-pub fn put_files(system: &System) {
+/// Puts the files where the web server finds them, and syncs them; where in the record that was over.
+pub fn put_files(system: &System) -> u64 {
     for file in 0..FILES {
         let source = system.file("source.bin");
         std::fs::write(&source, content(file)).expect("room for a file");
         system.ok(&["fs", "put", source.to_str().expect("UTF-8"), &format!("/www/{file}.bin")]);
     }
+    system.ok(&["fs", "sync"]);
+    power::position(system)
+}
+
+/// The files that are not what was put.
+pub fn other_files(system: &System) -> Vec<u64> {
+    let is_right = |file: &u64| system.atoll(&["fs", "cat", &format!("/www/{file}.bin")]).stdout == content(*file);
+    (0..FILES).filter(|file| !is_right(file)).collect()
 }
 
 /// The word at a place of a file says which file and place it is.

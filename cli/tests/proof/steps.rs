@@ -234,9 +234,10 @@ fn walk(network: Option<&Network>) {
     }
     let (system, rows) = (System::empty(), rows());
     let steps = Steps::create(system.state(), rows.iter().map(|row| (row.process, row.step))).expect("room for a file");
-    let listen = format!("httpd.listen={}:0", network.map_or("127.0.0.1", |_| network::SERVER));
-    system.up(&[&sets()[..], &["--set", &listen]].concat());
-    readers::put_files(&system);
+    let set = format!("httpd.listen={}:0", network.map_or("127.0.0.1", |_| network::SERVER));
+    let set = ["--set", &set];
+    system.up(&[&sets()[..], &set].concat());
+    let synced = readers::put_files(&system);
     let (listen, over, seen) = (system.listen().parse().expect("an address"), AtomicBool::new(false), Seen::default());
     let walk = Walk { system: &system, steps, rows, seen: &seen, kills: AtomicU64::new(0), programs: Mutex::default() };
     let begin = Instant::now();
@@ -258,7 +259,7 @@ fn walk(network: Option<&Network>) {
     judge(&report, &seen, kills, 4 + kills / 100);
     assert!(programs.is_empty(), "VIOLATION after {kills} kills: {}", programs.join("\n"));
     assert!(missed.is_empty(), "nobody came to {}", missed.join(", "));
-    check(&system);
+    check(&system, synced, &set);
 }
 
 struct Walk<'a> {
