@@ -398,3 +398,97 @@ fn power_cut_without_flushes_is_noticed() {
     let noticed = (0..20).filter(|&seed| history(seed, false, None, &mut Seen::default()).is_err()).count();
     assert!(noticed > 10, "a device that ignores flushes was noticed in {noticed} of 20 histories only");
 }
+
+/// What the lives of one process after the other have done.
+#[derive(Default)]
+struct Lives {
+    /// After each change that was asked for.
+    states: Vec<Model>,
+    /// The first of them that a cut may leave.
+    least: usize,
+    wrong: Option<String>,
+}
+
+/// Changes files of one block or two, and syncs now and then.
+async fn live(volume: Disk, lives: Rc<RefCell<Lives>>, mut random: Random) {
+    loop {
+        pause(1 + random.below(4)).await;
+        let asked = lives.borrow().states.len() - 1;
+        if random.one_in(5) {
+            let result = volume.sync().await;
+            let mut lives = lives.borrow_mut();
+            match result {
+                Ok(()) => lives.least = asked,
+                Err(error) => drop(lives.wrong.get_or_insert(format!("sync gave {error}"))),
+            }
+            continue;
+        }
+        let path = vec![random.below(6) as u8];
+        let operation = match random.below(6) {
+            0 | 1 => Operation::Create(path),
+            2..5 => {
+                Operation::Write(path, 4096 * random.below(3), 1 + random.below(8000) as usize, random.word() as u8)
+            }
+            _ => Operation::Unlink(path),
+        };
+        let mut after = lives.borrow().states[asked].clone();
+        if after.apply(&operation).is_ok() {
+            lives.borrow_mut().states.push(after);
+            if let Err(error) = apply(&volume, &operation).await {
+                lives.borrow_mut().wrong.get_or_insert(format!("{operation:?} gave {error}"));
+            }
+        }
+    }
+}
+
+/// The process dies a few times before the power is cut. What is found each time; how many changes were lost in the end.
+fn deaths_before_a_cut(seed: u64) -> Result<usize, String> {
+    let mut random = Random::new(seed);
+    let environment = SimulatedEnvironment::new(random.word());
+    let behaviour = Behaviour { yields: true, records: true, ..Behaviour::default() };
+    let mut device = SimulatedDevice::new(SMALL.0, random.word(), behaviour);
+    let node_copies = 1 + random.below(2) as u8;
+    let mut volume = format(&environment, &device, FormatOptions { node_copies, name_hash_bits: 64 });
+    let lives = Rc::new(RefCell::new(Lives { states: vec![Model::empty()], ..Lives::default() }));
+    for life in 0..4 {
+        environment.spawn(Box::pin(live(volume.clone(), Rc::clone(&lives), Random::new(random.word()))));
+        environment.run_for(random.below(400), std::future::pending::<()>());
+        environment.crash();
+        drop(volume);
+        environment.crash();
+        let is_last = life == 3;
+        if is_last {
+            device = device.cut_power(random.word());
+        }
+        let report = environment.run(fs_server::check(&device, &mut |_| ())).map_err(string)?;
+        let torn = |problem: &&fs_server::Problem| problem.structure == Structure::CheckpointPack;
+        if report.problems.iter().filter(torn).count() as u64 != report.problem_count {
+            return Err(format!("life {life}: {:#?}", report.lines()));
+        }
+        volume = mount(&environment, &device).map_err(string)?;
+        let found = environment.run(snapshot(&volume, volume.root())).map_err(string)?;
+        let mut lives = lives.borrow_mut();
+        if let Some(wrong) = lives.wrong.take() {
+            return Err(wrong);
+        }
+        let least = lives.least;
+        let Some(at) = (least..lives.states.len()).find(|at| lives.states[*at] == found) else {
+            let was = lives.states.iter().position(|state| *state == found);
+            return Err(format!("life {life}: as after change {was:?}, not {least} to {}", lives.states.len() - 1));
+        };
+        if is_last {
+            return Ok(lives.states.len() - 1 - at);
+        }
+        lives.states.truncate(at + 1);
+    }
+    unreachable!("the last life returns")
+}
+
+#[test]
+fn power_cut_after_deaths_of_the_process_alone() {
+    let mut lost = 0;
+    for seed in 0..300 {
+        lost += deaths_before_a_cut(seed).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+    assert!(lost > 100, "the cuts lose little: {lost}");
+}

@@ -195,6 +195,9 @@ impl<D: Device> Volume<D> {
         let device = Roomy::new(device, environment.clone());
         let (superblock, from_copy) = read_superblock(&device).await?;
         let (slot, pack, copies) = newest_slot(&device, &superblock).await?;
+        // A process that died may have written it a moment ago, into the disk's cache: what it calls free is still used by the
+        // checkpoint that a cut of power would bring back.
+        device.flush().await?;
         superblock.check_pointer(&pack.head.root, pack.head.generation.get()).map_err(|what| Error::Corrupt {
             structure: Structure::TreeNode,
             block: pack.head.root.primary(),
