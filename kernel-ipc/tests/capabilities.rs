@@ -4,13 +4,18 @@ mod common;
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use common::*;
+use kernel_ipc::interface::Description;
 use kernel_ipc::lease::Lender;
 use kernel_ipc::runtime;
 use kernel_ipc::session::capability::{GRACE, Minting, Revoked, Ticket, operation};
-use kernel_ipc::session::{self, ClientSession, Grant, HostSession, Offer, Request, Served, SessionInfo};
+use kernel_ipc::session::{
+    self, Call, ClientSession, Grant, HostSession, Offer, Request, Response, Served, Service, SessionInfo,
+};
+use kernel_ipc::sys::segment::SegmentReader;
 use kernel_ipc::wire::Shape;
 use kernel_ipc::{Cause, Executed, Failure, Handle, Rights, SessionId};
 
@@ -66,6 +71,71 @@ async fn echo(client: &ClientSession, on: Handle) -> Result<(), Failure> {
 fn begin(client: &ClientSession, on: Handle, operation: u16, payload: u8) -> runtime::JoinHandle<Result<(), Failure>> {
     let client = client.clone();
     runtime::spawn(async move { client.call(request(on, operation, &[payload])).await.map(drop) })
+}
+
+/// A handler ends when the gate opens that its argument names; that of the first gate opens the second as it ends.
+#[derive(Default)]
+struct Gates([runtime::Changes; 2]);
+
+impl Service for Gates {
+    const INTERFACE: &'static Description = &TEST;
+
+    async fn serve(&self, call: &mut Call) -> Response {
+        let gate = usize::from(call.payload()[0]);
+        self.0[gate].next().await;
+        if gate == 0 {
+            self.0[1].happen();
+        }
+        Response::default()
+    }
+}
+
+/// Messages that are in a new session's ring for its client.
+fn published(host: &HostSession) -> u64 {
+    let segment = host.fd().expect("shared memory").try_clone_to_owned().expect("dup");
+    let segment = SegmentReader::open(segment, 1).expect("sealed");
+    let shape = Shape::default();
+    let is_there = |position: &u64| {
+        let first = segment.load_u64(shape.entry_offset(*position), Ordering::Acquire);
+        first as u16 == shape.lap(*position)
+    };
+    (0..u64::from(shape.ring_entries())).take_while(is_there).count() as u64
+}
+
+#[test]
+fn a_revoke_returns_after_the_answers_it_has_waited_for_are_published() {
+    run(async {
+        let gates = Rc::new(Gates::default());
+        let served: Served<Gates> = gates.clone().into();
+        let open = |id| {
+            let root = Grant { rights: ALL, ..root() };
+            let info = SessionInfo { client_name: format!("client-{id}"), ..info(id) };
+            let offer = Offer::new(Shape::default()).expect("a segment");
+            let segment = offer.fd().try_clone_to_owned().expect("dup");
+            let host = HostSession::start(segment, root, served.clone(), info, None).expect("opened");
+            let segment = host.fd().expect("shared memory").try_clone_to_owned().expect("dup");
+            (offer.open(segment, SessionId(id), kernel_ipc::Epoch(1)).expect("opened"), host)
+        };
+        let (owner, owner_host) = open(1);
+        let (caller, caller_host) = open(2);
+        let ticket =
+            owner.provide(owner.root(), "client-2", Minting::with(Rights::READ), LATE).await.expect("a ticket");
+        let given = caller.redeem(ticket, 0).await.expect("redeemed");
+        let _calls = [0, 1, 1].map(|gate| begin(&caller, given, ECHO, gate));
+        settle().await;
+        let _revoke = runtime::spawn({
+            let owner = owner.clone();
+            async move { owner.revoke(owner.root(), true, LATE).await }
+        });
+        settle().await;
+        let before = (published(&owner_host), published(&caller_host));
+        // In one turn the last two handlers end, and then the revoke, which the first one has woken, looks again.
+        gates.0[0].happen();
+        while published(&owner_host) == before.0 {
+            runtime::yield_now().await;
+        }
+        assert_eq!(published(&caller_host), before.1 + 3);
+    });
 }
 
 const SOON: Duration = Duration::from_millis(5);

@@ -26,6 +26,7 @@ struct Words {
     published: AtomicU64,
     tail: AtomicU64,
     wants: AtomicU64,
+    closed: AtomicU64,
     /// Futex: somebody waits. Event: it was not rung.
     waiting: Mutex<bool>,
     woken: Condvar,
@@ -43,6 +44,7 @@ impl Words {
             published: AtomicU64::new(0),
             tail: AtomicU64::new(0),
             wants: AtomicU64::new(0),
+            closed: AtomicU64::new(0),
             waiting: Mutex::new(bell == Bell::Event),
             woken: Condvar::new(),
             producer_fences,
@@ -51,17 +53,23 @@ impl Words {
         })
     }
 
-    /// Sleeps.
-    fn wait(&self, expected: u64) {
+    /// Whether a wait would go on until it is woken; the waiter is queued then.
+    fn falls_asleep(&self, expected: u64) -> bool {
         let mut waiting = self.waiting.lock().unwrap();
         if self.bell == Bell::Futex {
             // The kernel compares under the lock of its queue, with a full barrier before.
             fence(SeqCst);
-            if self.tail.load(Relaxed) != expected {
-                return;
-            }
-            *waiting = true;
+            *waiting = self.tail.load(Relaxed) == expected;
         }
+        *waiting
+    }
+
+    /// Sleeps.
+    fn wait(&self, expected: u64) {
+        if !self.falls_asleep(expected) && self.bell == Bell::Futex {
+            return;
+        }
+        let mut waiting = self.waiting.lock().unwrap();
         while *waiting {
             waiting = self.woken.wait(waiting).unwrap();
         }
@@ -142,14 +150,56 @@ fn everything_is_received(words: Arc<Words>, messages: u64) {
     producer.join().unwrap();
 }
 
+/// A producer that closes after one message, and a consumer that has seen neither, or only the message, when it goes to sleep.
+/// Closing changes the tail, so that a sleeper which is about to wait on it does not.
+fn a_close_is_heard(words: Arc<Words>, changes_tail: bool) {
+    let producer = thread::spawn({
+        let end = End(words.clone());
+        move || {
+            end.0.published.store(1, Release);
+            let rung = dekker::ring(&end, 1, 0);
+            end.0.closed.store(1, Release);
+            dekker::ring(&end, if changes_tail { 1 ^ 1 << 31 } else { 1 }, rung);
+        }
+    });
+    let end = End(words);
+    let sleeps = |wants| {
+        let received = end.0.published.load(Acquire);
+        let tail = dekker::announce(&end, wants);
+        let has_work = end.0.published.load(Acquire) != received || end.0.closed.load(Acquire) != 0;
+        !has_work && end.0.falls_asleep(tail)
+    };
+    let asleep = sleeps(1) || {
+        end.store_wants(2);
+        sleeps(3)
+    };
+    producer.join().unwrap();
+    // Not a wait: whether somebody would have to wake it is known now.
+    assert!(!asleep || !*end.0.waiting.lock().unwrap(), "asleep for ever");
+}
+
 fn model(bell: Bell, producer_fences: bool, sleeper_fences: bool, messages: u64) {
     check(messages, move || Words::new(bell, producer_fences, sleeper_fences, false));
 }
 
 fn check(messages: u64, words: impl Fn() -> Arc<Words> + Send + Sync + 'static) {
+    explore(move || everything_is_received(words(), messages));
+}
+
+fn explore(model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(4);
-    builder.check(move || everything_is_received(words(), messages));
+    builder.check(model);
+}
+
+#[test]
+fn a_close_reaches_a_sleeper_because_it_changes_the_tail() {
+    let close = |bell, changes_tail| {
+        explore(move || a_close_is_heard(Words::new(bell, true, true, false), changes_tail));
+    };
+    close(Bell::Futex, true);
+    close(Bell::Event, true);
+    assert!(catch_unwind(|| close(Bell::Futex, false)).is_err(), "nothing was lost");
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The table as a map, one behaviour at a time; the tree beside a naive model in [`model`].
+//! The table as a map, one behaviour at a time; the tree beside a naive model in [`model`], a revoke beside
+//! calls in [`turns`].
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,6 +13,7 @@ use crate::rights::Rights;
 use crate::wire::Handle;
 
 mod model;
+mod turns;
 
 const ALL: Rights = Rights::READ.union(Rights::WRITE);
 

@@ -1,14 +1,15 @@
 //! A link through two sealed segments, one written by each end. The layout is drawn in [`wire`](crate::wire).
 //!
 //! - A reader watches the next descriptor itself (its lap), copies the line once and never looks back.
-//! - Lines are written and read a few at a time ([`lines`]): [`publish`](Link::publish) writes what is left.
+//! - What may be written, read and believed of the rings is in [`ring`]. Lines are written and read a few at a time:
+//!   [`publish`](Link::publish) writes what is left.
 //! - The tail is stored by [`flush`](Link::flush), once per batch. It may lag behind the descriptors, never lead.
 //! - Sleeping is the protocol of [`dekker`] between the sleeper's wants-wake word and the producer's tail.
 //! - wants-wake counts: odd while its writer sleeps or is about to. A producer rings once per odd value, however many
 //!   messages it publishes before the sleeper gets up.
 //! - Closing stores the state and then changes the tail by 2^31, so that a peer that is just going to sleep does not.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::fence;
@@ -27,13 +28,14 @@ use crate::wire::{
 };
 
 mod lines;
+#[cfg(test)]
+mod models;
+mod ring;
 
-use lines::{Ahead, Staged};
+use ring::{Incoming, Laps, Outgoing, Receiver, Sender};
 
 /// Added to the tail by [`ShmLink::close`].
 const CLOSED_TAIL: u64 = 1 << 31;
-/// The lap's bits in a descriptor's first word.
-const LAP_MASK: u64 = 0xffff;
 
 /// Makes a C-segment of this shape, still without a host.
 ///
@@ -60,18 +62,10 @@ pub struct ShmLink {
     mine: SegmentWriter,
     theirs: SegmentReader,
     shape: Shape,
-    /// Of the shape: where position p stands in the ring and which lap it is in, without computing the ring's size anew.
-    mask: u64,
-    lap_shift: u32,
-    /// Messages sent; those that are not in the ring yet; what `mine` says at the last flush is `flushed`.
-    sent: Cell<u64>,
-    staged: RefCell<Staged>,
+    outgoing: Sender,
+    incoming: Receiver,
+    /// Messages sent at the last flush, which is what `mine` says.
     flushed: Cell<u64>,
-    /// Messages received, and what was copied of those after them.
-    received: Cell<u64>,
-    ahead: RefCell<Ahead>,
-    /// What the peer had read when we last looked.
-    read_by_peer: Cell<u64>,
     /// Our latest announcement, and the peer's that we have answered.
     wants: Cell<u64>,
     rung: Cell<u64>,
@@ -168,18 +162,14 @@ impl ShmLink {
     }
 
     fn new(mine: SegmentWriter, theirs: SegmentReader, shape: Shape) -> ShmLink {
+        let laps = Laps::of(shape.ring_entries());
         ShmLink {
             mine,
             theirs,
             shape,
-            mask: u64::from(shape.ring_entries()) - 1,
-            lap_shift: shape.ring_entries().trailing_zeros(),
-            sent: Cell::new(0),
-            staged: RefCell::default(),
+            outgoing: Sender::new(laps),
+            incoming: Receiver::new(laps),
             flushed: Cell::new(0),
-            received: Cell::new(0),
-            ahead: RefCell::default(),
-            read_by_peer: Cell::new(0),
             wants: Cell::new(0),
             rung: Cell::new(0),
             closed: Cell::new(false),
@@ -188,60 +178,9 @@ impl ShmLink {
         }
     }
 
-    /// [`Shape::entry_offset`].
-    #[inline]
-    fn entry_offset(&self, position: u64) -> usize {
-        header::RING + (position & self.mask) as usize * DESCRIPTOR_BYTES
-    }
-
-    /// [`Shape::lap`].
-    #[inline]
-    fn lap(&self, position: u64) -> u64 {
-        u64::from(((position >> self.lap_shift) as u16).wrapping_add(1))
-    }
-
-    /// The message at a position of the peer's ring, if it is there.
-    #[inline]
-    fn line_at(&self, position: u64) -> Option<[u64; 8]> {
-        let lap = self.lap(position);
-        self.theirs.load_line(self.entry_offset(position), |first| first & LAP_MASK == lap)
-    }
-
-    /// Writes one message.
-    #[inline]
-    fn write_line(&self, position: u64, line: &[u64; 8]) {
-        // The line's Release makes the window visible before it (paired in `receive`).
-        self.mine.store_line(self.entry_offset(position), line);
-    }
-
-    /// Writes the last messages that were sent.
-    fn write_lines(&self, lines: &[[u64; 8]]) {
-        let first = self.sent.get() - lines.len() as u64;
-        if lines.len() > 1 {
-            (first..self.sent.get()).for_each(|position| self.mine.prepare_line(self.entry_offset(position)));
-        }
-        (first..).zip(lines).for_each(|(position, line)| self.write_line(position, line));
-    }
-
     /// Whether the next message is there, without taking it.
     fn has_message(&self) -> bool {
-        if !self.ahead.borrow().is_empty() {
-            return true;
-        }
-        let position = self.received.get();
-        let first = self.theirs.load_u64(self.entry_offset(position), Acquire);
-        first & LAP_MASK == self.lap(position)
-    }
-
-    #[inline]
-    fn has_room(&self) -> bool {
-        let entries = self.mask + 1;
-        let sent = self.sent.get();
-        if sent - self.read_by_peer.get() < entries {
-            return true;
-        }
-        self.read_by_peer.set(self.read_by_peer());
-        sent - self.read_by_peer.get() < entries
+        self.incoming.has_message(self)
     }
 }
 
@@ -251,42 +190,30 @@ impl Link for ShmLink {
     }
 
     fn sent(&self) -> u64 {
-        self.sent.get()
+        self.outgoing.sent()
     }
 
     #[inline]
     fn send(&self, descriptor: &RawDescriptor, slot: u16, body: &Body<'_>) -> Result<(), Violation> {
-        if !self.has_room() {
+        if !self.outgoing.has_room(self) {
             return Err(Violation::Overrun);
         }
         if !(body.leases.is_empty() && body.capabilities.is_empty() && body.payload.is_empty()) {
             write_window(&self.mine, self.shape.window_offset(slot), body);
         }
-        let position = self.sent.get();
-        let mut line = descriptor.0;
-        line[0] |= self.lap(position);
-        self.sent.set(position + 1);
-        let mut staged = self.staged.borrow_mut();
-        if staged.is_first() {
-            self.write_line(position, &line);
-        } else if staged.push(&line) {
-            self.write_lines(staged.take());
-        }
+        self.outgoing.send(self, descriptor.0);
         Ok(())
     }
 
     #[inline]
     fn publish(&self) {
-        let mut staged = self.staged.borrow_mut();
-        if staged.end_turn() {
-            self.write_lines(staged.take());
-        }
+        self.outgoing.publish(self);
     }
 
     #[inline]
     fn flush(&self) {
         self.publish();
-        let sent = self.sent.get();
+        let sent = self.outgoing.sent();
         if sent != self.flushed.get() && !self.closed.get() {
             self.flushed.set(sent);
             self.rung.set(dekker::ring(self, sent, self.rung.get()));
@@ -295,21 +222,18 @@ impl Link for ShmLink {
 
     #[inline]
     fn receive(&self) -> Option<RawDescriptor> {
-        let position = self.received.get();
-        let mut line = self.ahead.borrow_mut().next(|beyond| self.line_at(position + beyond))?;
-        line[0] &= !LAP_MASK;
-        self.received.set(position + 1);
-        // Release: the copy above comes before the peer's permission to overwrite. Stored before anything is done
-        // with the message, so that what is not counted here certainly did not run.
-        self.mine.store_u64(header::HEAD, position + 1, Release);
-        Some(RawDescriptor(line))
+        self.incoming.receive(self).map(RawDescriptor)
     }
 
     fn unread(&self) -> u64 {
         // Only counted: nothing is read because of it.
-        let behind = self.theirs.load_u64(header::TAIL, Relaxed).wrapping_sub(self.received.get());
+        let behind = self.theirs.load_u64(header::TAIL, Relaxed).wrapping_sub(self.incoming.received());
         // A tail may lag behind what was received.
-        if behind as i64 <= 0 { u64::from(self.has_message()) } else { behind.min(self.mask + 1) }
+        if behind as i64 <= 0 {
+            u64::from(self.has_message())
+        } else {
+            behind.min(u64::from(self.shape.ring_entries()))
+        }
     }
 
     #[inline]
@@ -329,16 +253,14 @@ impl Link for ShmLink {
     }
 
     fn read_by_peer(&self) -> u64 {
-        // Acquire pairs with the Release in `receive`. A peer that claims to have read more than was sent gets the
-        // cautious meaning: all of it.
-        self.theirs.load_u64(header::HEAD, Acquire).min(self.sent.get())
+        self.outgoing.read_by_peer(self)
     }
 
     fn close(&self) {
         self.publish();
         if !self.closed.replace(true) {
             self.mine.store_u32(header::STATE, state::CLOSED, Release);
-            self.rung.set(dekker::ring(self, self.sent.get() ^ CLOSED_TAIL, self.rung.get()));
+            self.rung.set(dekker::ring(self, self.outgoing.sent() ^ CLOSED_TAIL, self.rung.get()));
         }
     }
 
@@ -357,7 +279,7 @@ impl Link for ShmLink {
         // message there, is a lie; believing it would keep this end awake for ever.
         // One behind is none, however far: a peer rings once for all that it sends in a turn, and a reader that polls can
         // have taken more than a ring of that.
-        if tail.wrapping_sub(self.received.get()) as i64 > 0 {
+        if tail.wrapping_sub(self.incoming.received()) as i64 > 0 {
             return Err(Violation::Overrun);
         }
         Ok(match &self.events {
@@ -379,6 +301,49 @@ impl Link for ShmLink {
 
     fn system_calls(&self) -> u64 {
         self.system_calls.get()
+    }
+}
+
+/// Where an entry of a ring is in a segment. The ring is inside of it: the segment's length was compared with the shape.
+#[inline]
+fn entry_offset(entry: usize) -> usize {
+    header::RING + entry * DESCRIPTOR_BYTES
+}
+
+impl Outgoing for ShmLink {
+    #[inline]
+    fn store_line(&self, entry: usize, line: &[u64; 8]) {
+        // The line's Release makes the window visible before it.
+        self.mine.store_line(entry_offset(entry), line);
+    }
+
+    #[inline]
+    fn prepare_line(&self, entry: usize) {
+        self.mine.prepare_line(entry_offset(entry));
+    }
+
+    #[inline]
+    fn load_head(&self) -> u64 {
+        // Acquire pairs with the Release in `store_head`.
+        self.theirs.load_u64(header::HEAD, Acquire)
+    }
+}
+
+impl Incoming for ShmLink {
+    #[inline]
+    fn load_line(&self, entry: usize, wanted: impl FnOnce(u64) -> bool) -> Option<[u64; 8]> {
+        self.theirs.load_line(entry_offset(entry), wanted)
+    }
+
+    #[inline]
+    fn load_first(&self, entry: usize) -> u64 {
+        self.theirs.load_u64(entry_offset(entry), Acquire)
+    }
+
+    #[inline]
+    fn store_head(&self, head: u64) {
+        // Release: the copy of the message comes before the peer's permission to overwrite it.
+        self.mine.store_u64(header::HEAD, head, Release);
     }
 }
 

@@ -453,6 +453,8 @@ impl<S: Service> Inner<S> {
         self.cells[usize::from(slot)].uses.replace(uses);
         drop(realm);
         if is_waited_for {
+            // Before whoever waits for it answers somebody else: a revoke that has returned is heard after this.
+            self.link.publish();
             self.shared.was_answered();
         }
     }

@@ -7,6 +7,7 @@ pub mod descriptors;
 pub mod doorbell;
 pub mod futex;
 mod leased;
+pub mod line;
 pub mod memory;
 pub mod operation;
 pub mod random;

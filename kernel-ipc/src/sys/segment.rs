@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use memmap2::{MmapOptions, MmapRaw};
 
 use super::futex::WordAddress;
+use super::line;
 
 /// A range that is not inside the segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +145,7 @@ impl SegmentWriter {
         self.u32_at(offset).store(value, order);
     }
 
-    /// Writes one aligned line of eight words, the first one last: a reader that sees the new first word with
+    /// Writes one aligned [line](super::line) of eight words: a reader that sees the new first word with
     /// [`SegmentReader::load_line`] sees the whole line.
     ///
     /// # Panics
@@ -155,11 +156,7 @@ impl SegmentWriter {
         // SAFETY: inside the mapping and aligned (checked above), which is writable and lives as long as `self`; an
         // array of atomics has the layout of the array of words, and all concurrent accesses to it are atomic.
         let words = unsafe { &*self.map.as_mut_ptr().add(offset).cast::<[AtomicU64; 8]>() };
-        for (word, value) in words.iter().zip(line).skip(1) {
-            word.store(*value, Ordering::Relaxed);
-        }
-        // Release pairs with the Acquire load in `SegmentReader::load_line`.
-        words[0].store(line[0], Ordering::Release);
+        line::store(words, line);
     }
 
     /// Has the processor fetch a line that will soon be written, while other things are done. A hint; a line that is not
@@ -294,7 +291,7 @@ impl SegmentReader {
         unsafe { AtomicU32::from_ptr(self.map.as_mut_ptr().add(offset).cast()) }.load(order)
     }
 
-    /// Reads one aligned line of eight words once, if `wanted` likes its first word.
+    /// Reads one aligned [line](super::line) of eight words once, if `wanted` likes its first word.
     ///
     /// # Panics
     /// If the line is not inside the segment or not aligned to 64.
@@ -304,15 +301,7 @@ impl SegmentReader {
         // SAFETY: inside the mapping and aligned (checked above); it lives as long as `self`; the words are only
         // loaded, and the writer's accesses to them are atomic.
         let words = unsafe { &*self.map.as_ptr().add(offset).cast::<[AtomicU64; 8]>() };
-        // Acquire pairs with the Release store in `SegmentWriter::store_line`.
-        let first = words[0].load(Ordering::Acquire);
-        wanted(first).then(|| {
-            let mut line = [first; 8];
-            for (value, word) in line.iter_mut().zip(words).skip(1) {
-                *value = word.load(Ordering::Relaxed);
-            }
-            line
-        })
+        line::load(words, wanted)
     }
 
     /// Copies bytes out of the segment. What the writer changes meanwhile may be in the copy, in part.
