@@ -20,6 +20,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod guests;
 mod readers;
 mod steps;
 

@@ -19,7 +19,7 @@ use kernel_ipc::steps::Steps;
 use nix::sys::signal::Signal;
 
 use crate::common::network::{self, Network};
-use crate::common::{Over, Random, System, WATCHDOG, said, wait_for, working_in};
+use crate::common::{Over, Random, System, WATCHDOG, said, wait_for};
 use crate::readers::{self, Seen};
 use crate::{check, judge, reported, sets, start, told};
 
@@ -347,13 +347,8 @@ impl Walk<'_> {
     }
 
     fn kill(&self, process: &str) -> bool {
-        // As it calls itself once it is greeted.
-        let name = if process == "supervisor" { "atoll-superv" } else { process };
-        let is_it =
-            |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
-        let found = working_in(self.system.state()).into_iter().find(is_it);
-        let killed =
-            found.is_some_and(|pid| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).is_ok());
+        let Some(pid) = self.system.process(process) else { return false };
+        let killed = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).is_ok();
         self.kills.fetch_add(u64::from(killed), Relaxed);
         killed
     }

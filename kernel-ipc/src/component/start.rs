@@ -173,6 +173,7 @@ pub(super) fn guest(state: &Path, program: &str) -> Result<Context, ContextError
             greeted => break greeted?,
         }
     };
+    steps::walk(state, "guest");
     // The fence is held until this process ends: a guest gives nobody else's pages to the kernel.
     let context = Context::new(channel, welcome, status, None);
     *context.0.fence.borrow_mut() = Some(fence);
