@@ -44,8 +44,9 @@ fn whichever_guest_dies_at_any_step() {
     let system = System::empty();
     let rows = STEPS.iter().map(|(step, ..)| ("guest", *step));
     let steps = Steps::create(system.state(), rows).expect("room for a file");
-    system.up(&sets());
-    readers::put_files(&system);
+    let set = ["--set", "httpd.listen=127.0.0.1:0"];
+    system.up(&[&sets()[..], &set].concat());
+    let synced = readers::put_files(&system);
     let keeper = system.keeper();
     // Of the guests until now nothing is left either.
     std::thread::sleep(Duration::from_millis(300));
@@ -65,7 +66,7 @@ fn whichever_guest_dies_at_any_step() {
     println!("guests: {} killed, {} files", guests.deaths, guests.made);
     assert_eq!(seen.broken(), 0, "a connection was reset");
     wait_for("the keeper to have what it had", || descriptors(keeper) <= before);
-    check(&system);
+    check(&system, synced, &set);
 }
 
 fn descriptors(pid: i32) -> usize {
