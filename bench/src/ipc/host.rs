@@ -4,7 +4,7 @@
 //!   input; S-segment and, at the end, its account go back. At the socket's end it exits.
 //! * Its account (processor time, system calls) covers the calls and nothing before the session stood.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::Release;
 
 use kernel_ipc::interface::NewCap;
+use kernel_ipc::lease::Lender;
 use kernel_ipc::ledger::Records;
 use kernel_ipc::link::socket::listen::{self, Listener};
 use kernel_ipc::runtime::{self, Options as RuntimeOptions, Runtime, Waiting, system_calls};
@@ -24,6 +25,7 @@ use nix::time::ClockId;
 use serde::{Deserialize, Serialize};
 
 use super::floor::{Line, RawMode, STOP};
+use super::lent::{self, Store};
 use super::null::{Dispatcher, Nothing, TheThing};
 
 pub(super) const SESSION: SessionId = SessionId(1);
@@ -43,8 +45,9 @@ pub(super) enum TaskKind {
     Raw(RawMode),
     /// Serve a session until it ends.
     Calls(Waiting),
-    /// Send messages of so many bytes back over the first connection of the listener that comes instead of a segment.
-    Tcp { mode: RawMode, bytes: usize },
+    /// Answer messages of so many bytes with others, over the first connection of the listener that comes instead of a
+    /// segment.
+    Tcp { mode: RawMode, bytes: usize, reply: usize },
     /// Serve the first session that comes to the listener, until it ends.
     Socket(Waiting),
 }
@@ -75,10 +78,15 @@ impl Host {
 
     /// Begins a task: gives the host's segment.
     pub fn begin(&self, task: Task, segment: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        self.begin_all(task, segment)?.into_iter().next().ok_or_else(|| io::Error::other("the host opened no session"))
+    }
+
+    /// The same, with all descriptors that come with it.
+    pub fn begin_all(&self, task: Task, segment: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
         let text = serde_json::to_vec(&task)?;
         descriptors::send(self.socket.as_fd(), &text, &[segment], true)?;
         let packet = descriptors::receive(self.socket.as_fd(), &mut [0; 64], true)?;
-        packet.descriptors.into_iter().next().ok_or_else(|| io::Error::other("the host opened no session"))
+        Ok(packet.descriptors.into_iter().collect())
     }
 
     /// What the task cost, once it has ended.
@@ -121,7 +129,7 @@ fn perform(task: Task, client_segment: OwnedFd, socket: BorrowedFd<'_>) -> io::R
     let account = match task.kind {
         TaskKind::Raw(mode) => answer_words(mode, client_segment, socket),
         TaskKind::Calls(waiting) => serve(waiting, client_segment, socket),
-        TaskKind::Tcp { mode, bytes } => super::places::answer(mode, bytes, client_segment, socket),
+        TaskKind::Tcp { mode, bytes, reply } => super::places::answer(mode, (bytes, reply), client_segment, socket),
         TaskKind::Socket(waiting) => serve_socket(waiting, client_segment, socket),
     };
     super::unpin(before);
@@ -146,11 +154,13 @@ fn answer_words(mode: RawMode, client_segment: OwnedFd, socket: BorrowedFd<'_>) 
 fn serve(waiting: Waiting, client_segment: OwnedFd, socket: BorrowedFd<'_>) -> io::Result<Account> {
     let runtime = Runtime::new(RuntimeOptions { waiting, ..RuntimeOptions::default() })?;
     runtime.block_on(async {
-        let service = Nothing::default();
+        let store = Store::new()?;
+        let (lender, beside) = (store.lender(), store.descriptors()?);
+        let service = Nothing { store: Some(store), ..Nothing::default() };
         let (served, closed) = (service.served.clone(), service.closed.clone());
-        let session = open(client_segment, service)?;
+        let session = open_lending(client_segment, service, Some(lender))?;
         let fd = session.fd().ok_or_else(|| io::Error::other("no segment"))?;
-        descriptors::send(socket, b"s", &[fd], true)?;
+        descriptors::send(socket, b"s", &lent::beside(fd, &beside), true)?;
         let (began, before) = (thread_cpu(), system_calls());
         closed.wait().await;
         let system_calls = system_calls().since(before).total();
@@ -161,7 +171,9 @@ fn serve(waiting: Waiting, client_segment: OwnedFd, socket: BorrowedFd<'_>) -> i
 fn serve_socket(waiting: Waiting, listener: OwnedFd, socket: BorrowedFd<'_>) -> io::Result<Account> {
     let runtime = Runtime::new(RuntimeOptions { waiting, ..RuntimeOptions::default() })?;
     let (served, closed, sessions) = (Rc::default(), Rc::default(), Cell::new(0));
-    let service = Nothing { served: Rc::clone(&served), closed: Rc::clone(&closed), effects: None };
+    let store = Store::new()?;
+    let lending = store.lending()?;
+    let service = Nothing { served: Rc::clone(&served), closed: Rc::clone(&closed), store: Some(store), effects: None };
     descriptors::send(socket, b"s", &[listener.as_fd()], true)?;
     let listener = Listener::adopt(listener).map_err(io::Error::other)?;
     runtime.block_on(async {
@@ -171,7 +183,7 @@ fn serve_socket(waiting: Waiting, listener: OwnedFd, socket: BorrowedFd<'_>) -> 
         };
         let (began, before) = (thread_cpu(), system_calls());
         let options = listen::Options::default();
-        let serving = runtime::spawn(listener.serve(Rc::new(Dispatcher(service)), options, admit));
+        let serving = runtime::spawn(listener.serve(Rc::new(Dispatcher(service)), Some(lending), options, admit));
         closed.wait().await;
         let system_calls = system_calls().since(before).total();
         serving.cancel();
@@ -181,7 +193,15 @@ fn serve_socket(waiting: Waiting, listener: OwnedFd, socket: BorrowedFd<'_>) -> 
 
 /// The host end of a session over shared memory.
 pub(super) fn open(client_segment: OwnedFd, service: Nothing) -> io::Result<HostSession> {
-    HostSession::start(client_segment, root(), Rc::new(Dispatcher(service)), info(), None).map_err(io::Error::other)
+    open_lending(client_segment, service, None)
+}
+
+fn open_lending(
+    client_segment: OwnedFd,
+    service: Nothing,
+    lender: Option<Rc<RefCell<Lender>>>,
+) -> io::Result<HostSession> {
+    HostSession::start(client_segment, root(), Rc::new(Dispatcher(service)), info(), lender).map_err(io::Error::other)
 }
 
 /// The same for a session that outlives its host; the component's ring, if the service has one, is `service.effects`.

@@ -10,6 +10,7 @@
 
 mod floor;
 pub mod host;
+mod lent;
 pub(crate) mod null;
 pub mod places;
 
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use kernel_ipc::CallError;
 use kernel_ipc::interface::{Connect, Connection};
+use kernel_ipc::lease::Holder;
 use kernel_ipc::logbook::{self, Logbook};
 use kernel_ipc::runtime::{self, Options as RuntimeOptions, Runtime, Waiting};
 use kernel_ipc::session::{Offer, in_process};
@@ -60,6 +62,9 @@ struct Calls {
     /// Of the class `cached`.
     cached: bool,
 }
+
+/// Results from here on are lent, and smaller ones come in the reply.
+const LENT_FROM: usize = 8192;
 
 /// How client and host are joined in one thread.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -175,14 +180,17 @@ fn measure(host: &Host, calls: &Calls, place: &Place, duration: Duration) -> io:
     let shape = Shape { slots: calls.depth.clamp(16, 64), ..Shape::default() };
     let offer = Offer::new(shape)?;
     let task = Task { core: place.host, kind: TaskKind::Calls(calls.waiting) };
-    let segment = host.begin(task, offer.fd())?;
+    let mut descriptors = host.begin_all(task, offer.fd())?.into_iter();
+    let mut next = || descriptors.next().ok_or_else(|| io::Error::other("the host opened no session"));
+    let (segment, table, region) = (next()?, next()?, next()?);
+    let holder = lent::holder(table, region)?;
     let before = pin(place.client);
     let runtime = Runtime::new(RuntimeOptions { waiting: calls.waiting, ..RuntimeOptions::default() })?;
     let measured = runtime.block_on(async {
         let session = offer.open(segment, SESSION, EPOCH).map_err(io::Error::other)?;
         let client = Rc::new(Client::from_connection(Connection::fixed(session)));
         let cpu = thread_cpu();
-        let (latencies, seconds) = many(&client, calls, duration).await?;
+        let (latencies, seconds) = many(&client, calls, Some(&holder), duration).await?;
         Ok::<_, io::Error>((latencies, seconds, thread_cpu() - cpu))
     });
     drop(runtime);
@@ -225,23 +233,29 @@ fn one_thread(name: &str, near: Near, duration: Duration) -> io::Result<Row> {
         let client = Rc::new(Client::from_connection(Connection::fixed(session)));
         let cached = !matches!(near, Near::Shared | Near::Logged | Near::InProcess);
         let calls = Calls { waiting: Waiting::Spin, depth: 1, bytes: 0, cached };
-        let (latencies, seconds) = many(&client, &calls, duration).await?;
+        let (latencies, seconds) = many(&client, &calls, None, duration).await?;
         Ok(Row::new(name, &latencies, seconds, 0))
     })
 }
 
 /// Keeps calls outstanding for `duration`, after a tenth of it to warm up.
-async fn many(client: &Rc<Client>, calls: &Calls, duration: Duration) -> io::Result<(Histogram<u64>, f64)> {
+/// `holder` reads what is lent, if calls are so large.
+async fn many(
+    client: &Rc<Client>,
+    calls: &Calls,
+    holder: Option<&Rc<Holder>>,
+    duration: Duration,
+) -> io::Result<(Histogram<u64>, f64)> {
     let begin = Instant::now() + duration / 10;
     let end = begin + duration;
     let mut latencies = histogram();
     if calls.depth == 1 {
         // In the main task, as a program that makes one call after the other does.
-        latencies = caller(client.clone(), *calls, begin, end).await.map_err(io::Error::other)?;
+        latencies = caller(client.clone(), *calls, holder.cloned(), begin, end).await.map_err(io::Error::other)?;
         return Ok((latencies, begin.elapsed().as_secs_f64()));
     }
     let callers: Vec<_> =
-        (0..calls.depth).map(|_| runtime::spawn(caller(client.clone(), *calls, begin, end))).collect();
+        (0..calls.depth).map(|_| runtime::spawn(caller(client.clone(), *calls, holder.cloned(), begin, end))).collect();
     for caller in callers {
         let theirs = caller.await.map_err(|_| io::Error::other("a caller was cancelled"))?;
         latencies.add(theirs.map_err(io::Error::other)?).map_err(io::Error::other)?;
@@ -252,19 +266,25 @@ async fn many(client: &Rc<Client>, calls: &Calls, duration: Duration) -> io::Res
 async fn caller(
     client: Rc<Client>,
     calls: Calls,
+    holder: Option<Rc<Holder>>,
     begin: Instant,
     end: Instant,
 ) -> Result<Histogram<u64>, CallError<NullError>> {
     let clock = clock_cost();
     let root = client.root();
     let bytes = calls.bytes;
-    let payload = vec![7u8; bytes];
+    let mut payload = vec![7u8; bytes];
     let mut latencies = histogram();
     let mut last = Instant::now();
     while last < end {
         match bytes {
             0 if calls.cached => drop(client.count(root).await?),
             0 => client.null(root).await?,
+            LENT_FROM.. => {
+                let lease = client.lend(root, u32::try_from(bytes).unwrap_or(u32::MAX)).await?;
+                let holder = holder.as_ref().expect("calls so large are made with one");
+                holder.read(&lease.name(), 0, &mut payload).expect("it is held");
+            }
             _ => assert_eq!(client.echo(root, &payload).await?.len(), bytes),
         }
         let now = Instant::now();

@@ -3,10 +3,13 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use kernel_ipc::CallError;
-use kernel_ipc::interface::{Granted, Object, OperationError, interface};
+use kernel_ipc::interface::{Granted, Lease, Object, OperationError, interface};
+use kernel_ipc::lease::Lend;
 use kernel_ipc::runtime::Signal;
 use kernel_ipc::session::{Call, ComponentLedger, SessionInfo};
+use kernel_ipc::{CallError, Cause, Executed};
+
+use super::lent::Store;
 
 /// Calls that do nothing.
 #[interface("atoll.null/1")]
@@ -28,6 +31,10 @@ pub trait Null {
     /// Counts, as an operation that may not run twice.
     #[op(3, requires = READ, retry = cached, deadline = "5s")]
     fn count(thing: Thing) -> Result<u64, NullError>;
+
+    /// Lends so many bytes.
+    #[op(4, requires = READ, retry = idempotent, deadline = "5s")]
+    fn lend(thing: Thing, bytes: u32) -> Result<Lease, NullError>;
 }
 
 /// Never happens.
@@ -60,6 +67,8 @@ pub struct Nothing {
     pub served: Rc<Cell<u64>>,
     /// Raised when the client has closed its session.
     pub closed: Rc<Signal>,
+    /// What it lends, if it does.
+    pub store: Option<Store>,
     /// Where effects are kept, if they are.
     pub effects: Option<ComponentLedger>,
 }
@@ -92,6 +101,12 @@ impl Handler for Nothing {
             call.effect(vec![7; EFFECT]);
         }
         Ok(self.served.get())
+    }
+
+    async fn lend(&self, _: &Call, _: Granted<TheThing>, bytes: u32) -> Result<Lend, CallError<NullError>> {
+        self.served.set(self.served.get() + 1);
+        let refused = CallError::Failed { cause: Cause::Refused, executed: Executed::No };
+        self.store.as_ref().map(|store| store.lend(bytes)).ok_or(refused)
     }
 
     fn closed(&self, _: &SessionInfo) {

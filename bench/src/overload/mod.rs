@@ -22,10 +22,11 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use kernel_ipc::interface::{Connect, Connection, Granted, NewCap};
+use kernel_ipc::lease::Lend;
 use kernel_ipc::runtime::{self, Options as RuntimeOptions, Runtime, Signal, Waiting};
 use kernel_ipc::session::{Call, ClientSession, HostSession, Offer, SessionInfo};
 use kernel_ipc::wire::Shape;
-use kernel_ipc::{CallError, Cause, Epoch, Incarnation, Rights, SessionId};
+use kernel_ipc::{CallError, Cause, Epoch, Executed, Incarnation, Rights, SessionId};
 
 use crate::ipc::null::{Client, Dispatcher, Handler, NullError, TheThing};
 use crate::ipc::{pin, two_cores};
@@ -301,6 +302,10 @@ impl Handler for Worker {
 
     async fn count(&self, _: &Call, _: Granted<TheThing>) -> Result<u64, CallError<NullError>> {
         Ok(0)
+    }
+
+    async fn lend(&self, _: &Call, _: Granted<TheThing>, _: u32) -> Result<Lend, CallError<NullError>> {
+        Err(CallError::Failed { cause: Cause::Refused, executed: Executed::No })
     }
 
     fn closed(&self, _: &SessionInfo) {

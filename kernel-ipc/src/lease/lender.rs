@@ -115,8 +115,22 @@ enum State {
 struct Lent {
     holder: Incarnation,
     length: u64,
+    /// Region, and where in it the range begins.
+    place: (RegionId, u64),
     call: Option<Call>,
-    _keep: Rc<dyn Any>,
+    keep: Rc<dyn Any>,
+}
+
+/// Where a lease's bytes are, in the hands of the lender's own process: while this is there, nobody else gets the range.
+pub struct Located {
+    /// The region object.
+    pub region: RegionId,
+    /// Where in the region the range begins, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub length: u64,
+    /// What the range's owner waits for before it uses the range again.
+    pub keep: Rc<dyn Any>,
 }
 
 struct Record {
@@ -257,7 +271,8 @@ impl Lender {
 
         // L1: the ledger first, or a next incarnation would not know a lease that a mapper has pinned.
         let record = &mut self.ledger[index as usize];
-        record.state = State::Lent(Lent { holder, length: lend.length, call, _keep: lend.keep });
+        record.state =
+            State::Lent(Lent { holder, length: lend.length, place: (lend.region, lend.offset), call, keep: lend.keep });
         let fields =
             Fields { holder: holder.get(), region: lend.region.get(), offset: lend.offset, length: lend.length };
         if let Some(kept) = &mut self.kept {
@@ -267,6 +282,19 @@ impl Lender {
         protocol::publish(&self.table, index, record.generation, &fields);
         steps::reach("lease/lent");
         Ok(LeaseName { lender: self.id, index, generation: record.generation, length: lend.length })
+    }
+
+    /// What `holder` was lent by this name, for the lender's own process to read.
+    ///
+    /// # Errors
+    /// As [`release`](Self::release).
+    pub fn locate(&self, holder: Incarnation, index: u32, generation: u32) -> Result<Located, StaleLease> {
+        let lent = self.lent(index, generation)?;
+        if lent.holder != holder {
+            return Err(StaleLease::NotYours);
+        }
+        let (region, offset) = lent.place;
+        Ok(Located { region, offset, length: lent.length, keep: lent.keep.clone() })
     }
 
     /// Takes back what `holder` itself gives back: B1 to B5 for a lease of its own.

@@ -34,7 +34,7 @@ mod view;
 
 pub use holder::{Held, Holder};
 pub use kept::{Call, Inherited};
-pub use lender::{Ended, HolderLimits, Lend, LendError, Lender, Lost};
+pub use lender::{Ended, HolderLimits, Lend, LendError, Lender, Located, Lost};
 pub use mapper::{Liveness, Mapper, Pinned};
 pub use pins::{BadSegment, PinSegment};
 pub use pool::{Extent, Pool};

@@ -22,6 +22,7 @@ use crate::runtime::{self, Signal, Sleep};
 use crate::session::now;
 use crate::wire::{RawDescriptor, Shape, Violation};
 
+pub mod bulk;
 pub mod dial;
 pub mod frame;
 mod greeting;
@@ -215,6 +216,11 @@ impl SocketLink {
         }
         self.0.spoke.set(false);
         self.0.heard.replace(false)
+    }
+
+    /// The peer has broken a rule, if not on this connection then on the one for leased bytes.
+    fn break_with(&self, what: FrameError) {
+        self.0.broken(what);
     }
 
     /// The connection is as good as lost.

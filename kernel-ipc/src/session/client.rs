@@ -23,6 +23,7 @@ use super::host::extent_of;
 use super::{OpenError, Reply, Request};
 use crate::error::{Cause, Executed, Failure};
 use crate::id::{Epoch, SessionId};
+use crate::link::socket::bulk::land::Bay;
 use crate::link::{Body, Link, shm};
 use crate::logbook::UseLog;
 use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
@@ -33,6 +34,7 @@ use crate::wire::{Completion, Extent, Handle, LeaseName, Shape, Submission, Viol
 
 mod control;
 mod deadlines;
+mod landing;
 mod log;
 mod messages;
 mod replies;
@@ -172,6 +174,7 @@ impl ClientSession {
             near: OnceCell::new(),
             looked: Cell::new(0),
             stays_open: Cell::new(false),
+            bay: OnceCell::new(),
             on_end: Cell::new(None),
             log: OnceCell::new(),
             mailbox: Mailbox::default(),
@@ -225,6 +228,9 @@ impl ClientSession {
 
     /// Gives a lease back. Does not wait; releases travel in batches.
     pub fn release_lease(&self, lease: LeaseName) {
+        if self.0.inner.bay.get().is_some_and(|bay| bay.release(&lease)) {
+            return;
+        }
         self.0.inner.later(|pending| pending.leases.push(lease));
     }
 
@@ -321,6 +327,8 @@ struct Inner {
     looked: Cell<u32>,
     /// It is not closed when the last clone is dropped.
     stays_open: Cell<bool>,
+    /// Where leased bytes land that come over a socket.
+    bay: OnceCell<Rc<Bay>>,
     /// Called once, with nothing borrowed.
     on_end: Cell<Option<Box<dyn FnOnce()>>>,
     /// What others can see of its calls.
@@ -436,7 +444,9 @@ impl Inner {
             Ended::Deliver => {
                 let cell = &self.cells[usize::from(completion.slot)];
                 self.read(completion, &mut cell.answer.borrow_mut());
-                cell.wake();
+                if !self.lands(completion) {
+                    cell.wake();
+                }
             }
             Ended::Discard => {
                 let mut unwanted = Answered::Nothing;

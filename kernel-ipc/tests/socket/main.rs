@@ -1,5 +1,6 @@
 //! Sessions over sockets: greetings, a connection that is lost, and peers that break the rules.
 
+mod bulk;
 #[path = "../common/mod.rs"]
 mod common;
 mod relay;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use common::*;
 use kernel_ipc::described::Details;
 use kernel_ipc::interface::{Description, Operation, Retry};
+use kernel_ipc::link::socket::bulk::serve::Lending;
 use kernel_ipc::link::socket::dial::{self, DialError};
 use kernel_ipc::link::socket::frame::{self, Hello, Refusal, Welcome, kind};
 use kernel_ipc::link::socket::listen::{ListenError, Listener, Options};
@@ -39,6 +41,10 @@ struct Host {
 
 impl Host {
     fn start<S: Service>(service: &Rc<S>, options: Options) -> Host {
+        Host::start_lending(service, options, None)
+    }
+
+    fn start_lending<S: Service>(service: &Rc<S>, options: Options, lending: Option<Lending>) -> Host {
         let listener = Listener::bind("127.0.0.1:0".parse().expect("an address")).expect("loopback");
         let address = listener.address();
         let last = Cell::new(0);
@@ -46,7 +52,7 @@ impl Host {
             last.set(last.get() + 1);
             Some((root(), info(last.get())))
         };
-        Host { address, listening: runtime::spawn(listener.serve(service.clone(), options, admit)) }
+        Host { address, listening: runtime::spawn(listener.serve(service.clone(), lending, options, admit)) }
     }
 
     async fn connect(&self, options: Options) -> ClientSession {
@@ -119,7 +125,7 @@ fn a_host_refuses_with_a_reason() {
 
         let listener = Listener::bind("127.0.0.1:0".parse().expect("an address")).expect("loopback");
         let address = listener.address();
-        let serving = runtime::spawn(listener.serve(thing.clone(), Options::default(), |_| None));
+        let serving = runtime::spawn(listener.serve(thing.clone(), None, Options::default(), |_| None));
         let refused = dial::connect(address, TEST.name, SHAPE, Options::default()).await.expect_err("refused");
         assert!(matches!(refused, DialError::Refused(_, Refusal::Forbidden)), "{refused:?}");
         serving.cancel();
@@ -707,7 +713,7 @@ fn a_session_at_rest_stays_open() {
 }
 
 #[test]
-fn what_a_host_lends_is_refused_to_a_client_that_cannot_map_it() {
+fn a_host_without_lending_refuses_to_lend() {
     run(async {
         let thing: Rc<Thing> = Rc::default();
         let host = Host::start(&thing, Options::default());

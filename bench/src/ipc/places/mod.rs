@@ -27,8 +27,9 @@ use serde::{Deserialize, Serialize};
 
 use super::floor::{self, RawMode};
 use super::host::{self, Host, Task, TaskKind, thread_cpu};
+use super::lent::{self, Store};
 use super::null::{Client, Dispatcher, Nothing};
-use super::{Calls, Options, Place as Cores, many, pin, two_cores, unpin};
+use super::{Calls, LENT_FROM, Options, Place as Cores, many, pin, two_cores, unpin};
 use crate::report::{Machine, Row, histogram};
 
 /// Where the server is.
@@ -147,6 +148,8 @@ struct Point {
 
 /// The largest payload that every window holds.
 const LARGE: usize = 4096 - 96;
+/// Results that are lent.
+const LENT: [usize; 2] = [64 << 10, lent::BYTES];
 const WAITS: [Waiting; 3] = [Waiting::Spin, Waiting::Adaptive, Waiting::Block];
 
 /// What is measured of a placement.
@@ -155,7 +158,7 @@ fn points(place: Placement) -> Vec<Point> {
     if place == Placement::InProcess {
         // Nobody waits.
         let of = |size, depth| point(Waiting::Spin, Pin::None, size, depth);
-        return vec![of(0, 1), of(64, 1), of(LARGE, 1), of(0, 8), of(0, 64)];
+        return vec![of(0, 1), of(64, 1), of(LARGE, 1), of(LENT[0], 1), of(LENT[1], 1), of(0, 8), of(0, 64)];
     }
     if two_cores().is_none() {
         return WAITS.map(|wait| point(wait, Pin::None, 0, 1)).to_vec();
@@ -164,7 +167,7 @@ fn points(place: Placement) -> Vec<Point> {
     for pin in [Pin::Apart, Pin::Same] {
         points.extend(WAITS.map(|wait| point(wait, pin, 0, 1)));
     }
-    for size in [64, LARGE] {
+    for size in [64, LARGE, LENT[0], LENT[1]] {
         points.extend(WAITS.map(|wait| point(wait, Pin::Apart, size, 1)));
     }
     points.push(point(Waiting::Adaptive, Pin::None, 0, 1));
@@ -237,15 +240,20 @@ impl Point {
         Cores { name: self.pin.name(), client, host }
     }
 
-    /// Bytes of a frame on the wire, as good as: a payload of one length takes the same each way.
-    fn frame_bytes(&self) -> usize {
+    /// Bytes of a call and of its answer on the wire, as good as: a payload in a reply takes as much each way, a result that
+    /// is lent only comes.
+    fn frame_bytes(&self) -> (usize, usize) {
         let header = socket::frame::HEADER_BYTES + DESCRIPTOR_BYTES;
-        if self.size > INLINE_BYTES { header + self.size } else { header }
+        match self.size {
+            0..=INLINE_BYTES => (header, header),
+            LENT_FROM.. => (header, header + self.size),
+            size => (header + size, header + size),
+        }
     }
 }
 
-/// What a floor depends on: place, way of waiting, cores, bytes.
-type FloorKey = (Placement, Option<RawMode>, Pin, usize);
+/// What a floor depends on: place, way of waiting, cores, bytes there and back.
+type FloorKey = (Placement, Option<RawMode>, Pin, (usize, usize));
 
 /// Floors, each measured once.
 struct Floors<'a> {
@@ -257,7 +265,7 @@ struct Floors<'a> {
 impl Floors<'_> {
     fn of(&mut self, place: Placement, point: &Point) -> io::Result<u64> {
         if place == Placement::InProcess {
-            return self.once((place, None, Pin::None, 0), |floors| Ok(function_call(floors.duration).p50_ns));
+            return self.once((place, None, Pin::None, (0, 0)), |floors| Ok(function_call(floors.duration).p50_ns));
         }
         let busy = if point.pin == Pin::Apart { RawMode::Spin } else { RawMode::Yield };
         let modes: &[RawMode] = match point.wait {
@@ -267,7 +275,7 @@ impl Floors<'_> {
         };
         let mut least = u64::MAX;
         for mode in modes {
-            let bytes = if place == Placement::Socket { point.frame_bytes() } else { 0 };
+            let bytes = if place == Placement::Socket { point.frame_bytes() } else { (0, 0) };
             let floor = self.once((place, Some(*mode), point.pin, bytes), |floors| {
                 let cores = point.cores();
                 let row = match place {
@@ -316,12 +324,14 @@ fn function_call(duration: Duration) -> Row {
 fn near(point: &Point, duration: Duration) -> io::Result<Row> {
     let runtime = Runtime::new(RuntimeOptions { waiting: point.wait, ..RuntimeOptions::default() })?;
     runtime.block_on(async {
-        let service = Rc::new(Dispatcher(Nothing::default()));
+        let store = Store::new()?;
+        let (lender, holder) = (store.lender(), store.holder()?);
+        let service = Rc::new(Dispatcher(Nothing { store: Some(store), ..Nothing::default() }));
         let shape = Shape { slots: point.depth.clamp(16, 64), ..Shape::default() };
-        let (session, _host) = in_process(shape, host::root(), service, host::info(), None);
+        let (session, _host) = in_process(shape, host::root(), service, host::info(), Some(lender));
         let client = Rc::new(Client::from_connection(Connection::fixed(session)));
         let cpu = thread_cpu();
-        let (latencies, seconds) = many(&client, &point.calls(), duration).await?;
+        let (latencies, seconds) = many(&client, &point.calls(), Some(&holder), duration).await?;
         let mut row = Row::new("in process", &latencies, seconds, 0);
         // The calls of the warm-up are not in the histogram, and took a tenth more.
         row.cpu_ns = Some((thread_cpu() - cpu) as f64 / (1.1 * latencies.len().max(1) as f64));
@@ -341,11 +351,12 @@ fn over_socket(host: &Host, point: &Point, duration: Duration) -> io::Result<Row
     let runtime = Runtime::new(RuntimeOptions { waiting: point.wait, ..RuntimeOptions::default() })?;
     let measured = runtime.block_on(async {
         let shape = Shape { slots: point.depth.clamp(16, 64), ..Shape::default() };
-        let session = dial::connect(address, Client::INTERFACE, shape, dial::Options::default());
+        let (landing, holder) = lent::landing()?;
+        let session = dial::connect_landing(address, Client::INTERFACE, shape, dial::Options::default(), landing);
         let session = session.await.map_err(io::Error::other)?;
         let client = Rc::new(Client::from_connection(Connection::fixed(session)));
         let cpu = thread_cpu();
-        let (latencies, seconds) = many(&client, &point.calls(), duration).await?;
+        let (latencies, seconds) = many(&client, &point.calls(), Some(&holder), duration).await?;
         Ok::<_, io::Error>((latencies, seconds, thread_cpu() - cpu))
     });
     drop(runtime);

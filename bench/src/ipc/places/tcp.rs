@@ -1,4 +1,4 @@
-//! The floor of a session over a socket: as many bytes each way over one TCP connection, without anything around them.
+//! The floor of a session over a socket: as many bytes there and back over one TCP connection, without anything around them.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,17 +12,23 @@ use crate::ipc::host::{Account, Host, Task, TaskKind, thread_cpu};
 use crate::ipc::{Place, pin, sample, unpin};
 use crate::report::Row;
 
-/// Measures the floor for messages of so many bytes each way.
-pub fn measure(host: &Host, mode: RawMode, bytes: usize, place: &Place, duration: Duration) -> io::Result<Row> {
+/// Measures the floor for messages of so many bytes there and back.
+pub fn measure(
+    host: &Host,
+    mode: RawMode,
+    (bytes, reply): (usize, usize),
+    place: &Place,
+    duration: Duration,
+) -> io::Result<Row> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    host.begin(Task { core: place.host, kind: TaskKind::Tcp { mode, bytes } }, listener.as_fd())?;
+    host.begin(Task { core: place.host, kind: TaskKind::Tcp { mode, bytes, reply } }, listener.as_fd())?;
     let mut socket = prepared(TcpStream::connect(listener.local_addr()?)?, mode)?;
     let before = pin(place.client);
-    let mut message = vec![7; bytes];
+    let (message, mut answer) = (vec![7; bytes], vec![0; reply]);
     let mut failed = None;
     let name = format!("raw TCP ping-pong, {bytes} bytes, {}, {}", mode.name(), place.name);
     let row = sample(&name, duration, || {
-        let exchanged = send(&mut socket, &message).and_then(|()| receive(&mut socket, &mut message, mode));
+        let exchanged = send(&mut socket, &message).and_then(|()| receive(&mut socket, &mut answer, mode));
         if !matches!(exchanged, Ok(true)) {
             failed.get_or_insert(exchanged.err());
         }
@@ -36,15 +42,20 @@ pub fn measure(host: &Host, mode: RawMode, bytes: usize, place: &Place, duration
     }
 }
 
-/// The other end: sends back what comes, until the connection ends.
-pub fn answer(mode: RawMode, bytes: usize, listener: OwnedFd, socket: BorrowedFd<'_>) -> io::Result<Account> {
+/// The other end: answers what comes, until the connection ends.
+pub fn answer(
+    mode: RawMode,
+    (bytes, reply): (usize, usize),
+    listener: OwnedFd,
+    socket: BorrowedFd<'_>,
+) -> io::Result<Account> {
     let listener = TcpListener::from(listener);
     descriptors::send(socket, b"s", &[listener.as_fd()], true)?;
     let mut connection = prepared(listener.accept()?.0, mode)?;
     let began = thread_cpu();
-    let (mut message, mut calls) = (vec![0; bytes], 0);
+    let (mut message, answer, mut calls) = (vec![0; bytes], vec![7; reply], 0);
     while receive(&mut connection, &mut message, mode)? {
-        send(&mut connection, &message)?;
+        send(&mut connection, &answer)?;
         calls += 1;
     }
     Ok(Account { cpu_ns: thread_cpu() - began, calls, system_calls: 2 * calls })

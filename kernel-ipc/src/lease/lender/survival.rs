@@ -113,7 +113,8 @@ impl Lender {
                     let account = this.accounts.entry(holder).or_default();
                     account.leases += 1;
                     account.bytes += lease.fields.length;
-                    let lent = Lent { holder, length: lease.fields.length, call: lease.call, _keep: Rc::new(()) };
+                    let place = (crate::id::RegionId(lease.fields.region), lease.fields.offset);
+                    let lent = Lent { holder, length: lease.fields.length, place, call: lease.call, keep: Rc::new(()) };
                     if lease.dying {
                         protocol::kill(&this.table, index, generation);
                         this.dying.push_back(index);
@@ -138,7 +139,7 @@ impl Lender {
     pub fn keep(&mut self, index: u32, keep: Rc<dyn Any>) {
         if let Some(Record { state: State::Lent(lent) | State::Dying(lent), .. }) = self.ledger.get_mut(index as usize)
         {
-            lent._keep = keep;
+            lent.keep = keep;
         }
     }
 

@@ -10,7 +10,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::frame::{FrameError, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
+use super::bulk::land::{Bay, Landing};
+use super::frame::{Bulk, FrameError, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
 use super::greeting::{self, Unanswered};
 use super::stream::Stream;
 use super::{SocketLink, Standing};
@@ -90,6 +91,30 @@ pub async fn connect(
     shape: Shape,
     options: Options,
 ) -> Result<ClientSession, DialError> {
+    open(address, interface, shape, options, None).await
+}
+
+/// The same with a place for leased bytes: replies come when what they lend has landed.
+///
+/// # Errors
+/// See [`DialError`].
+pub async fn connect_landing(
+    address: SocketAddr,
+    interface: &str,
+    shape: Shape,
+    options: Options,
+    landing: Landing,
+) -> Result<ClientSession, DialError> {
+    open(address, interface, shape, options, Some(landing)).await
+}
+
+async fn open(
+    address: SocketAddr,
+    interface: &str,
+    shape: Shape,
+    options: Options,
+    landing: Option<Landing>,
+) -> Result<ClientSession, DialError> {
     if !is_loopback(address) {
         return Err(DialError::InTheClear(address));
     }
@@ -100,14 +125,21 @@ pub async fn connect(
     let link = SocketLink::new(shape);
     link.attach(stream);
     let session = ClientSession::over_socket(link.clone(), welcome.root, welcome.session, welcome.epoch);
-    let keeper = Keeper {
-        address,
-        options,
-        link,
-        session: session.downgrade(),
-        hello: Hello { session: welcome.session, ..hello },
-    };
-    runtime::spawn(keeper.keep());
+    let bay = landing.map(Bay::new);
+    if let Some(bay) = &bay {
+        session.land_in(bay.clone());
+        let hello = Bulk { session: welcome.session, number: 0, secret };
+        let of = link.clone();
+        runtime::spawn(bay.clone().fetch(address, hello, options, move |what| of.break_with(what)));
+    }
+    let hello = Hello { session: welcome.session, ..hello };
+    let keeper = Keeper { address, options, link, session: session.downgrade(), hello };
+    runtime::spawn(async move {
+        keeper.keep().await;
+        if let Some(bay) = bay {
+            bay.end();
+        }
+    });
     Ok(session)
 }
 

@@ -13,6 +13,12 @@
 //! MESSAGE    either: a descriptor of 64 bytes with lap 0, then as much of its slot's window as its extent says
 //! HEARTBEAT  either, when it has said nothing for a while: no body
 //! BYE        either, last on a session, 8 bytes: messages of the other end that were taken from this connection u64
+//! BULK       client, first on a connection for leased bytes, 64 bytes
+//!            magic u64 | version u32 | zero u32 | session u64 | number of the connection u64 | secret 32 bytes
+//! READY      host, in answer to it: no body
+//! PULL       client, 32 bytes: lender u64 | index u32 | generation u32 | offset u64 | length u32 | tag u32
+//! PIECE      host, in the order of the PULLs: tag u32 | 0 u32 and the bytes that were asked for, or tag u32 | 1 u32: the
+//!            lease is no more
 //! ```
 //!
 //! - A descriptor is the one of [`wire`](crate::wire), but for its deadline: what is left of it, in nanoseconds. Two
@@ -20,7 +26,7 @@
 //! - Every length, index, version and zero is checked before anything else is done with a frame. A frame that no correct
 //!   peer sends is a [`FrameError`] and ends the session.
 
-use crate::id::{Epoch, SessionId};
+use crate::id::{Epoch, LenderId, SessionId};
 use crate::wire::{CONTROL_SLOTS, DESCRIPTOR_BYTES, Extent, Handle, RawDescriptor, Shape, VERSION, Violation};
 
 /// First word of a [`Hello`] and a [`Welcome`].
@@ -37,6 +43,14 @@ pub const REFUSED_BYTES: usize = 8;
 pub const SECRET_BYTES: usize = 32;
 /// Bytes of a farewell's body.
 pub const BYE_BYTES: usize = 8;
+/// Bytes of a [`Bulk`]'s body.
+pub const BULK_BYTES: usize = 64;
+/// Bytes of a [`Pull`]'s body.
+pub const PULL_BYTES: usize = 32;
+/// Bytes of a piece before the leased ones.
+pub const PIECE_BYTES: usize = 8;
+/// Most leased bytes in one piece.
+pub const CHUNK: usize = 256 * 1024;
 /// Room for an interface's name.
 pub const INTERFACE_BYTES: usize = 64;
 
@@ -54,6 +68,14 @@ pub mod kind {
     pub const HEARTBEAT: u16 = 5;
     /// See the module's drawing.
     pub const BYE: u16 = 6;
+    /// See the module's drawing.
+    pub const BULK: u16 = 7;
+    /// See the module's drawing.
+    pub const READY: u16 = 8;
+    /// See the module's drawing.
+    pub const PULL: u16 = 9;
+    /// See the module's drawing.
+    pub const PIECE: u16 = 10;
 }
 
 /// What is wrong with a frame.
@@ -144,6 +166,10 @@ impl Header {
             kind::MESSAGE => (DESCRIPTOR_BYTES, DESCRIPTOR_BYTES + window_bytes as usize),
             kind::HEARTBEAT => (0, 0),
             kind::BYE => (BYE_BYTES, BYE_BYTES),
+            kind::BULK => (BULK_BYTES, BULK_BYTES),
+            kind::READY => (0, 0),
+            kind::PULL => (PULL_BYTES, PULL_BYTES),
+            kind::PIECE => (PIECE_BYTES, PIECE_BYTES + CHUNK),
             _ => return Err(FrameError::Kind(kind)),
         };
         match usize::try_from(length) {
@@ -393,6 +419,96 @@ impl Welcome {
             return Err(FrameError::NotAnAnswer);
         }
         Ok(Welcome { shape, session, epoch, root, number })
+    }
+}
+
+/// Which session a connection for leased bytes belongs to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Bulk {
+    /// The session.
+    pub session: SessionId,
+    /// Rises with each such connection of a session.
+    pub number: u64,
+    /// The session's.
+    pub secret: [u8; SECRET_BYTES],
+}
+
+impl Bulk {
+    /// The frame's body.
+    pub fn to_bytes(&self) -> [u8; BULK_BYTES] {
+        Writer::new()
+            .put(MAGIC.to_le_bytes())
+            .put(VERSION.to_le_bytes())
+            .put([0; 4])
+            .put(self.session.get().to_le_bytes())
+            .put(self.number.to_le_bytes())
+            .put(self.secret)
+            .done()
+    }
+
+    /// The greeting in these bytes.
+    ///
+    /// # Errors
+    /// The first field that is impossible.
+    pub fn check(bytes: &[u8; BULK_BYTES]) -> Result<Bulk, BadHello> {
+        let mut from = Reader(bytes);
+        if from.u64() != MAGIC {
+            return Err(BadHello::Frame(FrameError::Magic));
+        }
+        let version = from.u32();
+        if version != VERSION {
+            return Err(BadHello::Version(version));
+        }
+        if from.u32() != 0 {
+            return Err(BadHello::Frame(FrameError::NotZero));
+        }
+        Ok(Bulk { session: SessionId(from.u64()), number: from.u64(), secret: from.take() })
+    }
+}
+
+/// Asks for some bytes of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pull {
+    /// Whose table.
+    pub lender: LenderId,
+    /// Entry of it.
+    pub index: u32,
+    /// Which use of that entry.
+    pub generation: u32,
+    /// Where in the lease the bytes begin.
+    pub offset: u64,
+    /// How many: 1 to [`CHUNK`].
+    pub length: u32,
+    /// Returned with them.
+    pub tag: u32,
+}
+
+impl Pull {
+    /// The frame's body.
+    pub fn to_bytes(&self) -> [u8; PULL_BYTES] {
+        Writer::new()
+            .put(self.lender.get().to_le_bytes())
+            .put(self.index.to_le_bytes())
+            .put(self.generation.to_le_bytes())
+            .put(self.offset.to_le_bytes())
+            .put(self.length.to_le_bytes())
+            .put(self.tag.to_le_bytes())
+            .done()
+    }
+
+    /// The question in these bytes.
+    ///
+    /// # Errors
+    /// [`FrameError::Extent`]: nothing, or too much, is asked for.
+    pub fn check(bytes: &[u8; PULL_BYTES]) -> Result<Pull, FrameError> {
+        let mut from = Reader(bytes);
+        let lender = LenderId(from.u64());
+        let (index, generation, offset) = (from.u32(), from.u32(), from.u64());
+        let (length, tag) = (from.u32(), from.u32());
+        match (1..=CHUNK).contains(&(length as usize)) {
+            true => Ok(Pull { lender, index, generation, offset, length, tag }),
+            false => Err(FrameError::Extent),
+        }
     }
 }
 

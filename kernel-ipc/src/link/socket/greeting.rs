@@ -3,7 +3,9 @@
 
 use std::io;
 
-use super::frame::{self, BadHello, FrameError, HEADER_BYTES, HELLO_BYTES, Header, Hello, Refusal, Welcome, kind};
+use super::frame::{
+    self, BULK_BYTES, BadHello, Bulk, FrameError, HEADER_BYTES, HELLO_BYTES, Header, Hello, Refusal, Welcome, kind,
+};
 use super::stream::Stream;
 use crate::runtime;
 use crate::wire::MIN_WINDOW_BYTES;
@@ -42,13 +44,38 @@ pub async fn greet(stream: &Stream, hello: &Hello) -> Result<Welcome, Unanswered
     }
 }
 
-/// Hears a client's hello.
-pub async fn hear(stream: &Stream) -> Result<Result<Hello, BadHello>, Unanswered> {
+/// The same on a connection for leased bytes.
+pub async fn greet_bulk(stream: &Stream, hello: &Bulk) -> Result<(), Unanswered> {
+    send(stream, kind::BULK, &hello.to_bytes()).await?;
     let header = receive_header(stream).await?;
     match header.kind {
-        kind::HELLO => Ok(Hello::check(&receive::<HELLO_BYTES>(stream).await?)),
+        kind::READY => Ok(()),
+        kind::REFUSED => Err(Unanswered::Refused(Refusal::check(receive(stream).await?)?)),
         kind => Err(FrameError::Kind(kind).into()),
     }
+}
+
+/// What a client wants with its connection.
+pub enum Wanted {
+    /// Calls.
+    Session(Hello),
+    /// Leased bytes.
+    Bulk(Bulk),
+}
+
+/// Hears a client's hello.
+pub async fn hear(stream: &Stream) -> Result<Result<Wanted, BadHello>, Unanswered> {
+    let header = receive_header(stream).await?;
+    match header.kind {
+        kind::HELLO => Ok(Hello::check(&receive::<HELLO_BYTES>(stream).await?).map(Wanted::Session)),
+        kind::BULK => Ok(Bulk::check(&receive::<BULK_BYTES>(stream).await?).map(Wanted::Bulk)),
+        kind => Err(FrameError::Kind(kind).into()),
+    }
+}
+
+/// Takes a connection for leased bytes.
+pub async fn ready(stream: &Stream) -> io::Result<()> {
+    send(stream, kind::READY, &[]).await
 }
 
 /// Takes the client.
@@ -70,13 +97,13 @@ async fn send(stream: &Stream, kind: u16, body: &[u8]) -> io::Result<()> {
     }
 }
 
-async fn receive_header(stream: &Stream) -> Result<Header, Unanswered> {
+pub async fn receive_header(stream: &Stream) -> Result<Header, Unanswered> {
     // No window is agreed yet, so the smallest; a message has no place here anyway.
     Ok(Header::check(receive::<HEADER_BYTES>(stream).await?, MIN_WINDOW_BYTES)?)
 }
 
 /// Exactly so many bytes: what comes after them is for the link.
-async fn receive<const N: usize>(stream: &Stream) -> io::Result<[u8; N]> {
+pub async fn receive<const N: usize>(stream: &Stream) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     let mut filled = 0;
     while filled < N {

@@ -16,14 +16,15 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::bulk::serve::{Lending, serve};
 pub use super::dial::Options;
 use super::dial::{is_loopback, watch};
-use super::frame::{BadHello, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
-use super::greeting::{self, Unanswered};
+use super::frame::{BadHello, Bulk, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
+use super::greeting::{self, Unanswered, Wanted};
 use super::stream::{Stream, local_address};
 use super::{SocketLink, Standing};
 use crate::id::SessionId;
-use crate::runtime::{self, io::File};
+use crate::runtime::{self, JoinHandle, io::File};
 use crate::session::{Grant, HostSession, Served, Service, SessionInfo};
 use crate::wire::VERSION;
 
@@ -102,15 +103,18 @@ impl Listener {
     }
 
     /// Serves sessions on this thread's runtime, until this future is dropped: then all of them end. `admit` says what a
-    /// client at this address is given; `None`: nothing. It deals out session numbers, each once.
+    /// client at this address is given; `None`: nothing. It deals out session numbers, each once. Without `lending` a handler
+    /// that lends gets [`Refused`](crate::Cause::Refused).
     pub async fn serve<S: Service>(
         self,
         served: impl Into<Served<S>>,
+        lending: Option<Lending>,
         options: Options,
         admit: impl FnMut(SocketAddr) -> Option<(Grant, SessionInfo)> + 'static,
     ) {
         let desk = Rc::new(Desk {
             served: served.into(),
+            lending,
             options,
             admit: RefCell::new(Box::new(admit)),
             sessions: RefCell::default(),
@@ -136,6 +140,7 @@ type Admit = Box<dyn FnMut(SocketAddr) -> Option<(Grant, SessionInfo)>>;
 /// Where clients come to.
 struct Desk<S: Service> {
     served: Served<S>,
+    lending: Option<Lending>,
     options: Options,
     admit: RefCell<Admit>,
     sessions: RefCell<HashMap<SessionId, Rc<Entry>>>,
@@ -147,8 +152,11 @@ struct Entry {
     session: HostSession,
     link: SocketLink,
     secret: [u8; SECRET_BYTES],
-    /// Of the latest connection.
+    /// Of the latest connection, and of the latest one for leased bytes.
     number: Cell<u64>,
+    bulk_number: Cell<u64>,
+    /// Serves leased bytes.
+    bulk: RefCell<Option<JoinHandle<()>>>,
 }
 
 /// Ends all sessions when nobody listens any more.
@@ -184,9 +192,13 @@ impl<S: Service> Desk<S> {
         let stream = Stream::new(socket.into(), self.options.dead_after).map_err(|error| error.to_string())?;
         let peer = stream.peer();
         let taken = match greeting::hear(&stream).await {
-            Ok(Ok(hello)) => match hello.session {
+            Ok(Ok(Wanted::Session(hello))) => match hello.session {
                 SessionId(0) => self.open(&hello, peer),
                 _ => self.find(&hello),
+            },
+            Ok(Ok(Wanted::Bulk(bulk))) => match self.find_for_bulk(&bulk) {
+                Ok((entry, lending)) => return self.connect_bulk(&entry, lending, stream, bulk.number).await,
+                Err(refusal) => Err(refusal),
             },
             Ok(Err(BadHello::Version(_))) => Err(Refusal::Version(VERSION)),
             Ok(Err(BadHello::Shape)) => Err(Refusal::Shape),
@@ -216,15 +228,25 @@ impl<S: Service> Desk<S> {
         let (root, info) = (self.admit.borrow_mut())(peer).ok_or(Refusal::Forbidden)?;
         let id = info.id;
         let link = SocketLink::new(hello.shape);
-        // Without a lender: what a reply would lend, this client has no way to read yet.
-        let session = HostSession::over(link.clone(), root, self.served.clone(), info, None);
-        let entry = Rc::new(Entry { session, link, secret: hello.secret, number: Cell::new(hello.number) });
+        let lender = self.lending.as_ref().map(|lending| lending.lender().clone());
+        let session = HostSession::over(link.clone(), root, self.served.clone(), info, lender);
+        let entry = Rc::new(Entry {
+            session,
+            link,
+            secret: hello.secret,
+            number: Cell::new(hello.number),
+            bulk_number: Cell::new(0),
+            bulk: RefCell::default(),
+        });
         self.sessions.borrow_mut().insert(id, entry.clone());
         let (desk, keeper) = (Rc::downgrade(self), Rc::downgrade(&entry));
         let options = self.options;
         runtime::spawn(async move {
             if let Some(entry) = keeper.upgrade() {
                 entry.keep(&options).await;
+                if let Some(bulk) = entry.bulk.take() {
+                    bulk.cancel();
+                }
             }
             if let Some(desk) = desk.upgrade() {
                 let gone = desk.sessions.borrow_mut().remove(&id);
@@ -249,6 +271,40 @@ impl<S: Service> Desk<S> {
         entry.link.detach();
         let welcome = entry.welcome(hello);
         Ok((entry, welcome, hello.outstanding))
+    }
+
+    /// Whose leased bytes a connection is for.
+    fn find_for_bulk(&self, bulk: &Bulk) -> Result<(Rc<Entry>, Lending), Refusal> {
+        let entry = self.sessions.borrow().get(&bulk.session).cloned().ok_or(Refusal::NoSuchSession)?;
+        if !same(&entry.secret, &bulk.secret) || !entry.session.is_open() {
+            return Err(Refusal::NoSuchSession);
+        }
+        if bulk.number <= entry.bulk_number.get() {
+            return Err(Refusal::StaleConnection);
+        }
+        entry.bulk_number.set(bulk.number);
+        Ok((entry, self.lending.clone().ok_or(Refusal::Forbidden)?))
+    }
+
+    async fn connect_bulk(&self, entry: &Entry, lending: Lending, stream: Stream, number: u64) -> Result<(), String> {
+        let peer = stream.peer();
+        greeting::ready(&stream).await.map_err(|error| format!("{peer} left while it was welcomed: {error}"))?;
+        if entry.bulk_number.get() != number || !entry.session.is_open() {
+            stream.abort();
+            return Ok(());
+        }
+        let (client, link) = (entry.session.info().client, entry.link.clone());
+        let serving = runtime::spawn(async move {
+            match serve(&stream, &lending, client).await {
+                Err(Unanswered::Frame(what)) => link.break_with(what),
+                Err(Unanswered::Io(_) | Unanswered::Refused(_)) | Ok(()) => {}
+            }
+            stream.abort();
+        });
+        if let Some(before) = entry.bulk.replace(Some(serving)) {
+            before.cancel();
+        }
+        Ok(())
     }
 
     async fn connect(&self, entry: &Entry, stream: Stream, welcome: &Welcome, outstanding: u16) -> Result<(), String> {

@@ -55,9 +55,11 @@ impl Inner {
         if let Answered::Reply(reply) = answered
             && !(reply.capabilities.is_empty() && reply.leases.is_empty())
         {
+            let bay = self.bay.get();
+            let theirs = reply.leases.iter().filter(|lease| !bay.is_some_and(|bay| bay.release(lease)));
             self.later(|pending| {
                 pending.handles.extend(&reply.capabilities);
-                pending.leases.extend(&reply.leases);
+                pending.leases.extend(theirs);
             });
         }
     }

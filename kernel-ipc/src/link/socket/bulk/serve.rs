@@ -1,0 +1,84 @@
+//! The host's side: answers what a client asks of the leases that it holds.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+
+use super::super::frame::{self, FrameError, PIECE_BYTES, Pull, kind};
+use super::super::greeting::{Unanswered, receive, receive_header};
+use super::super::stream::Stream;
+use crate::id::{Incarnation, RegionId};
+use crate::lease::{Lender, ReaderSlice, RegionReader};
+use crate::runtime;
+
+/// What a host can lend to clients beyond a socket. Clones are the same.
+#[derive(Clone)]
+pub struct Lending(Rc<Inner>);
+
+struct Inner {
+    lender: Rc<RefCell<Lender>>,
+    regions: HashMap<RegionId, RegionReader>,
+}
+
+impl Lending {
+    /// Leases of `lender`, in these regions. What it lends of another region, a client beyond a socket finds gone.
+    pub fn new(lender: Rc<RefCell<Lender>>, regions: impl IntoIterator<Item = RegionReader>) -> Lending {
+        let regions = regions.into_iter().map(|region| (region.id(), region)).collect();
+        Lending(Rc::new(Inner { lender, regions }))
+    }
+
+    pub(in crate::link::socket) fn lender(&self) -> &Rc<RefCell<Lender>> {
+        &self.0.lender
+    }
+
+    /// The bytes that a client asks for, if it holds them.
+    fn find(&self, client: Incarnation, pull: &Pull) -> Option<(ReaderSlice, Rc<dyn Any>)> {
+        let lender = self.0.lender.borrow();
+        let kept = (lender.id() == pull.lender).then(|| lender.locate(client, pull.index, pull.generation).ok())??;
+        let end = pull.offset.checked_add(pull.length.into()).filter(|end| *end <= kept.length)?;
+        let begin = usize::try_from(kept.offset.checked_add(end)? - u64::from(pull.length)).ok()?;
+        let bytes = self.0.regions.get(&kept.region)?.slice(begin, pull.length as usize).ok()?;
+        Some((bytes, kept.keep))
+    }
+}
+
+/// Answers until the connection ends.
+///
+/// # Errors
+/// Why it ended.
+pub(in crate::link::socket) async fn serve(
+    stream: &Stream,
+    lending: &Lending,
+    client: Incarnation,
+) -> Result<(), Unanswered> {
+    loop {
+        let header = receive_header(stream).await?;
+        if header.kind != kind::PULL {
+            return Err(FrameError::Kind(header.kind).into());
+        }
+        let pull = Pull::check(&receive(stream).await?)?;
+        match lending.find(client, &pull) {
+            Some(bytes) => {
+                send(stream, head(&pull, true), libc::MSG_MORE).await?;
+                send(stream, bytes, 0).await?;
+            }
+            None => send(stream, head(&pull, false), 0).await?,
+        }
+    }
+}
+
+fn head(pull: &Pull, is_there: bool) -> Vec<u8> {
+    let length = PIECE_BYTES + if is_there { pull.length as usize } else { 0 };
+    let outcome = u32::from(!is_there);
+    [&frame::header(kind::PIECE, length)[..], &pull.tag.to_le_bytes(), &outcome.to_le_bytes()].concat()
+}
+
+async fn send(stream: &Stream, memory: impl runtime::IoMemory, flags: i32) -> io::Result<()> {
+    let length = memory.io_len();
+    match runtime::io::send(stream.file(), memory, flags | libc::MSG_WAITALL).await.0? {
+        sent if sent == length => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
+    }
+}
