@@ -280,7 +280,8 @@ fn strangers_and_liars_are_shown_out_and_nobody_else_notices() {
             bytes
         };
         for (what, bytes) in [
-            ("an unknown kind", framed(9, b"")),
+            ("an unknown kind", framed(11, b"")),
+            ("a pull where calls come", framed(kind::PULL, &[1; 32])),
             ("a second hello", framed(kind::HELLO, &hello(0, 1).to_bytes())),
             ("a message that is too short", framed(kind::MESSAGE, &[0; 63])),
             ("a message longer than any", frame::header(kind::MESSAGE, 64 + 4097).to_vec()),

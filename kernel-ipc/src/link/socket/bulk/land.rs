@@ -5,9 +5,12 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
+
+use nix::sys::socket::{Shutdown, shutdown};
 
 use super::super::dial::Options;
 use super::super::frame::{self, Bulk, CHUNK, FrameError, PIECE_BYTES, Pull, kind};
@@ -16,7 +19,7 @@ use super::super::stream::Stream;
 use crate::error::Cause;
 use crate::id::Incarnation;
 use crate::lease::{Extent, Lender, Pool};
-use crate::runtime::{self, Signal};
+use crate::runtime::{self, Signal, io::File};
 use crate::wire::LeaseName;
 
 /// Chunks that are asked for at a time: what the connection has under way while one is taken.
@@ -44,6 +47,8 @@ pub(crate) struct Bay {
     /// There is a job, or it is over.
     changed: Signal,
     over: Cell<bool>,
+    /// The present connection: who waits for it is woken by its end.
+    connection: RefCell<Option<File>>,
 }
 
 /// Some bytes that are to come.
@@ -74,13 +79,17 @@ impl Arrival {
 impl Bay {
     pub(in crate::link::socket) fn new(landing: Landing) -> Rc<Bay> {
         let (jobs, changed, over) = (RefCell::default(), Signal::default(), Cell::new(false));
-        Rc::new(Bay { landing, jobs, changed, over })
+        Rc::new(Bay { landing, jobs, changed, over, connection: RefCell::default() })
     }
 
     /// The session is over: nothing more comes.
     pub(in crate::link::socket) fn end(&self) {
         self.over.set(true);
         self.jobs.take().iter().for_each(|job| job.arrival.has_lost());
+        if let Some(connection) = self.connection.take() {
+            // What is under way is given up by who fetches it, when it hears of this.
+            let _ = shutdown(connection.as_fd().as_raw_fd(), Shutdown::Both);
+        }
         self.changed.raise();
     }
 
@@ -181,19 +190,24 @@ impl Bay {
                 self.changed.wait().await;
             }
             if self.over.get() {
-                return;
+                return self.end();
             }
             hello.number += 1;
             let mut under_way = VecDeque::new();
             let ended = match connect(address, &hello, &options).await {
                 Ok(stream) => {
+                    self.connection.replace(Some(stream.file().clone()));
                     let ended = self.fetch_over(&stream, &mut under_way, &options, &mut pause).await;
+                    self.connection.take();
                     stream.abort();
                     ended
                 }
                 Err(error) => error,
             };
             self.again(under_way);
+            if self.over.get() {
+                return self.end();
+            }
             match ended {
                 Unanswered::Frame(what) => {
                     told(what);

@@ -120,6 +120,10 @@ fn each_kind_has_its_lengths() {
         (kind::MESSAGE, 64, 64 + 4096),
         (kind::HEARTBEAT, 0, 0),
         (kind::BYE, 8, 8),
+        (kind::BULK, 64, 64),
+        (kind::READY, 0, 0),
+        (kind::PULL, 32, 32),
+        (kind::PIECE, 8, 8 + CHUNK),
     ] {
         for length in [least, most] {
             assert_eq!(check(kind, length), Ok(Header { kind, length }));
@@ -130,7 +134,7 @@ fn each_kind_has_its_lengths() {
         assert!(check(kind, u32::MAX as usize).is_err());
     }
     assert_eq!(check(0, 0), Err(FrameError::Kind(0)));
-    assert_eq!(check(7, 0), Err(FrameError::Kind(7)));
+    assert_eq!(check(11, 0), Err(FrameError::Kind(11)));
     let mut odd = header(kind::HEARTBEAT, 0);
     odd[7] = 1;
     assert_eq!(Header::check(odd, SHAPE.window_bytes), Err(FrameError::NotZero));
@@ -163,6 +167,34 @@ fn a_message_must_be_as_long_as_its_descriptor_says() {
         broken(&|bytes| bytes[4] = kind::HELLO as u8),
         Err(FrameError::Length { kind: kind::HELLO, length: 164 })
     );
+}
+
+#[test]
+fn what_is_asked_of_leases_comes_back_as_it_was_written() {
+    let bulk = Bulk { session: SessionId(7), number: 3, secret: [9; SECRET_BYTES] };
+    assert_eq!(Bulk::check(&bulk.to_bytes()).map(|checked| checked == bulk), Ok(true));
+    let broken = |at: usize, byte: u8| {
+        let mut bytes = bulk.to_bytes();
+        bytes[at] = byte;
+        Bulk::check(&bytes).err()
+    };
+    assert_eq!(broken(0, 0), Some(BadHello::Frame(FrameError::Magic)));
+    assert_eq!(broken(8, 9), Some(BadHello::Version(9)));
+    assert_eq!(broken(13, 1), Some(BadHello::Frame(FrameError::NotZero)));
+
+    let pull = Pull { lender: LenderId(1), index: 2, generation: 3, offset: 4, length: 5, tag: 6 };
+    assert_eq!(Pull::check(&pull.to_bytes()), Ok(pull));
+    for (length, fits) in [(0, false), (1, true), (CHUNK as u32, true), (CHUNK as u32 + 1, false), (u32::MAX, false)] {
+        assert_eq!(Pull::check(&Pull { length, ..pull }.to_bytes()).is_ok(), fits, "{length}");
+    }
+}
+
+#[test]
+fn what_belongs_to_other_connections_is_refused_in_an_open_session() {
+    for (kind, length) in [(kind::BULK, BULK_BYTES), (kind::READY, 0), (kind::PULL, PULL_BYTES), (kind::PIECE, 8)] {
+        let bytes = [&header(kind, length)[..], &vec![0; length]].concat();
+        assert_eq!(received(&bytes, 1000), Err(FrameError::Kind(kind)));
+    }
 }
 
 #[test]
