@@ -276,7 +276,8 @@ async fn caller(
     let mut payload = vec![7u8; bytes];
     let mut latencies = histogram();
     let mut last = Instant::now();
-    while last < end {
+    // At least one, however busy the machine is.
+    while last < end || latencies.is_empty() {
         match bytes {
             0 if calls.cached => drop(client.count(root).await?),
             0 => client.null(root).await?,
@@ -306,7 +307,7 @@ fn sample(name: &str, duration: Duration, mut once: impl FnMut()) -> Row {
     let mut latencies = histogram();
     let begin = Instant::now();
     let mut last = begin;
-    while last < begin + duration {
+    while last < begin + duration || latencies.is_empty() {
         once();
         let now = Instant::now();
         record(&mut latencies, now - last, clock);
