@@ -58,6 +58,10 @@ pub enum Verb {
     Stuck(Stuck),
     /// Show what was asked of each component, by client and operation, and how long it took
     Stat(Stat),
+    /// Show who holds which capabilities on whom, and what they were derived from
+    Capabilities(Capabilities),
+    /// Show the way of calls through the components, with the time that each part of it took
+    Trace(Trace),
     /// Stop a component and start it again, also one that was given up
     Restart {
         /// Its name
@@ -180,6 +184,69 @@ pub struct Stuck {
     /// Show also who is meant to wait: calls without a deadline
     #[arg(long)]
     pub standing: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Read from the ledgers of sessions: nothing is asked of a host, which may hang or be dead. Below each capability stand those that \
+were derived from it, on whatever session. OBJECT is in the host's own terms; HANDLE is the index and generation by which \
+the holder names it; LIMIT is how many may be derived from it.")]
+pub struct Capabilities {
+    /// Only what it holds, and what is held on it
+    pub component: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+A trace begins with a request that comes over the network, with a call of a guest (such as this command line), and with what \
+a component calls of itself; below each call stand those that were made for it. TOOK is from submitting a call to seeing its \
+answer; of that THERE passed until its host read it, WAIT until its handler began, HANDLER until that ended, and BACK until \
+the answer was seen.
+
+With --json, or in FILE, all of it is in the format of Chrome's tracing: open it at https://ui.perfetto.dev.
+
+  atoll trace -- curl -s http://127.0.0.1:8080/ -o /dev/null
+  atoll trace --for 2s --every 100 fs")]
+pub struct Trace {
+    /// Only traces in which this component has a part
+    pub component: Option<String>,
+    /// How long, for example 2s or 500ms [default: until Ctrl-C]
+    #[arg(long = "for", value_name = "TIME", value_parser = time)]
+    pub duration: Option<Duration>,
+    /// Trace one in so many
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub every: u32,
+    /// Write all of it into this file
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// Show at most so many traces, those that took longest
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub limit: usize,
+    /// Show also traces of calls that are meant to wait
+    #[arg(long)]
+    pub standing: bool,
+    /// Trace while this command runs
+    #[arg(last = true, value_name = "COMMAND", conflicts_with = "duration")]
+    pub command: Vec<OsString>,
+}
+
+/// A time with its unit, from 1 ms to a day.
+fn time(text: &str) -> Result<Duration, String> {
+    let wrong = || "give a number and its unit: 500ms, 2s or 1m".to_owned();
+    let unit = text.find(|letter: char| !letter.is_ascii_digit()).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(unit);
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        _ => return Err(wrong()),
+    };
+    let ms = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_ms)).ok_or_else(wrong)?;
+    if (1..=86_400_000).contains(&ms) {
+        Ok(Duration::from_millis(ms))
+    } else {
+        Err("give a time from 1ms to 1440m".into())
+    }
 }
 
 /// A number of times a second.

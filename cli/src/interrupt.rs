@@ -1,4 +1,5 @@
-//! Ctrl-C during a copy: it ends after the pieces that are under way, and leaves no half of a file behind.
+//! Ctrl-C during a copy: it ends after the pieces that are under way, and leaves no half of a file behind. During a trace:
+//! what was seen is shown.
 //!
 //! * The first SIGINT or SIGTERM sets a flag, at which copies look; the second ends the program at once.
 
@@ -34,12 +35,17 @@ pub fn watch() -> Result<(), Failed> {
     Ok(())
 }
 
+/// Whether the user wants it to end.
+pub fn is_wanted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// Fails if the user wants it to end.
 ///
 /// # Errors
 /// Exit code 1.
 pub fn check() -> Result<(), Failed> {
-    if INTERRUPTED.load(Ordering::Relaxed) {
+    if is_wanted() {
         return Err(Failed::new("interrupted; the files that were complete were kept"));
     }
     Ok(())

@@ -48,6 +48,8 @@ fn main() -> ExitCode {
         Verb::Ps { io } => control::ps(&cli.common, *io),
         Verb::Stuck(what) => inside::stuck::stuck(&cli.common, what),
         Verb::Stat(what) => inside::stat::stat(&cli.common, what),
+        Verb::Capabilities(what) => inside::capabilities::capabilities(&cli.common, what),
+        Verb::Trace(what) => inside::trace::trace(&cli.common, what),
         Verb::Restart { component } => control::restart(&cli.common, component),
         Verb::Chaos(options) => chaos::chaos(&cli.common, options),
         Verb::Crash(what) => crash::crash(&cli.common, what),

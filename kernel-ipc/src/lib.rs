@@ -26,6 +26,7 @@ pub mod session;
 pub mod slots;
 pub mod steps;
 pub mod sys;
+pub mod trace;
 pub mod wire;
 
 pub use error::{CallError, Cause, Executed, Failure};

@@ -472,7 +472,7 @@ pub enum Status {
 }
 
 impl Status {
-    fn to_word(self) -> u64 {
+    pub(crate) fn to_word(self) -> u64 {
         match self {
             Status::Done => 0,
             Status::OperationError(number) => 1 | u64::from(number) << 16,

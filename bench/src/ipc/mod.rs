@@ -73,6 +73,8 @@ enum Near {
     Shared,
     /// As `Shared`, and both ends write into a logbook, as in a node.
     Logged,
+    /// As `Logged`, and every call is traced.
+    Traced,
     /// Over the link that a server inside its client has.
     InProcess,
     /// As `Shared`, with calls that may not run twice; the host would forget them.
@@ -149,6 +151,7 @@ pub fn run(options: Options) -> io::Result<Run> {
     for (name, near) in [
         ("null call, both ends in one thread", Near::Shared),
         ("null call, both ends in one thread, with a logbook", Near::Logged),
+        ("null call, both ends in one thread, traced", Near::Traced),
         ("null call, in process", Near::InProcess),
         ("cached call, both ends in one thread, no ledger", Near::NoLedger),
         ("cached call, both ends in one thread, ledger", Near::Ledger),
@@ -225,15 +228,21 @@ fn one_thread(name: &str, near: Near, duration: Duration) -> io::Result<Row> {
             };
             (session.map_err(io::Error::other)?, host)
         };
-        if near == Near::Logged {
+        let mut traced: Option<Rc<Logbook>> = None;
+        if matches!(near, Near::Logged | Near::Traced) {
             let book = Logbook::open(host::memory(logbook::BYTES)?, EPOCH)?;
             host.log_to(&book, "null");
             session.log_to(&book, "bench.null", Client::INTERFACE);
+            book.trace(if near == Near::Traced { 1 } else { 0 });
+            traced = Some(book);
         }
         let client = Rc::new(Client::from_connection(Connection::fixed(session)));
-        let cached = !matches!(near, Near::Shared | Near::Logged | Near::InProcess);
+        let cached = !matches!(near, Near::Shared | Near::Logged | Near::Traced | Near::InProcess);
         let calls = Calls { waiting: Waiting::Spin, depth: 1, bytes: 0, cached };
         let (latencies, seconds) = many(&client, &calls, None, duration).await?;
+        if let Some(book) = traced {
+            book.trace(0);
+        }
         Ok(Row::new(name, &latencies, seconds, 0))
     })
 }

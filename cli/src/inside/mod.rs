@@ -1,11 +1,15 @@
-//! To see inside a running system: `stat` and `stuck`, from the logbooks that its components write.
+//! To see inside a running system: `stat`, `stuck` and `trace`, from the logbooks that its components write, and
+//! `capabilities`, from the ledgers of sessions.
 //!
 //! * Nothing of it needs an answer of the component that is looked at: it may hang, or be dead.
 
+pub mod capabilities;
 pub mod stat;
 pub mod stuck;
+pub mod trace;
 
 use kernel_ipc::component::Context;
+use kernel_ipc::interface::{Description, Operation};
 use kernel_ipc::logbook::{Reader, Snapshot};
 use protocol::control::ComponentStatus;
 
@@ -24,6 +28,11 @@ impl Book {
     /// What stands in it now.
     pub fn read(&self) -> Option<Snapshot> {
         self.reader.as_ref().and_then(Reader::read)
+    }
+
+    /// Whoever reads it over and over.
+    pub fn reader(&self) -> Option<&Reader> {
+        self.reader.as_ref()
     }
 }
 
@@ -46,4 +55,21 @@ pub async fn books(context: &Context, only: Option<&str>) -> Result<Vec<Book>, F
         }
         _ => Ok(books),
     }
+}
+
+/// An operation's name, and whether it waits by design: it has no deadline.
+pub fn operation(interface: &str, number: u16) -> (String, bool) {
+    let known = protocol::INTERFACES.iter().find(|known| known.description.name == interface);
+    match known.and_then(|known| known.description.operation(number)) {
+        Some(operation) => (operation.name.to_owned(), operation.deadline.is_none()),
+        None => (format!("operation {number}"), false),
+    }
+}
+
+/// An operation that its host has named.
+pub fn named(name: &str, number: u16) -> Option<(&'static Description, &'static Operation)> {
+    protocol::INTERFACES.iter().find_map(|known| {
+        let operation = known.description.operation(number).filter(|operation| operation.name == name)?;
+        Some((known.description, operation))
+    })
 }

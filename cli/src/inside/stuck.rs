@@ -9,7 +9,7 @@ use kernel_ipc::logbook::{Outstanding, Place, Row, Snapshot, Use, monotonic};
 use protocol::control::State;
 use serde_json::{Value, json};
 
-use super::{Book, books};
+use super::{Book, books, named, operation};
 use crate::args::{Common, Stuck};
 use crate::control::word;
 use crate::node::visit;
@@ -144,10 +144,6 @@ fn of_component(seen: &[Component], client: &Component, using: &Use, outstanding
 }
 
 fn of_guest(host: &Component, row: &Row, call: Call, for_ns: u64) -> Wait {
-    let by_name = |operation: &&kernel_ipc::interface::Operation| operation.name == row.name;
-    let known = protocol::INTERFACES
-        .iter()
-        .find_map(|known| known.description.operations.iter().filter(|one| one.number == row.operation).find(by_name));
     Wait {
         client: row.client.clone(),
         host: host.name.clone(),
@@ -157,16 +153,7 @@ fn of_guest(host: &Component, row: &Row, call: Call, for_ns: u64) -> Wait {
         for_ns,
         serves: None,
         there: HANDLER_WAITS,
-        standing: known.is_some_and(|operation| operation.deadline.is_none()),
-    }
-}
-
-/// An operation's name, and whether it waits by design.
-fn operation(interface: &str, number: u16) -> (String, bool) {
-    let known = protocol::INTERFACES.iter().find(|known| known.description.name == interface);
-    match known.and_then(|known| known.description.operation(number)) {
-        Some(operation) => (operation.name.to_owned(), operation.deadline.is_none()),
-        None => (format!("operation {number}"), false),
+        standing: named(&row.name, row.operation).is_some_and(|(_, operation)| operation.deadline.is_none()),
     }
 }
 

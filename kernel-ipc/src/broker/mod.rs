@@ -22,13 +22,14 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::ledger::Holdings;
 use crate::{Epoch, Incarnation, LenderId, RegionId, Rights, SessionId};
 
 pub use channel::{Channel, ChannelError};
 pub use outbox::Outbox;
 
 /// Version of this protocol; both ends must speak the same one (there is one binary per node).
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 
 /// Longest message, in bytes of JSON.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -256,6 +257,20 @@ pub enum ToComponent {
         /// Which `Look` this answers.
         request: u64,
     },
+    /// Answers `LookAtSession`.
+    Session {
+        /// Which `LookAtSession` this answers.
+        request: u64,
+        /// The session; none: there are no more.
+        session: Option<Box<SessionFacts>>,
+    },
+    /// From now on write spans into your logbook, of one in so many traces that begin with you and of all that come to you.
+    Trace {
+        /// One in so many; 0: none any more.
+        every: u32,
+        /// For how long. Said again, it begins anew.
+        for_ms: u32,
+    },
     /// Answer with `Counters`.
     AskCounters {
         /// To match the answer.
@@ -441,6 +456,22 @@ pub enum ToSupervisor {
         /// The component's name in the manifest.
         component: String,
     },
+    /// Show an open session, and what its ledger says that it holds. For guests. Answered by `Session`.
+    LookAtSession {
+        /// To match the answer.
+        request: u64,
+        /// The one with the next greater number.
+        after: SessionId,
+        /// What it holds from this index on.
+        from: u32,
+    },
+    /// Have all components write spans, also those that are started meanwhile. For guests; the last one who says so is heard.
+    Trace {
+        /// As for the component.
+        every: u32,
+        /// As for the component.
+        for_ms: u32,
+    },
     /// The client ends a session, or the host closes it because of what the client did.
     Close {
         /// The session.
@@ -497,6 +528,30 @@ pub enum ToSupervisor {
         /// For people.
         reason: String,
     },
+}
+
+/// An open session, as the supervisor knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionFacts {
+    /// Its number.
+    pub session: SessionId,
+    /// The component that serves it; none: the supervisor itself.
+    pub host: Option<String>,
+    /// The endpoint's name there; empty: it is not known any more.
+    pub endpoint: String,
+    /// Its interface; empty likewise.
+    pub interface: String,
+    /// Who has opened it.
+    pub client: String,
+    /// Its host is dead, and the next run awaited.
+    pub suspended: bool,
+    /// What it holds, or what is wrong with its ledger; none: it has no ledger, and only its host knows.
+    pub holdings: Option<Result<Holdings, String>>,
+}
+
+impl SessionFacts {
+    /// Most capabilities in one message.
+    pub const PART: usize = 128;
 }
 
 /// What a component did with payload since it started, in bytes.
@@ -563,6 +618,8 @@ impl Message for ToComponent {
             | ToComponent::LenderGone { .. }
             | ToComponent::RegionPublished { .. }
             | ToComponent::MapperFenced { .. }
+            | ToComponent::Session { .. }
+            | ToComponent::Trace { .. }
             | ToComponent::AskCounters { .. }
             | ToComponent::AskPulse { .. }
             | ToComponent::Stop
@@ -587,6 +644,8 @@ impl Message for ToSupervisor {
             | ToSupervisor::Ready
             | ToSupervisor::Refused { .. }
             | ToSupervisor::Look { .. }
+            | ToSupervisor::LookAtSession { .. }
+            | ToSupervisor::Trace { .. }
             | ToSupervisor::Close { .. }
             | ToSupervisor::PinsAdopted { .. }
             | ToSupervisor::LenderMet { .. }

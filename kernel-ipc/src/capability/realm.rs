@@ -2,6 +2,8 @@
 
 use std::rc::Rc;
 
+use serde::{Deserialize, Serialize};
+
 use super::MAX_DEPTH;
 use super::table::{Entries, Grant, Line, Quota, State, Table};
 use super::tree::{NONE, Place, Tree};
@@ -32,7 +34,7 @@ pub struct Terms {
 }
 
 /// How an entry stands to others, as a ledger keeps it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
     /// What it was derived from.
     pub parent: Option<(SessionId, Handle)>,

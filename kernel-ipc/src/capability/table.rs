@@ -6,12 +6,14 @@ use super::realm::Standing;
 use super::tree::NONE;
 use crate::error::Cause;
 use crate::id::SessionId;
+use serde::{Deserialize, Serialize};
+
 use crate::ledger::Tag;
 use crate::rights::Rights;
 use crate::wire::Handle;
 
 /// A capability without its handle: an object, rights to it, and a badge. What a host grants, and what an entry says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// The object, as the host names it. Plain data: the table outlives the process.
     pub object: [u64; 2],
@@ -55,7 +57,8 @@ pub trait Entries {
 }
 
 /// What an index is used for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum State {
     /// For nothing.

@@ -26,7 +26,8 @@ pub(super) async fn listen(cx: Weak<Inner>, channel: Rc<Channel>) {
                 }
                 cx.0.lost.happen();
                 // Dropped with nothing borrowed: a session may end by it.
-                drop((cx.0.asked.take(), cx.0.publishing.take(), cx.0.keeping.take(), cx.0.books.take()));
+                drop((cx.0.asked.take(), cx.0.publishing.take(), cx.0.keeping.take()));
+                drop((cx.0.books.take(), cx.0.sessions_asked.take()));
                 return;
             }
         }
@@ -147,6 +148,13 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
                 let _ = answer.give(given.next());
             }
         }
+        ToComponent::Session { request, session } => {
+            let asked = cx.0.sessions_asked.borrow_mut().remove(&request);
+            if let Some((_, _, answer)) = asked {
+                let _ = answer.give(session);
+            }
+        }
+        ToComponent::Trace { every, for_ms } => cx.trace_for(every, for_ms),
         ToComponent::AskCounters { request } => {
             cx.send(&ToSupervisor::Counters { request, counters: cx.0.counters.values() }, &[]);
         }

@@ -200,6 +200,10 @@ struct Inner {
     asked: RefCell<HashMap<u64, opening::Asked>>,
     /// Logbooks that were asked for, by request.
     books: RefCell<HashMap<u64, look::Asked>>,
+    /// Sessions that were asked for, by request.
+    sessions_asked: RefCell<HashMap<u64, look::SessionAsked>>,
+    /// Ends the tracing.
+    tracing: RefCell<Option<crate::runtime::JoinHandle<()>>>,
     /// Regions whose introduction is awaited.
     publishing: RefCell<HashMap<RegionId, (std::os::fd::OwnedFd, waits::Answer<()>)>>,
     /// What was reported, the latest of each.

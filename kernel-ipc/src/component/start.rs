@@ -272,6 +272,8 @@ impl Context {
             lost: Event::default(),
             fence: RefCell::new(None),
             books: RefCell::default(),
+            sessions_asked: RefCell::default(),
+            tracing: RefCell::default(),
             logbook,
             welcome,
         }))

@@ -27,7 +27,7 @@
 
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
-use super::Kept;
+use super::{Kept, Legible};
 use crate::capability::{Entries, Grant, Restored, Standing, State};
 use crate::id::SessionId;
 use crate::interface::Retry;
@@ -177,12 +177,144 @@ pub struct Recovered {
     pub entries: Vec<Restored>,
 }
 
-impl<M: Kept> SessionLedger<M> {
+/// What stands at an index.
+pub(super) enum Stands {
+    /// Nothing.
+    Free,
+    /// What a call that is not done has granted.
+    Uncounted,
+    /// An entry.
+    Entry(Grant, Standing),
+}
+
+impl<M: Legible> SessionLedger<M> {
     /// Bytes of memory for a session of this shape. Its pages are taken as they are used.
     pub fn bytes(shape: Shape, quota: u32) -> usize {
         entries_at(shape) + quota as usize * entry::BYTES
     }
 
+    /// Maps a ledger: with it the session's first capability, and how many entries were ever used.
+    pub(super) fn open(memory: M, session: SessionId) -> Result<(Self, Handle, u32), Poisoned> {
+        if memory.bytes() < header::BYTES
+            || memory.load(header::MAGIC) != MAGIC
+            || memory.load(header::VERSION) != VERSION
+        {
+            return Err(Poisoned("it has no header"));
+        }
+        if memory.load(header::SESSION) != session.get() {
+            return Err(Poisoned("it is another session's"));
+        }
+        let number = |at| u32::try_from(memory.load(at)).unwrap_or(u32::MAX);
+        let slots = u16::try_from(memory.load(header::SLOTS)).unwrap_or(u16::MAX);
+        let shape = Shape::checked(slots, number(header::WINDOW_BYTES)).ok_or(Poisoned("impossible measures"))?;
+        let (quota, used) = (number(header::QUOTA), number(header::ENTRIES));
+        if used > quota || memory.bytes() < Self::bytes(shape, quota) {
+            return Err(Poisoned("impossible measures"));
+        }
+        let root = Handle::from_word(memory.load(header::ROOT));
+        Ok((Self { memory, shape, quota }, root, used))
+    }
+
+    /// What a slot's cell says. The slot is one of the session's normal ones.
+    ///
+    /// # Errors
+    /// [`Poisoned`]: something impossible.
+    pub fn cell(&self, slot: u16) -> Result<Cell, Poisoned> {
+        let at = self.cell_at(slot);
+        let class = self.memory.load(at + cell::CLASS);
+        let cell = Cell {
+            operation: class as u16,
+            retry: retry_of((class >> 16) as u16),
+            begun: self.memory.load(at + cell::BEGUN),
+            done: self.memory.load(at + cell::DONE),
+            crashes: (class >> CRASHES) as u8,
+        };
+        let request = (class >> REQUEST) as usize;
+        let impossible = class >> 40 & 0xFF != 0 || request > IMAGE_BYTES + 1 || (1..17).contains(&request);
+        if impossible || cell.done > cell.begun || (cell.begun != 0 && cell.retry.is_none()) {
+            return Err(Poisoned("an impossible cell"));
+        }
+        Ok(cell)
+    }
+
+    /// An index's generation, and what stands there.
+    pub(super) fn stands(&self, index: u32, cells: &[Cell]) -> Result<(u32, Stands), Poisoned> {
+        let at = self.entry_at(index);
+        let word = |offset| self.memory.load(at + offset);
+        let last = word(entry::WORD);
+        let generation = (last >> 32) as u32;
+        let state = State::from_number(last as u8).ok_or(Poisoned("an entry in an impossible state"))?;
+        let counts = match (word(entry::SLOT), word(entry::SEQ)) {
+            (NO_SLOT, _) => true,
+            (slot, seq) => {
+                let cell = usize::try_from(slot).ok().and_then(|slot| cells.get(slot));
+                cell.ok_or(Poisoned("an entry of no slot"))?.done >= seq
+            }
+        };
+        match state {
+            // An index that was counted before its first entry was complete.
+            State::Free if generation == 0 => return Ok((1, Stands::Free)),
+            State::Free => return Ok((generation, Stands::Free)),
+            State::Promised | State::PromisedRevoked => return Err(Poisoned("an entry that is never kept")),
+            _ if generation == 0 => return Err(Poisoned("an entry without a generation")),
+            _ if !counts => return Ok((generation, Stands::Uncounted)),
+            _ => {}
+        }
+        let rights = word(entry::RIGHTS);
+        let parent = entry::PARENTS[usize::from(last >> WHICH & 1 == 1)];
+        let handle = Handle::from_word(word(parent));
+        let grant = Grant {
+            object: [word(entry::OBJECT), word(entry::OBJECT + 8)],
+            kind: (rights >> 32) as u8,
+            rights: Rights::from_bits_retain(rights as u32),
+            badge: word(entry::BADGE),
+        };
+        let limit = match word(entry::LIMIT) {
+            UNLIMITED => None,
+            limit => Some(u32::try_from(limit).map_err(|_| Poisoned("an entry with an impossible limit"))?),
+        };
+        let standing = Standing {
+            parent: (handle != Handle::NONE).then(|| (SessionId(word(parent + 8)), handle)),
+            is_copy: rights >> 40 == 1,
+            expires: word(entry::EXPIRES),
+            limit,
+            state,
+        };
+        if rights >> 41 != 0 || grant.kind == 0 {
+            return Err(Poisoned("an entry of an impossible kind"));
+        }
+        Ok((generation, Stands::Entry(grant, standing)))
+    }
+
+    /// The last word of an entry: while it stays the same, so does all that stands there.
+    pub(super) fn entry_word(&self, index: u32) -> u64 {
+        self.memory.load(self.entry_at(index) + entry::WORD)
+    }
+
+    /// Most capabilities that the session may hold.
+    pub(super) fn quota(&self) -> u32 {
+        self.quota
+    }
+
+    /// By normal slot.
+    ///
+    /// # Errors
+    /// [`Poisoned`]: something impossible.
+    pub(super) fn cells(&self) -> Result<Vec<Cell>, Poisoned> {
+        (0..self.shape.slots).map(|slot| self.cell(slot)).collect()
+    }
+
+    #[inline]
+    fn cell_at(&self, slot: u16) -> usize {
+        header::BYTES + usize::from(slot) * cell::BYTES
+    }
+
+    fn entry_at(&self, index: u32) -> usize {
+        entries_at(self.shape) + index as usize * entry::BYTES
+    }
+}
+
+impl<M: Kept> SessionLedger<M> {
     /// Begins a ledger in fresh memory.
     ///
     /// # Errors
@@ -224,34 +356,12 @@ impl<M: Kept> SessionLedger<M> {
                 ledger.done(slot, committed);
             }
         }
-        let cells: Vec<Cell> = (0..shape.slots).map(|slot| ledger.cell(slot)).collect::<Result<_, _>>()?;
+        let cells = ledger.cells()?;
         let mut entries = Vec::with_capacity(used as usize);
         for index in 0..used {
             entries.push(ledger.entry(index, &cells)?);
         }
         Ok((ledger, Recovered { session, shape, root, cells, entries }))
-    }
-
-    /// Maps a ledger: with it the session's first capability, and how many entries were ever used.
-    fn open(memory: M, session: SessionId) -> Result<(Self, Handle, u32), Poisoned> {
-        if memory.bytes() < header::BYTES
-            || memory.load(header::MAGIC) != MAGIC
-            || memory.load(header::VERSION) != VERSION
-        {
-            return Err(Poisoned("it has no header"));
-        }
-        if memory.load(header::SESSION) != session.get() {
-            return Err(Poisoned("it is another session's"));
-        }
-        let number = |at| u32::try_from(memory.load(at)).unwrap_or(u32::MAX);
-        let slots = u16::try_from(memory.load(header::SLOTS)).unwrap_or(u16::MAX);
-        let shape = Shape::checked(slots, number(header::WINDOW_BYTES)).ok_or(Poisoned("impossible measures"))?;
-        let (quota, used) = (number(header::QUOTA), number(header::ENTRIES));
-        if used > quota || memory.bytes() < Self::bytes(shape, quota) {
-            return Err(Poisoned("impossible measures"));
-        }
-        let root = Handle::from_word(memory.load(header::ROOT));
-        Ok((Self { memory, shape, quota }, root, used))
     }
 
     /// A call is about to run.
@@ -313,8 +423,7 @@ impl<M: Kept> SessionLedger<M> {
         let (ledger, root, used) = Self::open(memory, session)?;
         let object = |at| [ledger.memory.load(at + entry::OBJECT), ledger.memory.load(at + entry::OBJECT + 8)];
         let root = (root.index < used).then(|| object(ledger.entry_at(root.index)));
-        let cells: Vec<Cell> = (0..ledger.shape.slots).map(|slot| ledger.cell(slot)).collect::<Result<_, _>>()?;
-        let cells = (0..).zip(cells).filter(|(_, cell)| cell.begun > cell.done);
+        let cells = (0..).zip(ledger.cells()?).filter(|(_, cell)| cell.begun > cell.done);
         let executing = cells.map(|(slot, cell)| {
             let at = ledger.cell_at(slot);
             let kept = (ledger.memory.load(at + cell::CLASS) >> REQUEST) as usize;
@@ -402,79 +511,17 @@ impl<M: Kept> SessionLedger<M> {
         Ok(Some(Reply { completion, used: Handle::from_word(word(cell::USED)), window }))
     }
 
-    /// What a slot's cell says. The slot is one of the session's normal ones.
-    ///
-    /// # Errors
-    /// [`Poisoned`]: something impossible.
-    pub fn cell(&self, slot: u16) -> Result<Cell, Poisoned> {
-        let at = self.cell_at(slot);
-        let class = self.memory.load(at + cell::CLASS);
-        let cell = Cell {
-            operation: class as u16,
-            retry: retry_of((class >> 16) as u16),
-            begun: self.memory.load(at + cell::BEGUN),
-            done: self.memory.load(at + cell::DONE),
-            crashes: (class >> CRASHES) as u8,
-        };
-        let request = (class >> REQUEST) as usize;
-        let impossible = class >> 40 & 0xFF != 0 || request > IMAGE_BYTES + 1 || (1..17).contains(&request);
-        if impossible || cell.done > cell.begun || (cell.begun != 0 && cell.retry.is_none()) {
-            return Err(Poisoned("an impossible cell"));
-        }
-        Ok(cell)
-    }
-
     /// An index's generation, and its entry if that counts. One whose call did not happen makes way for the next.
     fn entry(&self, index: u32, cells: &[Cell]) -> Result<Restored, Poisoned> {
-        let at = self.entry_at(index);
-        let word = |offset| self.memory.load(at + offset);
-        let last = word(entry::WORD);
-        let generation = (last >> 32) as u32;
-        let state = State::from_number(last as u8).ok_or(Poisoned("an entry in an impossible state"))?;
-        let counts = match (word(entry::SLOT), word(entry::SEQ)) {
-            (NO_SLOT, _) => true,
-            (slot, seq) => {
-                let cell = usize::try_from(slot).ok().and_then(|slot| cells.get(slot));
-                cell.ok_or(Poisoned("an entry of no slot"))?.done >= seq
-            }
-        };
-        match state {
-            // An index that was counted before its first entry was complete.
-            State::Free if generation == 0 => return Ok(Restored { generation: 1, entry: None }),
-            State::Free => return Ok(Restored { generation, entry: None }),
-            State::Promised | State::PromisedRevoked => return Err(Poisoned("an entry that is never kept")),
-            _ if generation == 0 => return Err(Poisoned("an entry without a generation")),
-            _ if !counts => {
+        Ok(match self.stands(index, cells)? {
+            (generation, Stands::Free) => Restored { generation, entry: None },
+            (generation, Stands::Uncounted) => {
                 let generation = generation.saturating_add(1);
                 self.leave(index, generation);
-                return Ok(Restored { generation, entry: None });
+                Restored { generation, entry: None }
             }
-            _ => {}
-        }
-        let rights = word(entry::RIGHTS);
-        let parent = entry::PARENTS[usize::from(last >> WHICH & 1 == 1)];
-        let handle = Handle::from_word(word(parent));
-        let grant = Grant {
-            object: [word(entry::OBJECT), word(entry::OBJECT + 8)],
-            kind: (rights >> 32) as u8,
-            rights: Rights::from_bits_retain(rights as u32),
-            badge: word(entry::BADGE),
-        };
-        let limit = match word(entry::LIMIT) {
-            UNLIMITED => None,
-            limit => Some(u32::try_from(limit).map_err(|_| Poisoned("an entry with an impossible limit"))?),
-        };
-        let standing = Standing {
-            parent: (handle != Handle::NONE).then(|| (SessionId(word(parent + 8)), handle)),
-            is_copy: rights >> 40 == 1,
-            expires: word(entry::EXPIRES),
-            limit,
-            state,
-        };
-        if rights >> 41 != 0 || grant.kind == 0 {
-            return Err(Poisoned("an entry of an impossible kind"));
-        }
-        Ok(Restored { generation, entry: Some((grant, standing)) })
+            (generation, Stands::Entry(grant, standing)) => Restored { generation, entry: Some((grant, standing)) },
+        })
     }
 
     /// Stores what an entry was derived from, in the place that does not count.
@@ -483,15 +530,6 @@ impl<M: Kept> SessionLedger<M> {
         let (session, handle) = parent.map_or((0, Handle::NONE), |(session, handle)| (session.get(), handle));
         self.memory.store(at, handle.to_word(), Relaxed);
         self.memory.store(at + 8, session, Relaxed);
-    }
-
-    #[inline]
-    fn cell_at(&self, slot: u16) -> usize {
-        header::BYTES + usize::from(slot) * cell::BYTES
-    }
-
-    fn entry_at(&self, index: u32) -> usize {
-        entries_at(self.shape) + index as usize * entry::BYTES
     }
 }
 

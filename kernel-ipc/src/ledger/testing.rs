@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
-use super::Kept;
+use super::{Kept, Legible};
 
 /// Memory that outlives its writer. Clones are the same memory.
 #[derive(Clone, Debug)]
@@ -56,7 +56,7 @@ impl Mortal {
     }
 }
 
-impl Kept for Mortal {
+impl Legible for Mortal {
     fn bytes(&self) -> usize {
         self.bytes.borrow().len()
     }
@@ -65,6 +65,12 @@ impl Kept for Mortal {
         u64::from_le_bytes(self.bytes.borrow()[at..at + 8].try_into().unwrap())
     }
 
+    fn read(&self, at: usize, bytes: &mut [u8]) {
+        bytes.copy_from_slice(&self.bytes.borrow()[at..at + bytes.len()]);
+    }
+}
+
+impl Kept for Mortal {
     fn store(&self, at: usize, value: u64, _: Ordering) {
         if self.may_store() {
             self.bytes.borrow_mut()[at..at + 8].copy_from_slice(&value.to_le_bytes());
@@ -78,9 +84,5 @@ impl Kept for Mortal {
                 self.bytes.borrow_mut()[at + 8 * word..][..piece.len()].copy_from_slice(piece);
             }
         }
-    }
-
-    fn read(&self, at: usize, bytes: &mut [u8]) {
-        bytes.copy_from_slice(&self.bytes.borrow()[at..at + bytes.len()]);
     }
 }

@@ -10,6 +10,7 @@ use crate::interface::Retry;
 use crate::rights::Rights;
 use crate::wire::{Completion, Extent, Handle, Shape, Status, inline_words};
 
+mod look;
 mod trees;
 
 const SHAPE: Shape = Shape { slots: 2, window_bytes: 4096 };

@@ -97,8 +97,8 @@ pub mod using {
     pub const CALLER: usize = 16;
 }
 
-/// Bytes of a logbook. Its pages are taken as they are used.
-pub const BYTES: usize = USES_AT + USES * USE;
+/// Bytes of all this. Spans of traces follow, if there is room: see `trace::ring`.
+pub const REST_BYTES: usize = USES_AT + USES * USE;
 
 const _: () = assert!(ROW.is_multiple_of(64) && USE.is_multiple_of(64) && row::OPERATION_NAME + NAME == row::BUCKETS);
 const _: () = assert!(using::INTERFACE + NAME <= using::SLOTS_AT && header::RUNNING + 8 <= ROWS_AT);

@@ -8,6 +8,7 @@
 //! - Calls are counted one by one. Times are sampled: of an operation whose last measured call took less than
 //!   [`SHORT_NS`] one call in [`SAMPLED`] is measured and counts for all of them; a longer one costs no more than it is
 //!   worth, and is always measured. So is one that waits, for the longest time.
+//! - Behind it spans of traces are written, while somebody wants them: see [`trace`](crate::trace).
 //! - It is only for looking: a reader believes nothing of it beyond a number or a name, and a component nothing that its
 //!   last run has left but figures. A logbook that makes no sense is begun anew.
 //!
@@ -16,6 +17,7 @@
 //!   4096  rows: operation, session, counters, names, a histogram           [`layout::row`]
 //!         waits: calls that are served and wait for something              [`layout::wait`]
 //!         uses: sessions as a client, and what each of their slots calls   [`layout::using`]
+//!         spans of traces
 //! ```
 
 mod histogram;
@@ -39,14 +41,22 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::Epoch;
 use crate::sys::segment::SegmentWriter;
+use crate::trace::ring;
 use layout::{ROW, ROWS, ROWS_AT, USE, USED, USES, USES_AT, WAIT, WAITS, WAITS_AT, header, row, using, wait};
 
 pub use histogram::quantile;
-pub use layout::BYTES;
+pub(crate) use layout::{NAME, REST_BYTES};
 pub use reader::{Outstanding, Place, Reader, Row, Snapshot, Use};
 pub use rows::SessionLog;
+pub(crate) use rows::{Seen, Served};
 pub use uses::UseLog;
 pub(crate) use watch::Watch;
+
+/// Where the run stands that writes.
+pub(crate) const EPOCH: usize = header::EPOCH;
+
+/// Bytes of a logbook. Its pages are taken as they are used.
+pub const BYTES: usize = ring::END;
 
 /// Calls of an operation that are short are measured so seldom: one of so many.
 pub const SAMPLED: u32 = 16;
@@ -76,7 +86,7 @@ impl Logbook {
     /// It is too small, or cannot be mapped.
     pub fn open(memory: OwnedFd, epoch: Epoch) -> io::Result<Rc<Logbook>> {
         let memory = SegmentWriter::open_kept(memory)?;
-        if memory.len() < BYTES {
+        if memory.len() < REST_BYTES {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let book = Logbook {
@@ -101,8 +111,12 @@ impl Logbook {
     /// Forgets whatever stands there.
     fn begin(&self, now: u64) {
         self.store(header::MAGIC, 0);
-        for at in (8..BYTES).step_by(8).filter(|at| self.load(*at) != 0) {
+        for at in (8..REST_BYTES).step_by(8).filter(|at| self.load(*at) != 0) {
             self.store(at, 0);
+        }
+        if self.has_spans() {
+            // What stands in the ring is stamped with its position, and none of those counts any more.
+            self.store(ring::BEGUN, 0);
         }
         self.store(header::VERSION, layout::VERSION);
         self.store(header::SINCE, now);
@@ -120,6 +134,9 @@ impl Logbook {
         for at in [header::RUNNING, header::WAITS_MISSED, header::USES_MISSED] {
             self.store(at, 0);
         }
+        if self.has_spans() {
+            self.store(ring::EVERY, 0);
+        }
     }
 
     fn in_progress(&self, at: usize) -> u64 {
@@ -127,11 +144,20 @@ impl Logbook {
         ended.into_iter().fold(self.load(at + row::RECEIVED), u64::wrapping_sub)
     }
 
-    fn load(&self, at: usize) -> u64 {
+    pub(crate) fn memory(&self) -> &SegmentWriter {
+        &self.memory
+    }
+
+    /// The run that writes.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.load(header::EPOCH)
+    }
+
+    pub(crate) fn load(&self, at: usize) -> u64 {
         self.memory.load_u64(at, Relaxed)
     }
 
-    fn store(&self, at: usize, value: u64) {
+    pub(crate) fn store(&self, at: usize, value: u64) {
         self.memory.store_u64(at, value, Relaxed);
     }
 
@@ -142,7 +168,7 @@ impl Logbook {
     }
 
     /// A name of at most [`layout::NAME`] bytes.
-    fn write_name(&self, at: usize, name: &str) {
+    pub(crate) fn write_name(&self, at: usize, name: &str) {
         let mut bytes = [0; layout::NAME];
         let mut end = name.len().min(bytes.len());
         while !name.is_char_boundary(end) {

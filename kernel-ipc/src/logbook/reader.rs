@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::histogram::{BUCKETS, quantile};
 use super::layout::{
-    BYTES, MAGIC, NAME, ROWS, USE, USED, USES, USES_AT, VERSION, WAIT, WAITS, WAITS_AT, header, row, using, wait,
+    MAGIC, NAME, REST_BYTES, ROWS, USE, USED, USES, USES_AT, VERSION, WAIT, WAITS, WAITS_AT, header, row, using, wait,
 };
 use super::row_at;
 use crate::sys::segment::SegmentReader;
@@ -47,7 +47,7 @@ impl Reader {
     /// # Errors
     /// It is not sealed, or too small.
     pub fn open(memory: OwnedFd) -> io::Result<Reader> {
-        Ok(Reader(SegmentReader::open(memory, BYTES)?))
+        Ok(Reader(SegmentReader::open(memory, REST_BYTES)?))
     }
 
     /// What stands in it now, each word at its own time; `None` if nobody has written it yet, or in another layout.
@@ -66,6 +66,10 @@ impl Reader {
             uses: (0..USES).filter_map(|index| self.using(index)).collect(),
             uses_missed: self.word(header::USES_MISSED),
         })
+    }
+
+    pub(crate) fn memory(&self) -> &SegmentReader {
+        &self.0
     }
 
     fn word(&self, at: usize) -> u64 {
@@ -128,7 +132,7 @@ impl Reader {
     }
 
     /// Text for people: what is none is shown as such.
-    fn name(&self, at: usize) -> String {
+    pub(crate) fn name(&self, at: usize) -> String {
         let mut bytes = [0; NAME];
         self.0.copy_out(at, &mut bytes).expect("a place of the layout");
         let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(NAME);

@@ -6,12 +6,17 @@ use std::sync::atomic::Ordering::Release;
 
 use super::histogram::{BUCKETS, bucket};
 use super::layout::{NAME, ROWS, USED, row};
-use super::{Logbook, SAMPLED, SHORT_NS, row_at};
+use super::{Logbook, SAMPLED, SHORT_NS, monotonic, row_at};
+use crate::error::Failure;
 use crate::interface::Description;
 use crate::session::{Response, SessionInfo};
+use crate::trace::ring::Begun;
+use crate::trace::{self, Kind, Open, Outcome};
 
 /// The row of everybody who found no other.
 const OTHERS: u16 = 0;
+/// How the broker begins the names of guests; a component's has no space in it.
+const GUEST: &str = "guest ";
 /// Operations with greater numbers have no row of their own.
 const NUMBERS: usize = 256;
 
@@ -24,6 +29,24 @@ pub(super) struct Timing {
     skipped: Cell<u32>,
 }
 
+/// When a call was seen that is traced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// 0: it is not.
+    pub(crate) trace: u64,
+    /// Monotonic ns.
+    pub(crate) at_ns: u64,
+}
+
+/// Such a call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Served {
+    pub(crate) seen: Seen,
+    pub(crate) slot: u16,
+    pub(crate) seq: u64,
+    pub(crate) operation: u16,
+}
+
 /// A session's part of its host's logbook.
 #[derive(Debug)]
 pub struct SessionLog {
@@ -31,6 +54,8 @@ pub struct SessionLog {
     pub(super) session: u64,
     endpoint: String,
     client: String,
+    /// It writes no logbook of its own.
+    is_guest: bool,
     interface: &'static Description,
     /// By operation: its row, and one more; 0: not known yet. Operation 0 is of what the interface does not have.
     rows: Box<[Cell<u16>]>,
@@ -46,6 +71,7 @@ impl SessionLog {
             session: info.id.get(),
             endpoint: endpoint.to_owned(),
             client: info.client_name.clone(),
+            is_guest: info.client_name.starts_with(GUEST),
             interface,
             rows: vec![Cell::new(0); (last + 1).min(NUMBERS)].into(),
         }
@@ -63,6 +89,42 @@ impl SessionLog {
     pub(crate) fn refused(&self, operation: u16) {
         let known = self.interface.operation(operation).map_or(0, |operation| operation.number);
         self.book.add(row_at(self.row(known).into()) + row::REFUSED, 1);
+    }
+
+    /// A call was read, and its client says that it belongs to this trace (0: to none). What a guest says counts for nothing.
+    #[cold]
+    pub(crate) fn saw(&self, trace: u64) -> Seen {
+        let trace = if self.is_guest { trace::of_guest() } else { Some(trace).filter(|trace| *trace != 0) };
+        trace.map_or_else(Seen::default, |trace| Seen { trace, at_ns: monotonic() })
+    }
+
+    /// The handler of a call that was seen begins.
+    #[cold]
+    pub(super) fn span_begins(&self, call: Served) -> Open {
+        self.book.begin_span(self.begun(call, monotonic()), self.names(call.operation))
+    }
+
+    /// It has ended.
+    #[cold]
+    pub(super) fn span_ends(&self, open: &Open, operation: u16, outcome: Outcome) {
+        self.book.end_span(open, self.names(operation), outcome);
+    }
+
+    /// A call that was seen is refused.
+    #[cold]
+    pub(crate) fn span_refused(&self, call: Served, failure: Failure) {
+        self.book.refused_span(self.begun(call, 0), self.names(call.operation), Outcome::Failed(failure));
+    }
+
+    fn begun(&self, call: Served, begun_ns: u64) -> Begun {
+        let Served { seen, slot, seq, operation } = call;
+        let (kind, trace, session, seen_ns) = (Kind::Served, seen.trace, self.session, seen.at_ns);
+        Begun { kind, trace, session, seq, slot, operation, seen_ns, begun_ns, parent: 0 }
+    }
+
+    fn names(&self, operation: u16) -> [&str; 3] {
+        let name = self.interface.operation(operation).map_or("?", |operation| operation.name);
+        [&self.endpoint, &self.client, name]
     }
 
     /// Whether a call that begins now is measured.

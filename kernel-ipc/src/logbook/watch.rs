@@ -8,8 +8,9 @@ use std::task::Poll;
 
 use super::layout::{WAIT, WAITS_AT, header, wait};
 use super::reader::Place;
-use super::{SessionLog, monotonic};
+use super::{Served, SessionLog, monotonic};
 use crate::session::{Call, Response};
+use crate::trace::{self, Open, Outcome, Within};
 
 /// The call whose handler has the thread.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,16 +32,22 @@ pub(crate) struct Watch<'a> {
     measured: bool,
     /// Its entry of those that wait.
     entry: Cell<Option<u16>>,
+    /// If it is traced.
+    span: Option<Box<Open>>,
 }
 
 impl<'a> Watch<'a> {
     /// A handler is about to get this call.
     #[inline]
-    pub(crate) fn begin(log: Option<&'a SessionLog>, slot: u16, call: &Call) -> Watch<'a> {
+    pub(crate) fn begin(log: Option<&'a SessionLog>, (slot, seq): (u16, u64), call: &Call) -> Watch<'a> {
         let row = log.map_or(0, |log| log.received(call.operation()));
         let measured = log.is_some_and(|log| log.is_measured(row));
         let since = Cell::new(if measured { monotonic() } else { 0 });
-        Watch { log, row, slot, trace: call.trace(), since, measured, entry: Cell::new(None) }
+        let span = log.filter(|_| call.seen().trace != 0).map(|log| {
+            let (seen, operation) = (call.seen(), call.operation());
+            Box::new(log.span_begins(Served { seen, slot, seq, operation }))
+        });
+        Watch { log, row, slot, trace: call.trace(), since, measured, entry: Cell::new(None), span }
     }
 
     /// Runs the handler. While it has the thread it is written that it does, and when it first waits, since when.
@@ -51,7 +58,11 @@ impl<'a> Watch<'a> {
         std::future::poll_fn(|cx| {
             let before = log.book.running.replace(Running { place, session: log.session, slot: self.slot });
             log.book.store(header::RUNNING, place);
+            let outer = self.enter();
             let polled = handler.as_mut().poll(cx);
+            if let Some(outer) = outer {
+                trace::enter(outer);
+            }
             log.book.running.set(before);
             log.book.store(header::RUNNING, before.place);
             if polled.is_pending() && self.since.get() == 0 {
@@ -68,10 +79,23 @@ impl<'a> Watch<'a> {
         .await
     }
 
+    /// What the handler calls belongs to its call. Gives what the thread was at; `None`: nobody asks.
+    #[inline]
+    fn enter(&self) -> Option<Within> {
+        match &self.span {
+            _ if !trace::is_on() => None,
+            Some(open) => Some(trace::enter(Within::span(open))),
+            None => Some(trace::enter(Within::UNTRACED)),
+        }
+    }
+
     /// The handler has answered.
     #[inline]
-    pub(crate) fn end(self, response: &Response) {
+    pub(crate) fn end(self, operation: u16, response: &Response) {
         let Some(log) = self.log else { return };
+        if let Some(open) = &self.span {
+            log.span_ends(open, operation, outcome(response));
+        }
         log.ended(self.row, response);
         if self.since.get() != 0 {
             let took = monotonic().saturating_sub(self.since.get());
@@ -89,6 +113,15 @@ impl<'a> Watch<'a> {
         // Release pairs with the reader's Acquire.
         log.book.memory.store_u64(at + wait::PLACE, place, Release);
         self.entry.set(Some(entry));
+    }
+}
+
+#[cold]
+fn outcome(response: &Response) -> Outcome {
+    match (response.failure, response.operation_error) {
+        (Some(failure), _) => Outcome::Failed(failure),
+        (None, Some(number)) => Outcome::OperationError(number),
+        (None, None) => Outcome::Done,
     }
 }
 

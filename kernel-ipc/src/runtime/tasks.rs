@@ -15,6 +15,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use super::ready::TASKS_MAX;
 use super::remote::Remote;
 use super::{Core, with_current};
+use crate::trace;
 
 /// A task as its wakers know it.
 struct TaskWaker {
@@ -302,9 +303,14 @@ impl<T> Future for JoinHandle<T> {
 pub(super) fn spawn_on<F: Future<Output = T> + 'static, T: 'static>(core: &Rc<Core>, future: F) -> JoinHandle<T> {
     let outcome = Rc::new(Outcome { result: Cell::new(None), finished: Cell::new(false), waker: Cell::new(None) });
     let report = Report(Rc::clone(&outcome));
-    let id = core.tasks.insert(Box::pin(async move {
+    let task = async move {
         let value = future.await;
         report.0.finish(Ok(value));
-    }));
+    };
+    // What a traced call spawns works for it.
+    let id = core.tasks.insert(match trace::inherited() {
+        None => Box::pin(task),
+        Some(within) => Box::pin(trace::carried(within, task)),
+    });
     JoinHandle { outcome, core: Rc::downgrade(core), id }
 }

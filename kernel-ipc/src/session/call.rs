@@ -8,6 +8,7 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::{Grant, SessionInfo, nanoseconds, now};
+use crate::logbook::Seen;
 use crate::wire::{Handle, LeaseName};
 
 /// One call, as a host sees it: every handle is resolved and its rights are checked.
@@ -25,6 +26,8 @@ pub struct Call {
     /// As on the wire.
     pub(super) deadline: u64,
     pub(super) trace: u64,
+    /// Whether it is traced here, and since when.
+    pub(super) seen: Seen,
     pub(super) cancel: Rc<Cancel>,
 }
 
@@ -74,6 +77,11 @@ impl Call {
     /// The caller's trace key.
     pub fn trace(&self) -> u64 {
         self.trace
+    }
+
+    #[inline]
+    pub(crate) fn seen(&self) -> Seen {
+        self.seen
     }
 
     /// When the caller stops waiting.

@@ -30,6 +30,7 @@ use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
 use crate::slots::{ClientSlots, ClientState, Ended};
 use crate::steps;
 use crate::sys::segment::SegmentWriter;
+use crate::trace::Outcome;
 use crate::wire::{Completion, Extent, Handle, LeaseName, Shape, Submission, Violation, inline_words};
 
 mod control;
@@ -404,7 +405,7 @@ impl Inner {
             extent,
             handle: request.handle,
             deadline,
-            trace: 0,
+            trace: self.log_begins(slot, seq, request.operation),
             inline: inline_words(request.payload),
         };
         let payload = if extent.is_inline() { &[] } else { request.payload };
@@ -417,6 +418,7 @@ impl Inner {
         cell.is_late.set(false);
         if self.link.borrow().send(&submission.to_raw(), slot, &body).is_err() {
             self.slots.borrow_mut().park(slot);
+            self.log_ended(slot, || Outcome::GivenUp);
             self.broken();
             return Err(Failure::not_executed(Cause::ProtocolViolation));
         }
@@ -439,7 +441,7 @@ impl Inner {
             return Ok(());
         }
         steps::reach("reply/taken");
-        self.log_ended(completion.slot);
+        self.log_ended(completion.slot, || completion.status.into());
         match ended {
             Ended::Deliver => {
                 let cell = &self.cells[usize::from(completion.slot)];
@@ -507,8 +509,9 @@ impl Inner {
             let seen = self.survival.as_ref().is_some_and(|survival| survival.may_have_run(slot));
             let executed = if position < read || seen { Executed::Unknown } else { Executed::No };
             if let Some(cell) = self.cells.get(usize::from(slot)) {
-                self.log_ended(slot);
-                let failed = Answered::Failed(Failure { cause, executed });
+                let failure = Failure { cause, executed };
+                self.log_ended(slot, || Outcome::Failed(failure));
+                let failed = Answered::Failed(failure);
                 if self.slots.borrow().state(slot) == ClientState::Free {
                     self.settle(&failed);
                     continue;
@@ -551,7 +554,7 @@ impl Inner {
     fn give_up(&self, slot: u16, seq: u64) {
         let cell = &self.cells[usize::from(slot)];
         cell.deadline.set(0);
-        self.log_ended(slot);
+        self.log_ended(slot, || Outcome::GivenUp);
         if self.slots.borrow_mut().park(slot) {
             self.later(|pending| pending.cancels.push((slot, seq)));
         } else {

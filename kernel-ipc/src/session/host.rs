@@ -23,7 +23,7 @@ use crate::interface::Retry;
 use crate::lease::{Lend, Lender};
 use crate::ledger::Tag;
 use crate::link::{Body, Link, in_process, shm};
-use crate::logbook::{SessionLog, Watch};
+use crate::logbook::{Seen, SessionLog, Watch};
 use crate::runtime::{self, Sleep, Source, SourceGuard};
 use crate::slots::HostSlots;
 use crate::steps;
@@ -340,7 +340,8 @@ impl<S: Service> Inner<S> {
             self.quiet.answered(call.operation);
             return self.answer(call, Status::Done, &[], &[], &[]);
         }
-        match turn.admit(&self.turns, call).and_then(|()| self.check(call)) {
+        let seen = self.log_saw(call);
+        match turn.admit(&self.turns, call).and_then(|()| self.check(call, seen)) {
             Ok(()) => {
                 self.start(call.slot);
                 Ok(())
@@ -348,14 +349,15 @@ impl<S: Service> Inner<S> {
             Err(Cause::UnknownOperation) if call.operation == DESCRIBE => self.describe(call),
             Err(Cause::UnknownOperation) => self.standard(call),
             Err(cause) => {
-                self.log_refused(call);
-                self.answer(call, Status::Failed(Failure::not_executed(cause)), &[], &[], &[])
+                let failure = Failure::not_executed(cause);
+                self.log_refused(call, seen, failure);
+                self.answer(call, Status::Failed(failure), &[], &[], &[])
             }
         }
     }
 
     /// Everything that the service need not check, and the copy of the arguments into the slot's call object.
-    fn check(&self, submission: &Submission) -> Result<(), Cause> {
+    fn check(&self, submission: &Submission, seen: Seen) -> Result<(), Cause> {
         let operation = S::INTERFACE.operation(submission.operation).ok_or(Cause::UnknownOperation)?;
         self.begun(submission, operation.retry);
         if submission.deadline != 0 && submission.deadline <= now() {
@@ -376,6 +378,7 @@ impl<S: Service> Inner<S> {
         call.target = target;
         call.deadline = submission.deadline;
         call.trace = submission.trace;
+        call.seen = seen;
         call.capabilities.clear();
         call.leases.clear();
         let mut uses = cell.uses.borrow_mut();
@@ -430,9 +433,9 @@ impl<S: Service> Inner<S> {
     /// The task of one slot.
     async fn run_slot(self: Rc<Self>, slot: u16) {
         while let Some((mut call, seq)) = self.next_call(slot).await {
-            let watch = Watch::begin(self.log.get(), slot, &call);
+            let watch = Watch::begin(self.log.get(), (slot, seq), &call);
             let response = watch.over(self.service.serve(&mut call)).await;
-            watch.end(&response);
+            watch.end(call.operation, &response);
             steps::reach("call/served");
             self.finish(slot, seq, &mut call, response);
             self.was_answered(slot);

@@ -226,6 +226,18 @@ async fn handle(
             let book = node.find(&component).and_then(|component| component.book.for_reading());
             node.send(peer, &ToComponent::Logbook { request }, book.as_ref().map(AsFd::as_fd).as_slice());
         }
+        ToSupervisor::LookAtSession { request, after, from } => {
+            if peer.who != Who::Guest {
+                return Err("a component looks at sessions".into());
+            }
+            node.show_session(peer, request, after, from);
+        }
+        ToSupervisor::Trace { every, for_ms } => {
+            if peer.who != Who::Guest {
+                return Err("a component has others traced".into());
+            }
+            node.trace_all(every, for_ms);
+        }
         ToSupervisor::Counters { request, counters } => drop(peer.asked.counters.answer(&request, counters)),
         ToSupervisor::Pulse { request } => drop(peer.asked.pulse.answer(&request, ())),
         ToSupervisor::Rests => peer.pulse.rests(true),
@@ -287,6 +299,7 @@ pub async fn greet(node: &Rc<Node>, peer: &Rc<Peer>, protocol: u32) -> Result<()
         node.send(peer, &message, &[memory.as_fd()]);
     }
     peer.greeted();
+    node.trace_too(peer);
     steps::reach("restart/greeted");
     Ok(())
 }

@@ -14,6 +14,7 @@ mod control;
 mod crashes;
 mod guests;
 mod holdings;
+mod inside;
 mod introductions;
 mod launch;
 mod link;
@@ -123,6 +124,8 @@ struct Component {
 /// An open session.
 struct Session {
     client: Incarnation,
+    /// The host's component and endpoint; none: nobody has told this supervisor.
+    endpoint: Option<(usize, String)>,
     host: Host,
     /// If it goes on when its host dies.
     surviving: Option<Surviving>,
@@ -166,6 +169,8 @@ struct Node {
     status: OwnedFd,
     peers: RefCell<BTreeMap<Incarnation, Rc<Peer>>>,
     sessions: RefCell<HashMap<SessionId, Session>>,
+    /// What components are to write spans of: one in so many traces, and until when.
+    tracing: Cell<Option<(u32, Instant)>>,
     /// Which mapper has met which lender.
     met: RefCell<HashMap<(Incarnation, LenderId), Met>>,
     /// Who is being introduced to whom: mapper and lender.
@@ -385,6 +390,7 @@ impl Node {
             status,
             peers: RefCell::default(),
             sessions: RefCell::default(),
+            tracing: Cell::default(),
             met: RefCell::default(),
             attached: RefCell::default(),
             pins: RefCell::default(),

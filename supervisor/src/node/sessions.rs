@@ -152,7 +152,12 @@ impl Node {
         let mut given = vec![segment.as_fd()];
         given.extend(ledger.as_ref().map(AsFd::as_fd));
         // Known before the host is asked, so that whoever dies from now on, the other hears of it.
-        let entry = Session { client: client.incarnation, host: Host::Peer(host.incarnation), surviving: None };
+        let entry = Session {
+            client: client.incarnation,
+            endpoint: Some((permission.component, permission.endpoint.clone())),
+            host: Host::Peer(host.incarnation),
+            surviving: None,
+        };
         self.sessions.borrow_mut().insert(session, entry);
         steps::reach("open/known");
         let answer = host.ask(&host.asked.serve, session, &message, &given).await;
@@ -395,7 +400,8 @@ impl Node {
                     survives: false,
                 };
                 self.send(client, &opened, host.fd().as_slice());
-                let entry = Session { client: client.incarnation, host: Host::Supervisor(host), surviving: None };
+                let host = Host::Supervisor(host);
+                let entry = Session { client: client.incarnation, endpoint: None, host, surviving: None };
                 self.sessions.borrow_mut().insert(session, entry);
             }
             Err(reason) => {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use kernel_ipc::CallError;
 use kernel_ipc::interface::{Cap, Lease, LeasePart};
 use kernel_ipc::runtime::{self, Signal};
+use kernel_ipc::trace::work;
 use protocol::net::{Connection, SendError, SendFlags, SendName};
 
 use super::super::input::{Input, Phase, Step};
@@ -201,7 +202,7 @@ async fn serve_requests(server: &Rc<Server>, peer: &Rc<Peer>) -> Result<(), Gone
         match step {
             Step::Message(message) => {
                 waiting = None;
-                if answer(server, peer, &message).await? {
+                if work(|| name(&message), answer(server, peer, &message)).await? {
                     return Ok(());
                 }
             }
@@ -247,6 +248,15 @@ async fn refuse(server: &Server, peer: &Peer, status: Status) -> Result<(), Gone
     let mut reply = response::error(status, false, After::Close, &peer.date(server));
     peer.cut(&mut reply)?;
     peer.send(server, &reply.head, Vec::new(), None, true).await
+}
+
+/// What a trace calls a request.
+fn name(message: &Message) -> String {
+    let method = if message.head_only { "HEAD" } else { "GET" };
+    match &message.ask {
+        Ok(ask) => format!("{method} /{}", String::from_utf8_lossy(ask.path.as_bytes())),
+        Err(status) => format!("{method} {status:?}"),
+    }
 }
 
 /// Answers a request; true if the connection closes.

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use super::{ClientSession, Inner};
 use crate::logbook::{Logbook, UseLog};
 use crate::session::{Request, called_at};
+use crate::trace::{self, Outcome};
 
 impl ClientSession {
     /// Writes of this session's calls into `book` from now on; `endpoint` and `interface` are what readers will see.
@@ -26,10 +27,20 @@ impl Inner {
         }
     }
 
+    /// A call is about to be published: the trace that it belongs to; 0: none.
     #[inline]
-    pub(super) fn log_ended(&self, slot: u16) {
+    pub(super) fn log_begins(&self, slot: u16, seq: u64, operation: u16) -> u64 {
+        match self.log.get() {
+            Some(log) if trace::is_on() => log.span_begins(slot, seq, operation),
+            _ => 0,
+        }
+    }
+
+    #[inline]
+    pub(super) fn log_ended(&self, slot: u16, outcome: impl FnOnce() -> Outcome) {
         if let Some(log) = self.log.get() {
             log.ended(slot);
+            log.span_ends(slot, outcome);
         }
     }
 }

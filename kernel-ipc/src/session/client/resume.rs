@@ -27,6 +27,7 @@ use crate::link::{Body, Link, shm};
 use crate::session::OpenError;
 use crate::slots::{ClientState, Ended};
 use crate::steps;
+use crate::trace::Outcome;
 use crate::wire::{Handle, Outstanding, RawDescriptor, Shape, Submission, Violation, flag};
 
 /// What became of calls that were outstanding when a host died.
@@ -304,11 +305,12 @@ impl Inner {
             return Ok(());
         }
         let ended = self.slots.borrow_mut().complete(slot, seq)?;
-        self.log_ended(slot);
+        let failure = Failure::unknown(Cause::PeerDied);
+        self.log_ended(slot, || Outcome::Failed(failure));
         match ended {
             Ended::Deliver => {
                 let cell = &self.cells[usize::from(slot)];
-                cell.answer.replace(Answered::Failed(Failure::unknown(Cause::PeerDied)));
+                cell.answer.replace(Answered::Failed(failure));
                 cell.wake();
             }
             Ended::Discard => self.slot_is_free(),

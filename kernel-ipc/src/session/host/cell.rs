@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::Waker;
 
+use crate::logbook::Seen;
 use crate::runtime::JoinHandle;
 use crate::session::call::Cancel;
 use crate::session::{Call, Grant, SessionInfo};
@@ -38,6 +39,7 @@ impl SlotCell {
             session: info.clone(),
             deadline: 0,
             trace: 0,
+            seen: Seen::default(),
             cancel: cancel.clone(),
         };
         SlotCell {

@@ -3,8 +3,10 @@
 use std::rc::Rc;
 
 use super::{HostSession, Inner};
-use crate::logbook::{Logbook, SessionLog};
+use crate::error::Failure;
+use crate::logbook::{Logbook, Seen, Served, SessionLog};
 use crate::session::Service;
+use crate::trace;
 use crate::wire::Submission;
 
 impl HostSession {
@@ -26,9 +28,22 @@ impl<S: Service> Logging for Inner<S> {
 }
 
 impl<S: Service> Inner<S> {
-    pub(super) fn log_refused(&self, call: &Submission) {
+    /// A call was read: whether it is traced, and since when.
+    #[inline]
+    pub(super) fn log_saw(&self, call: &Submission) -> Seen {
+        match self.log.get() {
+            Some(log) if trace::is_on() => log.saw(call.trace),
+            _ => Seen::default(),
+        }
+    }
+
+    pub(super) fn log_refused(&self, call: &Submission, seen: Seen, failure: Failure) {
         if let Some(log) = self.log.get() {
             log.refused(call.operation);
+            if seen.trace != 0 {
+                let Submission { slot, seq, operation, .. } = *call;
+                log.span_refused(Served { seen, slot, seq, operation }, failure);
+            }
         }
     }
 }

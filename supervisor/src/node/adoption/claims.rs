@@ -180,7 +180,7 @@ impl Node {
 
     fn goes_on(&self, session: SessionId, client: Incarnation, host: Host) {
         let surviving = self.recall(session, client);
-        self.sessions.borrow_mut().entry(session).or_insert(Session { client, host, surviving });
+        self.sessions.borrow_mut().entry(session).or_insert(Session { client, endpoint: None, host, surviving });
     }
 
     fn is_awaited_by(&self, client: Incarnation, session: SessionId) -> bool {
