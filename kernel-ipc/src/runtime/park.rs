@@ -25,6 +25,8 @@ use crate::sys::watcher::Watcher;
 #[derive(Default)]
 pub(super) struct Park {
     waits: RefCell<Vec<Wait>>,
+    /// Words that many sources can share.
+    seconds: RefCell<Vec<Wait>>,
     events: RefCell<Vec<RawFd>>,
     watchers: RefCell<Vec<Watcher>>,
 }
@@ -45,6 +47,7 @@ pub(super) fn park(core: &Core) {
     let mut sleeps = core.tasks.remote.prepare_sleep();
     let mut waits = core.park.waits.borrow_mut();
     let mut events = core.park.events.borrow_mut();
+    let mut seconds = core.park.seconds.borrow_mut();
     waits.clear();
     events.clear();
     waits.push(Wait { word: core.tasks.remote.bell(), expected: ON_BELL });
@@ -52,14 +55,16 @@ pub(super) fn park(core: &Core) {
         prepared += 1;
         match source.prepare_sleep() {
             Sleep::Work => sleeps = false,
-            Sleep::Futex { word, expected } => sleeps = add(&mut waits, Wait { word, expected }),
+            // Nobody else's: a doorbell.
+            Sleep::Futex { word, expected } => waits.push(Wait { word, expected }),
             Sleep::EventFd(event) => events.push(event),
             Sleep::Nothing => {}
         }
         if let Some((word, expected)) = source.second_word() {
-            sleeps &= add(&mut waits, Wait { word, expected });
+            sleeps &= add(&mut seconds, Wait { word, expected });
         }
     }
+    waits.append(&mut seconds);
     // Looking again may have made tasks ready.
     if sleeps && core.tasks.ready_count() == 0 {
         let next = core.timers.borrow().next();

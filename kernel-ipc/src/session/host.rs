@@ -715,4 +715,9 @@ impl<S: Service> Source for Inner<S> {
     fn cancel_sleep(&self) {
         self.link.cancel_sleep();
     }
+
+    fn may_rest(&self) -> bool {
+        let slots = self.slots.borrow();
+        !self.turns.has_more() && (0..self.shape.all_slots()).all(|slot| slots.in_progress(slot).is_none())
+    }
 }
