@@ -17,9 +17,10 @@ use kernel_ipc::lease::Lender;
 use kernel_ipc::ledger::Records;
 use kernel_ipc::link::socket::listen::{self, Listener};
 use kernel_ipc::runtime::{self, Options as RuntimeOptions, Runtime, Waiting, system_calls};
-use kernel_ipc::session::{ComponentLedger, HostSession, Ledgers, SessionInfo};
+use kernel_ipc::session::{ComponentLedger, HostSession, Ledgers, Offer, SessionInfo};
 use kernel_ipc::sys::descriptors;
 use kernel_ipc::sys::segment::{self, SegmentReader, SegmentWriter};
+use kernel_ipc::wire::Shape;
 use kernel_ipc::{Epoch, Incarnation, Rights, SessionId};
 use nix::time::ClockId;
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,8 @@ pub(super) enum TaskKind {
     Raw(RawMode),
     /// Serve a session until it ends.
     Calls(Waiting),
+    /// The same, beside other sessions that do nothing.
+    Crowd { waiting: Waiting, others: u16 },
     /// Answer messages of so many bytes with others, over the first connection of the listener that comes instead of a
     /// segment.
     Tcp { mode: RawMode, bytes: usize, reply: usize },
@@ -128,7 +131,8 @@ fn perform(task: Task, client_segment: OwnedFd, socket: BorrowedFd<'_>) -> io::R
     let before = super::pin(task.core);
     let account = match task.kind {
         TaskKind::Raw(mode) => answer_words(mode, client_segment, socket),
-        TaskKind::Calls(waiting) => serve(waiting, client_segment, socket),
+        TaskKind::Calls(waiting) => serve(waiting, client_segment, socket, 0),
+        TaskKind::Crowd { waiting, others } => serve(waiting, client_segment, socket, others),
         TaskKind::Tcp { mode, bytes, reply } => super::places::answer(mode, (bytes, reply), client_segment, socket),
         TaskKind::Socket(waiting) => serve_socket(waiting, client_segment, socket),
     };
@@ -151,9 +155,16 @@ fn answer_words(mode: RawMode, client_segment: OwnedFd, socket: BorrowedFd<'_>) 
     Ok(Account { cpu_ns: thread_cpu() - began, calls, system_calls: 0 })
 }
 
-fn serve(waiting: Waiting, client_segment: OwnedFd, socket: BorrowedFd<'_>) -> io::Result<Account> {
+fn serve(waiting: Waiting, client_segment: OwnedFd, socket: BorrowedFd<'_>, others: u16) -> io::Result<Account> {
     let runtime = Runtime::new(RuntimeOptions { waiting, ..RuntimeOptions::default() })?;
     runtime.block_on(async {
+        // Their clients never look at the answers, for there are none.
+        let idle = |_| {
+            let offer = Offer::new(Shape::default())?;
+            let session = open(offer.fd().try_clone_to_owned()?, Nothing::default())?;
+            Ok((offer, session))
+        };
+        let _others = (0..others).map(idle).collect::<io::Result<Vec<_>>>()?;
         let store = Store::new()?;
         let (lender, beside) = (store.lender(), store.descriptors()?);
         let service = Nothing { store: Some(store), ..Nothing::default() };

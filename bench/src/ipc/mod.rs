@@ -8,6 +8,7 @@
 //!   ("anywhere").
 //! * One clock reading is part of every sample; its own cost is measured and taken off.
 
+mod crowd;
 mod floor;
 pub mod host;
 mod lent;
@@ -148,6 +149,12 @@ pub fn run(options: Options) -> io::Result<Run> {
             run.rows.extend(floor);
         }
     }
+    if let Some(apart) = places().iter().find(|place| place.name == "apart")
+        && wanted("1000 sessions")
+    {
+        let single = run.rows.iter().find(|row| row.name == "null call, spin, apart").cloned();
+        crowd::add(&mut run, &host, apart, single.as_ref(), duration)?;
+    }
     for (name, near) in [
         ("null call, both ends in one thread", Near::Shared),
         ("null call, both ends in one thread, with a logbook", Near::Logged),
@@ -180,9 +187,14 @@ fn places() -> Vec<Place> {
 
 /// Calls of the host in the other process.
 fn measure(host: &Host, calls: &Calls, place: &Place, duration: Duration) -> io::Result<Row> {
+    measure_task(host, TaskKind::Calls(calls.waiting), calls, place, duration)
+}
+
+/// The same for a host that does more than that.
+fn measure_task(host: &Host, kind: TaskKind, calls: &Calls, place: &Place, duration: Duration) -> io::Result<Row> {
     let shape = Shape { slots: calls.depth.clamp(16, 64), ..Shape::default() };
     let offer = Offer::new(shape)?;
-    let task = Task { core: place.host, kind: TaskKind::Calls(calls.waiting) };
+    let task = Task { core: place.host, kind };
     let mut descriptors = host.begin_all(task, offer.fd())?.into_iter();
     let mut next = || descriptors.next().ok_or_else(|| io::Error::other("the host opened no session"));
     let (segment, table, region) = (next()?, next()?, next()?);

@@ -125,7 +125,8 @@ impl Sources {
 
     fn poll_at_rest(&self) -> bool {
         let mut found = false;
-        for _ in 0..AT_REST.min(self.at_rest.borrow().len()) {
+        let looks = AT_REST.min(self.at_rest.borrow().len());
+        for _ in 0..looks {
             let (number, source) = {
                 let at_rest = self.at_rest.borrow();
                 let position = self.cursor.get().checked_rem(at_rest.len()).unwrap_or(0);

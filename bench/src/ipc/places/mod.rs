@@ -174,6 +174,7 @@ fn points(place: Placement) -> Vec<Point> {
     for depth in [8, 64] {
         points.extend(WAITS.map(|wait| point(wait, Pin::Apart, 0, depth)));
         points.push(point(Waiting::Adaptive, Pin::None, 0, depth));
+        points.extend(WAITS.map(|wait| point(wait, Pin::Apart, 64, depth)));
     }
     points
 }
