@@ -97,13 +97,30 @@ async fn send(stream: &Stream, kind: u16, body: &[u8]) -> io::Result<()> {
     }
 }
 
-pub async fn receive_header(stream: &Stream) -> Result<Header, Unanswered> {
+async fn receive_header(stream: &Stream) -> Result<Header, Unanswered> {
     // No window is agreed yet, so the smallest; a message has no place here anyway.
     Ok(Header::check(receive::<HEADER_BYTES>(stream).await?, MIN_WINDOW_BYTES)?)
 }
 
+/// The header of a frame of this kind and the first `M` bytes of its body, together `N`: for a connection on which nothing else
+/// may come.
+pub async fn receive_frame<const N: usize, const M: usize>(
+    stream: &Stream,
+    kind: u16,
+) -> Result<(Header, [u8; M]), Unanswered> {
+    const { assert!(N == HEADER_BYTES + M) };
+    let bytes = receive::<N>(stream).await?;
+    let (header, body) = bytes.split_at(HEADER_BYTES);
+    let (header, body) = (header.first_chunk(), body.first_chunk());
+    let (header, body) = header.zip(body).expect("the lengths were compared when this was compiled");
+    match Header::check(*header, MIN_WINDOW_BYTES)? {
+        header if header.kind == kind => Ok((header, *body)),
+        header => Err(FrameError::Kind(header.kind).into()),
+    }
+}
+
 /// Exactly so many bytes: what comes after them is for the link.
-pub async fn receive<const N: usize>(stream: &Stream) -> io::Result<[u8; N]> {
+async fn receive<const N: usize>(stream: &Stream) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     let mut filled = 0;
     while filled < N {

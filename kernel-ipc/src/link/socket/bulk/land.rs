@@ -13,8 +13,8 @@ use std::time::Duration;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::super::dial::Options;
-use super::super::frame::{self, Bulk, CHUNK, FrameError, PIECE_BYTES, Pull, kind};
-use super::super::greeting::{self, Unanswered, receive, receive_header};
+use super::super::frame::{self, Bulk, CHUNK, FrameError, HEADER_BYTES, PIECE_BYTES, Pull, kind};
+use super::super::greeting::{self, Unanswered, receive_frame};
 use super::super::stream::Stream;
 use crate::error::Cause;
 use crate::id::Incarnation;
@@ -292,11 +292,7 @@ impl Bay {
 
 /// Takes the answer to what was asked for longest ago, to where it belongs. False: the lease is no more.
 async fn take(stream: &Stream, job: &Job, tag: u32) -> Result<bool, Unanswered> {
-    let header = receive_header(stream).await?;
-    if header.kind != kind::PIECE {
-        return Err(FrameError::Kind(header.kind).into());
-    }
-    let head: [u8; PIECE_BYTES] = receive(stream).await?;
+    let (header, head) = receive_frame::<{ HEADER_BYTES + PIECE_BYTES }, PIECE_BYTES>(stream, kind::PIECE).await?;
     let head = u64::from_le_bytes(head);
     let is_there = match (head as u32 == tag, head >> 32, header.length - PIECE_BYTES) {
         (true, 1, 0) => false,

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 
-use super::super::frame::{self, FrameError, PIECE_BYTES, Pull, kind};
-use super::super::greeting::{Unanswered, receive, receive_header};
+use super::super::frame::{self, HEADER_BYTES, PIECE_BYTES, PULL_BYTES, Pull, kind};
+use super::super::greeting::{Unanswered, receive_frame};
 use super::super::stream::Stream;
 use crate::id::{Incarnation, RegionId};
 use crate::lease::{Lender, ReaderSlice, RegionReader};
@@ -54,11 +54,9 @@ pub(in crate::link::socket) async fn serve(
     client: Incarnation,
 ) -> Result<(), Unanswered> {
     loop {
-        let header = receive_header(stream).await?;
-        if header.kind != kind::PULL {
-            return Err(FrameError::Kind(header.kind).into());
-        }
-        let pull = Pull::check(&receive(stream).await?)?;
+        // In one operation: nothing else comes here.
+        let body: [u8; PULL_BYTES] = receive_frame::<{ HEADER_BYTES + PULL_BYTES }, _>(stream, kind::PULL).await?.1;
+        let pull = Pull::check(&body)?;
         match lending.find(client, &pull) {
             Some(bytes) => {
                 send(stream, head(&pull, true), libc::MSG_MORE).await?;
