@@ -14,9 +14,10 @@
 //!   and what has no answer yet is said again behind it.
 
 mod channel;
+mod greeting;
 mod outbox;
+mod to_supervisor;
 
-use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
@@ -26,7 +27,9 @@ use crate::ledger::Holdings;
 use crate::{Epoch, Incarnation, LenderId, RegionId, Rights, SessionId};
 
 pub use channel::{Channel, ChannelError};
+pub use greeting::{ProvideInfo, REGIONS_PER_INCARNATION, UseInfo, Welcome};
 pub use outbox::Outbox;
+pub use to_supervisor::{Account, CounterValues, ToSupervisor};
 
 /// Version of this protocol; both ends must speak the same one (there is one binary per node).
 pub const PROTOCOL: u32 = 6;
@@ -52,76 +55,6 @@ pub const CONTROL_FD: i32 = 3;
 pub trait Message: Serialize + for<'de> Deserialize<'de> {
     /// How many file descriptors travel with this message.
     fn descriptors(&self) -> RangeInclusive<usize>;
-}
-
-/// The supervisor's greeting: who this process is, and all that its manifest entry says.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Welcome {
-    /// The component's name in the manifest, or the guest's.
-    pub name: String,
-    /// The node's name (`[system] name`).
-    pub system: String,
-    /// This run.
-    pub incarnation: Incarnation,
-    /// The epoch of this component's endpoints.
-    pub epoch: Epoch,
-    /// Names this run's ledger of leases.
-    pub lender: LenderId,
-    /// The first of [`REGIONS_PER_INCARNATION`] region ids that belong to this run.
-    pub first_region: RegionId,
-    /// Which entry of the status page is this component's.
-    pub status_entry: u32,
-    /// The state directory, absolute; also the working directory of components.
-    pub state_dir: String,
-    /// The manifest's `config`, with `--set` applied.
-    pub config: Value,
-    /// What this component's earlier runs reported, the latest of each: so that a run can go on where they were.
-    #[serde(default)]
-    pub reported: BTreeMap<String, Value>,
-    /// The sessions that it may open.
-    pub uses: Vec<UseInfo>,
-    /// The endpoints that it must provide before it is ready.
-    pub provides: Vec<ProvideInfo>,
-    /// After so many milliseconds it refuses calls that it has not read ([`HostSession::refuse_after`](crate::session::HostSession::refuse_after)).
-    #[serde(default)]
-    pub refuse_after_ms: Option<u32>,
-    /// Dead runs of this component since one of it was ready.
-    #[serde(default)]
-    pub ancestors: Vec<Incarnation>,
-    /// The number of the crash that ended the last run that was ready, until one is ready again.
-    #[serde(default)]
-    pub crash: Option<u64>,
-    /// Runs of other components whose leases are inherited: dead ones that survive, and their next runs until they are ready.
-    #[serde(default)]
-    pub heirs: Vec<Incarnation>,
-    /// How many messages of the kinds `Heritage`, `Held`, `Recovers` and `AttachPins` follow at once: what its last run left.
-    #[serde(default)]
-    pub heritage: u32,
-}
-
-/// How many regions one run may publish.
-pub const REGIONS_PER_INCARNATION: u64 = 1024;
-
-/// A session that a component may open: one `uses.NAME` of its manifest entry.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct UseInfo {
-    /// What the component calls it.
-    pub name: String,
-    /// The endpoint, as `component.endpoint`.
-    pub endpoint: String,
-    /// Its interface, with version.
-    pub interface: String,
-    /// The rights of the root capability.
-    pub rights: Rights,
-}
-
-/// An endpoint that a component provides: one `provides.NAME` of its manifest entry.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ProvideInfo {
-    /// The endpoint's name within the component.
-    pub name: String,
-    /// Its interface, with version.
-    pub interface: String,
 }
 
 /// From the supervisor to a component or guest.
@@ -292,60 +225,6 @@ pub enum ToComponent {
     },
 }
 
-/// What a peer knows of its node, in one or more parts.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Account {
-    /// Of the `Adopt` that it answers.
-    pub turn: u64,
-    /// Nothing more comes.
-    pub last: bool,
-    /// Sessions that it serves or is about to, each with its client.
-    pub hosts: Vec<(SessionId, Incarnation)>,
-    /// Sessions that it has opened, each with the run that serves it or did last.
-    pub uses: Vec<(SessionId, Incarnation)>,
-    /// The lenders that it has met, each with the epoch of the table that it has.
-    pub lenders: Vec<(LenderId, Epoch)>,
-    /// The regions that it has mapped, for each lender.
-    pub regions: Vec<(LenderId, RegionId)>,
-    /// The mappers whose pins it has attached.
-    pub mappers: Vec<Incarnation>,
-    /// Whom it has lent something that is not given back.
-    pub holders: Vec<Incarnation>,
-}
-
-impl Account {
-    /// Things in one part: far less than fit into a message.
-    pub const PART: usize = 256;
-
-    /// Cuts an account into parts that can be sent.
-    pub fn parts(mut self) -> Vec<Account> {
-        fn cut<T>(list: &mut Vec<T>) -> Vec<T> {
-            list.drain(..list.len().min(Account::PART)).collect()
-        }
-        let mut parts = Vec::new();
-        loop {
-            let part = Account {
-                turn: self.turn,
-                last: false,
-                hosts: cut(&mut self.hosts),
-                uses: cut(&mut self.uses),
-                lenders: cut(&mut self.lenders),
-                regions: cut(&mut self.regions),
-                mappers: cut(&mut self.mappers),
-                holders: cut(&mut self.holders),
-            };
-            parts.push(part);
-            if self == (Account { turn: self.turn, last: self.last, ..Account::default() }) {
-                break;
-            }
-        }
-        if let Some(last) = parts.last_mut() {
-            last.last = true;
-        }
-        parts
-    }
-}
-
 /// A session that a host is asked to serve.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Serve {
@@ -373,163 +252,6 @@ pub struct Serve {
     pub inherits: Vec<Incarnation>,
 }
 
-/// From a component or guest to the supervisor.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "message", rename_all = "kebab-case")]
-pub enum ToSupervisor {
-    /// First message, of guests and components alike.
-    Hello {
-        /// [`PROTOCOL`].
-        protocol: u32,
-        /// What a guest calls itself; components are known by their socket.
-        program: String,
-    },
-    /// This run lends. Sent once, before any lease. Descriptor: the lease table.
-    Lends {
-        /// Entries of the table.
-        capacity: u32,
-    },
-    /// A region that leases of this run may name. Descriptor: the region.
-    Region {
-        /// One of the ids given in `Welcome`, or that of a region that is kept.
-        region: RegionId,
-    },
-    /// Calls to this endpoint will be answered.
-    Provides {
-        /// The endpoint's name within the component.
-        endpoint: String,
-        /// The interface of the service behind it; must be the manifest's.
-        interface: String,
-        /// Its sessions go on in this component's next run.
-        survives: bool,
-    },
-    /// Keep memory for this component's later runs; answered by `Kept`. At most once under each name.
-    Keep {
-        /// Its name. `region-N` is that of a region of this run: what is kept is known to its mappers after its owner's death.
-        name: String,
-        /// Its length.
-        bytes: u64,
-    },
-    /// Hold a descriptor for this component's later runs, instead of one that it may hold under this name. Counts also
-    /// if this run has died since. Descriptor: the one to hold.
-    Hold {
-        /// Its name.
-        name: String,
-    },
-    /// Let go of a descriptor that is held under this name.
-    LetGo {
-        /// Its name.
-        name: String,
-    },
-    /// What was kept makes no sense: forget it, with its sessions and the lender. This run ends.
-    Forget,
-    /// All endpoints are provided and everything works: dependants may start.
-    Ready,
-    /// Open a session. Descriptor: the C-segment.
-    Open {
-        /// To match the answer.
-        request: u64,
-        /// A component: the name of one of its `uses`. A guest: `component.endpoint`, or `control`.
-        endpoint: String,
-        /// The interface that the client speaks.
-        interface: String,
-        /// The session to go on with.
-        #[serde(default)]
-        resumes: Option<SessionId>,
-    },
-    /// Answers `Serve`. Descriptor: the S-segment.
-    Serving {
-        /// The session.
-        session: SessionId,
-    },
-    /// Answers `Serve`: no session.
-    Refused {
-        /// The session.
-        session: SessionId,
-        /// For people.
-        reason: String,
-    },
-    /// Show a component's logbook, dead or alive. For guests. Answered by `Logbook`.
-    Look {
-        /// To match the answer.
-        request: u64,
-        /// The component's name in the manifest.
-        component: String,
-    },
-    /// Show an open session, and what its ledger says that it holds. For guests. Answered by `Session`.
-    LookAtSession {
-        /// To match the answer.
-        request: u64,
-        /// The one with the next greater number.
-        after: SessionId,
-        /// What it holds from this index on.
-        from: u32,
-    },
-    /// Have all components write spans, also those that are started meanwhile. For guests; the last one who says so is heard.
-    Trace {
-        /// As for the component.
-        every: u32,
-        /// As for the component.
-        for_ms: u32,
-    },
-    /// The client ends a session, or the host closes it because of what the client did.
-    Close {
-        /// The session.
-        session: SessionId,
-        /// Why, if the peer misbehaved.
-        violation: Option<String>,
-    },
-    /// Answers `AdoptPins`: the segment is sealed and has its header.
-    PinsAdopted {
-        /// The lender.
-        lender: LenderId,
-    },
-    /// Answers `MeetLender` and `MeetRegion`.
-    LenderMet {
-        /// The lender.
-        lender: LenderId,
-        /// The region, if it answers `MeetRegion`.
-        region: Option<RegionId>,
-        /// Whether it could be mapped.
-        error: Option<String>,
-    },
-    /// Answers `AttachPins`.
-    PinsAttached {
-        /// The mapper.
-        mapper: Incarnation,
-    },
-    /// A fact about this component for `atoll ps`, such as `listen`.
-    Report {
-        /// Its name.
-        key: String,
-        /// Its value.
-        value: Value,
-    },
-    /// Answers `AskCounters`.
-    Counters {
-        /// Which question.
-        request: u64,
-        /// The counters.
-        counters: CounterValues,
-    },
-    /// Answers `AskPulse`.
-    Pulse {
-        /// Which question.
-        request: u64,
-    },
-    /// Said once after each `AskPulse`, when this component has nothing to do and falls asleep.
-    Rests,
-    /// Said when it wakes after `Rests`, before it does anything.
-    Wakes,
-    /// Answers `Adopt`.
-    Account(Box<Account>),
-    /// This run cannot go on; it exits with failure after this message.
-    Failed {
-        /// For people.
-        reason: String,
-    },
-}
-
 /// An open session, as the supervisor knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionFacts {
@@ -552,17 +274,6 @@ pub struct SessionFacts {
 impl SessionFacts {
     /// Most capabilities in one message.
     pub const PART: usize = 128;
-}
-
-/// What a component did with payload since it started, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CounterValues {
-    /// Bytes lent.
-    pub leased: u64,
-    /// Bytes read once to check them.
-    pub verified: u64,
-    /// Bytes copied in user space.
-    pub copied: u64,
 }
 
 /// Why a session could not be opened.
@@ -625,75 +336,5 @@ impl Message for ToComponent {
             | ToComponent::Stop
             | ToComponent::Adopt { .. } => 0..=0,
         }
-    }
-}
-
-impl Message for ToSupervisor {
-    fn descriptors(&self) -> RangeInclusive<usize> {
-        match self {
-            ToSupervisor::Lends { .. }
-            | ToSupervisor::Region { .. }
-            | ToSupervisor::Hold { .. }
-            | ToSupervisor::Open { .. }
-            | ToSupervisor::Serving { .. } => 1..=1,
-            ToSupervisor::Hello { .. }
-            | ToSupervisor::Provides { .. }
-            | ToSupervisor::Keep { .. }
-            | ToSupervisor::LetGo { .. }
-            | ToSupervisor::Forget
-            | ToSupervisor::Ready
-            | ToSupervisor::Refused { .. }
-            | ToSupervisor::Look { .. }
-            | ToSupervisor::LookAtSession { .. }
-            | ToSupervisor::Trace { .. }
-            | ToSupervisor::Close { .. }
-            | ToSupervisor::PinsAdopted { .. }
-            | ToSupervisor::LenderMet { .. }
-            | ToSupervisor::PinsAttached { .. }
-            | ToSupervisor::Report { .. }
-            | ToSupervisor::Counters { .. }
-            | ToSupervisor::Pulse { .. }
-            | ToSupervisor::Rests
-            | ToSupervisor::Wakes
-            | ToSupervisor::Account(_)
-            | ToSupervisor::Failed { .. } => 0..=0,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_account_is_cut_into_parts_that_fit_into_messages_and_lose_nothing() {
-        let empty = Account { turn: 3, ..Account::default() };
-        assert_eq!(empty.clone().parts(), [Account { last: true, ..empty.clone() }]);
-        let many = Account::PART as u64 * 2 + 5;
-        let big = || (u64::MAX - many..).take(many as usize);
-        let whole = Account {
-            hosts: big().map(|n| (SessionId(n), Incarnation(n))).collect(),
-            uses: big().map(|n| (SessionId(n), Incarnation(n))).take(Account::PART).collect(),
-            lenders: big().map(|n| (LenderId(n), Epoch(n))).collect(),
-            regions: big().map(|n| (LenderId(n), RegionId(n))).collect(),
-            mappers: big().map(Incarnation).collect(),
-            holders: big().map(Incarnation).collect(),
-            ..empty
-        };
-        let parts = whole.clone().parts();
-        let last: Vec<bool> = parts.iter().map(|part| part.last).collect();
-        assert_eq!(last, [false, false, true]);
-        let mut joined = Account { turn: 3, ..Account::default() };
-        for mut part in parts {
-            let message = ToSupervisor::Account(Box::new(part.clone()));
-            assert!(serde_json::to_vec(&message).expect("strings").len() <= MAX_MESSAGE);
-            joined.hosts.append(&mut part.hosts);
-            joined.uses.append(&mut part.uses);
-            joined.lenders.append(&mut part.lenders);
-            joined.regions.append(&mut part.regions);
-            joined.mappers.append(&mut part.mappers);
-            joined.holders.append(&mut part.holders);
-        }
-        assert_eq!(joined, whole);
     }
 }

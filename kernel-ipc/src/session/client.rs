@@ -13,38 +13,35 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
-use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::task::Waker;
-use std::time::Duration;
 
-use super::call::wire_deadline;
-use super::host::extent_of;
-use super::{OpenError, Reply, Request};
+use super::{Reply, Request};
 use crate::error::{Cause, Executed, Failure};
 use crate::id::{Epoch, SessionId};
+use crate::link::Link;
 use crate::link::socket::bulk::land::Bay;
-use crate::link::{Body, Link, shm};
 use crate::logbook::UseLog;
 use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
-use crate::slots::{ClientSlots, ClientState, Ended};
-use crate::steps;
-use crate::sys::segment::SegmentWriter;
+use crate::slots::{ClientSlots, ClientState};
 use crate::trace::Outcome;
-use crate::wire::{Completion, Extent, Handle, LeaseName, Shape, Submission, Violation, inline_words};
+use crate::wire::{Extent, Handle, LeaseName, Shape};
 
 mod control;
 mod deadlines;
 mod landing;
 mod log;
 mod messages;
+mod offer;
 mod replies;
 mod resume;
+mod submit;
 mod waits;
 
 use control::Pending;
 use messages::Mailbox;
 pub use messages::Messages;
+pub use offer::Offer;
 pub use resume::Resumed;
 pub(crate) use waits::Sent;
 use waits::{Answered, FreeSlot};
@@ -54,61 +51,6 @@ const AT_ONCE: u32 = 64;
 
 /// Callers of a session that may wait for a free slot, if nobody [says otherwise](ClientSession::limit_waiters).
 const WAITERS: usize = 1024;
-
-/// A session that a client has asked for: its C-segment exists, the host's S-segment is awaited.
-#[derive(Debug)]
-pub struct Offer {
-    segment: SegmentWriter,
-    shape: Shape,
-}
-
-impl Offer {
-    /// Makes the C-segment.
-    ///
-    /// # Errors
-    /// What the kernel says to a new memfd.
-    pub fn new(shape: Shape) -> std::io::Result<Offer> {
-        Ok(Offer { segment: shm::client_segment(shape)?, shape })
-    }
-
-    /// The C-segment, to be sent to the host.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.segment.fd()
-    }
-
-    /// Opens the session with the host's S-segment. `session` and `epoch` are what the broker said: a segment of
-    /// another one is refused. Registers with this thread's runtime.
-    ///
-    /// # Errors
-    /// See [`OpenError`].
-    pub fn open(self, host_segment: OwnedFd, session: SessionId, epoch: Epoch) -> Result<ClientSession, OpenError> {
-        self.open_as(host_segment, session, epoch, false)
-    }
-
-    /// The same for a host that keeps a ledger of the session: its death only suspends it.
-    ///
-    /// # Errors
-    /// See [`OpenError`].
-    pub fn open_surviving(
-        self,
-        host_segment: OwnedFd,
-        session: SessionId,
-        epoch: Epoch,
-    ) -> Result<ClientSession, OpenError> {
-        self.open_as(host_segment, session, epoch, true)
-    }
-
-    fn open_as(
-        self,
-        host_segment: OwnedFd,
-        session: SessionId,
-        epoch: Epoch,
-        survives: bool,
-    ) -> Result<ClientSession, OpenError> {
-        let (link, root) = shm::ShmLink::client(self.segment, self.shape, host_segment, session, epoch)?;
-        Ok(ClientSession::with(link, root, session, epoch, survives))
-    }
-}
 
 /// The client end of an open session. Cheap to clone; all clones are one session, of one thread. The session is closed
 /// when the last clone is dropped.
@@ -377,113 +319,6 @@ impl Inner {
             && self.slots.borrow().has_free()
             && !self.suspended.get()
             && self.ended.get().is_none()
-    }
-
-    /// How a request lies in a window; `None`: it does not fit.
-    fn extent(&self, request: &Request<'_>) -> Option<Extent> {
-        let extent = extent_of(request.leases.len(), request.capabilities.len(), request.payload.len());
-        extent.filter(|extent| extent.check(self.shape.window_bytes).is_ok())
-    }
-
-    /// What can be said of a call before it has a slot: its extent, and its deadline as on the wire.
-    fn admit(&self, request: &Request<'_>) -> Result<(Extent, u64), Failure> {
-        let extent = self.extent(request).ok_or(Failure::not_executed(Cause::BadArguments))?;
-        if request.deadline == Some(Duration::ZERO) {
-            return Err(Failure::not_executed(Cause::Deadline));
-        }
-        Ok((extent, wire_deadline(request.deadline)))
-    }
-
-    /// Publishes a call on a free slot: which, and its seq.
-    fn submit(&self, request: &Request<'_>, extent: Extent, deadline: u64) -> Result<(u16, u64), Failure> {
-        let begun = self.slots.borrow_mut().begin(self.link.borrow().sent());
-        let (slot, seq) = begun.ok_or(Failure::not_executed(Cause::BUSY))?;
-        let submission = Submission {
-            slot,
-            operation: request.operation,
-            seq,
-            extent,
-            handle: request.handle,
-            deadline,
-            trace: self.log_begins(slot, seq, request.operation),
-            inline: inline_words(request.payload),
-        };
-        let payload = if extent.is_inline() { &[] } else { request.payload };
-        let body = Body { leases: request.leases, capabilities: request.capabilities, payload };
-        if let Some(survival) = &self.survival {
-            survival.remember(&submission, request.retry);
-        }
-        let cell = &self.cells[usize::from(slot)];
-        cell.deadline.set(deadline);
-        cell.is_late.set(false);
-        if self.link.borrow().send(&submission.to_raw(), slot, &body).is_err() {
-            self.slots.borrow_mut().park(slot);
-            self.log_ended(slot, || Outcome::GivenUp);
-            self.broken();
-            return Err(Failure::not_executed(Cause::ProtocolViolation));
-        }
-        steps::reach("call/published");
-        if deadline < self.timer_at.get() && deadline != 0 {
-            self.arm(deadline);
-        }
-        self.log_called(slot, request, deadline);
-        Ok((slot, seq))
-    }
-
-    /// One completion: checked, copied out, delivered or released.
-    fn complete(&self, completion: &Completion) -> Result<(), Violation> {
-        let ended = self.slots.borrow_mut().complete(completion.slot, completion.seq)?;
-        if let Some(survival) = &self.survival {
-            survival.completed(completion.slot);
-        }
-        if self.shape.is_control(completion.slot) {
-            self.slots.borrow_mut().take(completion.slot);
-            return Ok(());
-        }
-        steps::reach("reply/taken");
-        self.log_ended(completion.slot, || completion.status.into());
-        match ended {
-            Ended::Deliver => {
-                let cell = &self.cells[usize::from(completion.slot)];
-                self.read(completion, &mut cell.answer.borrow_mut());
-                if !self.lands(completion) {
-                    cell.wake();
-                }
-            }
-            Ended::Discard => {
-                let mut unwanted = Answered::Nothing;
-                self.read(completion, &mut unwanted);
-                self.release(&unwanted);
-                self.slot_is_free();
-            }
-            Ended::Settle => {
-                let mut answered = Answered::Nothing;
-                self.read(completion, &mut answered);
-                self.settle(&answered);
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes every completion that is there. True if there was one.
-    fn drain(&self) -> bool {
-        let mut found = false;
-        // A host can complete what is outstanding and nothing else, so this ends.
-        while self.ended.get().is_none() {
-            let Some(raw) = self.link.borrow().receive() else { break };
-            found = true;
-            let completed = match raw.flags() {
-                0 => match &Completion::check(&raw, self.shape) {
-                    Ok(completion) => self.complete(completion),
-                    Err(violation) => Err(*violation),
-                },
-                _ => self.resumed(&raw),
-            };
-            if completed.is_err() {
-                self.broken();
-            }
-        }
-        found
     }
 
     /// The host broke a rule: nothing that it says counts any more, its head included.

@@ -15,26 +15,24 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::client::ClientSession;
-use super::{Call, Grant, OpenError, Response, Service, SessionInfo, now};
+use super::{Call, Grant, OpenError, Service, SessionInfo};
 use crate::capability::Member;
-use crate::described::DESCRIBE;
-use crate::error::{Cause, Executed, Failure};
-use crate::interface::Retry;
-use crate::lease::{Lend, Lender};
-use crate::ledger::Tag;
-use crate::link::{Body, Link, in_process, shm};
-use crate::logbook::{Seen, SessionLog, Watch};
+use crate::lease::Lender;
+use crate::link::{Link, in_process, shm};
+use crate::logbook::{SessionLog, Watch};
 use crate::runtime::{self, Sleep, Source, SourceGuard};
 use crate::slots::HostSlots;
 use crate::steps;
-use crate::wire::{Handle, LeaseName, Shape, Status, Submission, Violation, inline_bytes};
+use crate::wire::{Handle, LeaseName, Shape, Violation};
 
+mod answer;
 mod cell;
 mod control;
 mod describe;
 mod log;
 mod names;
 mod quiet;
+mod receive;
 mod reconnect;
 mod revoke;
 mod shared;
@@ -53,7 +51,7 @@ use quiet::Quiet;
 use reconnect::{Reconnect, Reconnecting};
 use shared::Shared;
 use survival::{Recovering, Survival};
-use turns::{Turn, Turns};
+use turns::Turns;
 
 /// Most capabilities that one session may hold.
 const CAPABILITIES: u32 = 1 << 14;
@@ -287,149 +285,6 @@ impl Lent {
 }
 
 impl<S: Service> Inner<S> {
-    /// Serves what has come. True if anything had.
-    fn receive_all(&self) -> bool {
-        let mut turn = self.turns.begin();
-        // At most a ring at a time: a client that never stops calling must not keep the thread here.
-        for round in 0..self.shape.ring_entries() {
-            if turn.is_over() {
-                break;
-            }
-            let Some(raw) = self.link.receive() else {
-                if round > 0 {
-                    break;
-                }
-                if let Some(violation) = self.link.broken() {
-                    self.end(Some(violation));
-                    return true;
-                }
-                let closed = self.link.is_closed_by_peer();
-                if closed {
-                    self.end(None);
-                }
-                return closed;
-            };
-            self.turns.received();
-            let accepted = if self.awaits_offers() {
-                self.offered(&raw)
-            } else if self.awaits_resume() {
-                self.resume(&raw)
-            } else {
-                match &Submission::check(&raw, self.shape) {
-                    Ok(call) => self.accept(call, &mut turn),
-                    Err(violation) => Err(*violation),
-                }
-            };
-            if let Err(violation) = accepted {
-                self.end(Some(violation));
-            }
-            if self.ended.get().is_some() {
-                return true;
-            }
-        }
-        self.turns.end(&turn, &*self.link);
-        true
-    }
-
-    /// Receives one descriptor's call: it is refused at once, answered at once (control), or handed to its slot.
-    fn accept(&self, call: &Submission, turn: &mut Turn) -> Result<(), Violation> {
-        self.slots.borrow_mut().accept(call.slot, call.seq)?;
-        steps::reach("call/read");
-        if self.shape.is_control(call.slot) {
-            self.control(call)?;
-            self.quiet.answered(call.operation);
-            return self.answer(call, Status::Done, &[], &[], &[]);
-        }
-        let seen = self.log_saw(call);
-        match turn.admit(&self.turns, call).and_then(|()| self.check(call, seen)) {
-            Ok(()) => {
-                self.start(call.slot);
-                Ok(())
-            }
-            Err(Cause::UnknownOperation) if call.operation == DESCRIBE => self.describe(call),
-            Err(Cause::UnknownOperation) => self.standard(call),
-            Err(cause) => {
-                let failure = Failure::not_executed(cause);
-                self.log_refused(call, seen, failure);
-                self.answer(call, Status::Failed(failure), &[], &[], &[])
-            }
-        }
-    }
-
-    /// Everything that the service need not check, and the copy of the arguments into the slot's call object.
-    fn check(&self, submission: &Submission, seen: Seen) -> Result<(), Cause> {
-        let operation = S::INTERFACE.operation(submission.operation).ok_or(Cause::UnknownOperation)?;
-        self.begun(submission, operation.retry);
-        if submission.deadline != 0 && submission.deadline <= now() {
-            return Err(Cause::Deadline);
-        }
-        let mut realm = self.shared.realm.borrow_mut();
-        let target = *realm.lookup(self.member, submission.handle, operation.target_kind, operation.requires, now)?;
-        if usize::from(submission.extent.capabilities) != operation.handles.len() {
-            return Err(Cause::BadArguments);
-        }
-
-        let cell = &self.cells[usize::from(submission.slot)];
-        let mut idle = cell.call.borrow_mut();
-        let call = idle.as_mut().expect("a slot that accepts a call has no handler");
-        call.operation = submission.operation;
-        call.handle = submission.handle;
-        call.effect.take();
-        call.target = target;
-        call.deadline = submission.deadline;
-        call.trace = submission.trace;
-        call.seen = seen;
-        call.capabilities.clear();
-        call.leases.clear();
-        let mut uses = cell.uses.borrow_mut();
-        uses.clear();
-        uses.push(submission.handle.index);
-        for i in 0..submission.extent.leases {
-            let mut name = [0; LeaseName::BYTES];
-            self.link.read_window(submission.slot, usize::from(i) * LeaseName::BYTES, &mut name);
-            call.leases.push(LeaseName::from_bytes(name));
-        }
-        for (i, argument) in operation.handles.iter().enumerate() {
-            let mut handle = [0; Handle::BYTES];
-            let offset = submission.extent.capabilities_offset() + i * Handle::BYTES;
-            self.link.read_window(submission.slot, offset, &mut handle);
-            let handle = Handle::from_word(u64::from_le_bytes(handle));
-            call.capabilities.push(*realm.lookup(self.member, handle, argument.kind, argument.requires, now)?);
-            uses.push(handle.index);
-        }
-        uses.iter().for_each(|index| realm.begun(self.member, *index));
-        self.read_payload(submission, &mut call.payload);
-        self.runs(submission.slot, call);
-        steps::reach("call/begun");
-        Ok(())
-    }
-
-    fn read_payload(&self, submission: &Submission, payload: &mut Vec<u8>) {
-        let length = submission.extent.length as usize;
-        payload.clear();
-        if submission.extent.is_inline() {
-            payload.extend(inline_bytes(submission.inline).iter().take(length));
-        } else {
-            payload.resize(length, 0);
-            self.link.read_window(submission.slot, submission.extent.payload_offset(), payload);
-        }
-    }
-
-    /// Hands the slot's call object to the slot's task.
-    fn start(&self, slot: u16) {
-        let cell = &self.cells[usize::from(slot)];
-        cell.cancel.reset();
-        cell.ready.set(true);
-        let task = cell.task.take().or_else(|| self.this.upgrade().map(|this| runtime::spawn(this.run_slot(slot))));
-        if let Some(task) = &task {
-            // At once, not by its waker: the task is at the place where it waits for the next call, and the way through
-            // the run queue would be a tenth of a call's cost. A handler runs in its session's poll, therefore, until it
-            // waits for something.
-            task.run_now();
-        }
-        cell.task.set(task);
-    }
-
     /// The task of one slot.
     async fn run_slot(self: Rc<Self>, slot: u16) {
         while let Some((mut call, seq)) = self.next_call(slot).await {
@@ -444,21 +299,6 @@ impl<S: Service> Inner<S> {
         if self.cells[usize::from(slot)].ready.replace(false) {
             // The session has ended before its handler began.
             self.was_answered(slot);
-        }
-    }
-
-    /// The call in progress has been answered: nothing depends on it any more.
-    fn was_answered(&self, slot: u16) {
-        let mut realm = self.shared.realm.borrow_mut();
-        let waited_for = |index: &u32| realm.ended(self.member, *index);
-        let uses = self.cells[usize::from(slot)].uses.take();
-        let is_waited_for = uses.iter().map(waited_for).fold(false, |one, other| one | other);
-        self.cells[usize::from(slot)].uses.replace(uses);
-        drop(realm);
-        if is_waited_for {
-            // Before whoever waits for it answers somebody else: a revoke that has returned is heard after this.
-            self.link.publish();
-            self.shared.was_answered();
         }
     }
 
@@ -477,146 +317,6 @@ impl<S: Service> Inner<S> {
             cell.waker.borrow_mut().get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
             Poll::Pending
         })
-    }
-
-    /// Answers with what the service said.
-    fn finish(&self, slot: u16, seq: u64, call: &mut Call, response: Response) {
-        let submission =
-            Submission { slot, seq, operation: call.operation, trace: call.trace, ..Submission::default() };
-        let status = response.operation_error.map_or(Status::Done, Status::OperationError);
-        let kept = self.survival.is_some()
-            && status == Status::Done
-            && response.failure.is_none()
-            && S::INTERFACE.operation(call.operation).is_some_and(|operation| operation.retry == Retry::Cached);
-        // Looked at where it stands: most are short, and not worth moving.
-        if response.failure.is_none()
-            && !kept
-            && response.grants.is_empty()
-            && response.lends.is_empty()
-            && response.payload.len() <= self.shape.window_bytes as usize
-        {
-            if let Err(violation) = self.answer(&submission, status, &[], &[], &response.payload) {
-                self.end(Some(violation));
-            }
-            steps::reach("reply/published");
-            return;
-        }
-        let Response { payload, grants, lends, failure, .. } = response;
-        let mut names = Names::default();
-        let outcome = match failure {
-            Some(failure) => Err(failure),
-            None if self.ended.get().is_some() => {
-                // What it did counts for the others, though nobody hears the answer.
-                self.remember(call.effect.take());
-                Err(Failure::unknown(Cause::SessionClosed))
-            }
-            None => self.name(&submission, &payload, (call.handle.index, &grants), lends, &mut names),
-        };
-        steps::reach("reply/named");
-        let outcome = outcome.and_then(|()| match kept {
-            true => self.commit(&submission, call.handle, &call.effect, &names, &payload),
-            false => Ok(()),
-        });
-        if !kept && outcome.is_ok() && status == Status::Done && !grants.is_empty() {
-            // Its reply is not kept, but what it grants is: from before the client can use it.
-            self.applied(slot, seq);
-        }
-        let committed = kept && outcome.is_ok();
-        if outcome.is_err() {
-            self.unname(&names);
-            // What was done was done, whatever its caller hears.
-            self.remember(call.effect.take());
-        }
-        let answered = match outcome {
-            Ok(()) => self.answer(&submission, status, names.leases(), names.handles(), &payload),
-            Err(failure) => {
-                for grant in &grants {
-                    self.service.dropped(&self.info, grant);
-                }
-                self.answer(&submission, Status::Failed(failure), &[], &[], &[])
-            }
-        };
-        steps::reach("reply/published");
-        if committed {
-            self.applied(slot, seq);
-            steps::reach("reply/applied");
-        }
-        if let Err(violation) = answered {
-            self.end(Some(violation));
-        }
-    }
-
-    /// Enters what a reply gives into the session's tables. After an error, [`unname`](Self::unname) what was entered.
-    fn name(
-        &self,
-        call: &Submission,
-        payload: &[u8],
-        (target, grants): (u32, &[Grant]),
-        lends: Vec<Lend>,
-        names: &mut Names,
-    ) -> Result<(), Failure> {
-        let ran = |cause| Failure { cause, executed: Executed::Yes };
-        let extent = extent_of(lends.len(), grants.len(), payload.len());
-        if extent.is_none_or(|extent| extent.check(self.shape.window_bytes).is_err()) {
-            return Err(ran(Cause::ReplyTooLarge));
-        }
-        for grant in grants {
-            let tag = Tag::Call { slot: call.slot, seq: call.seq };
-            let handle = self.shared.realm.borrow_mut().grant(self.member, target, *grant, tag);
-            names.push_handle(handle.map_err(|quota| ran(quota.into()))?);
-        }
-        if lends.is_empty() { Ok(()) } else { self.lend(call, target, lends, names).map_err(ran) }
-    }
-
-    /// Takes back what an answer that is not given had entered.
-    fn unname(&self, names: &Names) {
-        for handle in names.handles() {
-            let _ = self.shared.realm.borrow_mut().release(self.member, *handle);
-        }
-        self.take_back(names.leases()).for_each(drop);
-    }
-
-    fn lend(&self, call: &Submission, target: u32, lends: Vec<Lend>, names: &mut Names) -> Result<(), Cause> {
-        let lender = self.lender.as_ref().ok_or(Cause::Refused)?;
-        for lend in lends {
-            let call = self.survival.as_ref().map(|_| (self.info.id, call.slot, call.seq));
-            let name = lender.borrow_mut().lend_for(self.info.client, lend, call)?;
-            self.has_lent(name.index, name.generation, Some(target));
-            names.push_lease(name);
-        }
-        Ok(())
-    }
-
-    /// The client holds this lease. `by` is the entry of the call that brought it.
-    fn has_lent(&self, index: u32, generation: u32, by: Option<u32>) {
-        if let Some(by) = by {
-            self.shared.realm.borrow_mut().lent(self.member, by);
-        }
-        let mut lent = self.lent.borrow_mut();
-        let index = index as usize;
-        if lent.len() <= index {
-            lent.resize(index + 1, Lent::default());
-        }
-        lent[index] = Lent { generation, by: by.map_or(0, |by| by + 1) };
-    }
-
-    /// Publishes a completion; the slot is idle again.
-    fn answer(
-        &self,
-        call: &Submission,
-        status: Status,
-        leases: &[LeaseName],
-        capabilities: &[Handle],
-        payload: &[u8],
-    ) -> Result<(), Violation> {
-        if self.ended.get().is_some() {
-            return Ok(());
-        }
-        self.slots.borrow_mut().finish(call.slot);
-        let completion = self.completion(call, status, leases, capabilities, payload).ok_or(Violation::Length)?;
-        let payload = if completion.extent.is_inline() { &[] } else { payload };
-        self.reconnect.answers(call.slot);
-        self.link.send(&completion.to_raw(), call.slot, &Body { leases, capabilities, payload })
     }
 
     /// Lets the client see what was answered, and wakes it if there is something that it waits for.

@@ -1,11 +1,69 @@
-//! Replies: copied out of the host's window, and given back if nobody wants them.
+//! Replies: checked, copied out of the host's window, and given back if nobody wants them.
 
 use super::Inner;
 use super::waits::Answered;
 use crate::session::{Payload, Reply};
-use crate::wire::{Completion, Handle, LeaseName, Status};
+use crate::slots::Ended;
+use crate::steps;
+use crate::wire::{Completion, Handle, LeaseName, Status, Violation};
 
 impl Inner {
+    /// One completion: checked, copied out, delivered or released.
+    fn complete(&self, completion: &Completion) -> Result<(), Violation> {
+        let ended = self.slots.borrow_mut().complete(completion.slot, completion.seq)?;
+        if let Some(survival) = &self.survival {
+            survival.completed(completion.slot);
+        }
+        if self.shape.is_control(completion.slot) {
+            self.slots.borrow_mut().take(completion.slot);
+            return Ok(());
+        }
+        steps::reach("reply/taken");
+        self.log_ended(completion.slot, || completion.status.into());
+        match ended {
+            Ended::Deliver => {
+                let cell = &self.cells[usize::from(completion.slot)];
+                self.read(completion, &mut cell.answer.borrow_mut());
+                if !self.lands(completion) {
+                    cell.wake();
+                }
+            }
+            Ended::Discard => {
+                let mut unwanted = Answered::Nothing;
+                self.read(completion, &mut unwanted);
+                self.release(&unwanted);
+                self.slot_is_free();
+            }
+            Ended::Settle => {
+                let mut answered = Answered::Nothing;
+                self.read(completion, &mut answered);
+                self.settle(&answered);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes every completion that is there. True if there was one.
+    pub(super) fn drain(&self) -> bool {
+        let mut found = false;
+        // A host can complete what is outstanding and nothing else, so this ends.
+        while self.ended.get().is_none() {
+            let Some(raw) = self.link.borrow().receive() else { break };
+            found = true;
+            let completed = match raw.flags() {
+                0 => match &Completion::check(&raw, self.shape) {
+                    Ok(completion) => self.complete(completion),
+                    Err(violation) => Err(*violation),
+                },
+                _ => self.resumed(&raw),
+            };
+            if completed.is_err() {
+                self.broken();
+            }
+        }
+        found
+    }
+
     /// Copies a reply out of the host's window, to where it stays.
     #[inline]
     pub(super) fn read(&self, completion: &Completion, to: &mut Answered) {

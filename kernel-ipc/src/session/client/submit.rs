@@ -1,0 +1,66 @@
+//! How a request becomes a call: it is laid out, takes a slot, and is published once.
+
+use std::time::Duration;
+
+use super::Inner;
+use crate::error::{Cause, Failure};
+use crate::link::Body;
+use crate::session::Request;
+use crate::session::call::wire_deadline;
+use crate::session::host::extent_of;
+use crate::steps;
+use crate::trace::Outcome;
+use crate::wire::{Extent, Submission, inline_words};
+
+impl Inner {
+    /// How a request lies in a window; `None`: it does not fit.
+    pub(super) fn extent(&self, request: &Request<'_>) -> Option<Extent> {
+        let extent = extent_of(request.leases.len(), request.capabilities.len(), request.payload.len());
+        extent.filter(|extent| extent.check(self.shape.window_bytes).is_ok())
+    }
+
+    /// What can be said of a call before it has a slot: its extent, and its deadline as on the wire.
+    pub(super) fn admit(&self, request: &Request<'_>) -> Result<(Extent, u64), Failure> {
+        let extent = self.extent(request).ok_or(Failure::not_executed(Cause::BadArguments))?;
+        if request.deadline == Some(Duration::ZERO) {
+            return Err(Failure::not_executed(Cause::Deadline));
+        }
+        Ok((extent, wire_deadline(request.deadline)))
+    }
+
+    /// Publishes a call on a free slot: which, and its seq.
+    pub(super) fn submit(&self, request: &Request<'_>, extent: Extent, deadline: u64) -> Result<(u16, u64), Failure> {
+        let begun = self.slots.borrow_mut().begin(self.link.borrow().sent());
+        let (slot, seq) = begun.ok_or(Failure::not_executed(Cause::BUSY))?;
+        let submission = Submission {
+            slot,
+            operation: request.operation,
+            seq,
+            extent,
+            handle: request.handle,
+            deadline,
+            trace: self.log_begins(slot, seq, request.operation),
+            inline: inline_words(request.payload),
+        };
+        let payload = if extent.is_inline() { &[] } else { request.payload };
+        let body = Body { leases: request.leases, capabilities: request.capabilities, payload };
+        if let Some(survival) = &self.survival {
+            survival.remember(&submission, request.retry);
+        }
+        let cell = &self.cells[usize::from(slot)];
+        cell.deadline.set(deadline);
+        cell.is_late.set(false);
+        if self.link.borrow().send(&submission.to_raw(), slot, &body).is_err() {
+            self.slots.borrow_mut().park(slot);
+            self.log_ended(slot, || Outcome::GivenUp);
+            self.broken();
+            return Err(Failure::not_executed(Cause::ProtocolViolation));
+        }
+        steps::reach("call/published");
+        if deadline < self.timer_at.get() && deadline != 0 {
+            self.arm(deadline);
+        }
+        self.log_called(slot, request, deadline);
+        Ok((slot, seq))
+    }
+}

@@ -1,0 +1,170 @@
+//! What a finished handler's answer goes through: what it gives is entered into the session's tables, it is committed if it
+//! is kept, and published. An answer that cannot be given takes back what it had entered.
+
+use super::names::{Names, extent_of};
+use super::{Inner, Lent};
+use crate::error::{Cause, Executed, Failure};
+use crate::interface::Retry;
+use crate::lease::Lend;
+use crate::ledger::Tag;
+use crate::link::Body;
+use crate::session::{Call, Grant, Response, Service};
+use crate::steps;
+use crate::wire::{Handle, LeaseName, Status, Submission, Violation};
+
+impl<S: Service> Inner<S> {
+    /// Answers with what the service said.
+    pub(super) fn finish(&self, slot: u16, seq: u64, call: &mut Call, response: Response) {
+        let submission =
+            Submission { slot, seq, operation: call.operation, trace: call.trace, ..Submission::default() };
+        let status = response.operation_error.map_or(Status::Done, Status::OperationError);
+        let kept = self.survival.is_some()
+            && status == Status::Done
+            && response.failure.is_none()
+            && S::INTERFACE.operation(call.operation).is_some_and(|operation| operation.retry == Retry::Cached);
+        // Looked at where it stands: most are short, and not worth moving.
+        if response.failure.is_none()
+            && !kept
+            && response.grants.is_empty()
+            && response.lends.is_empty()
+            && response.payload.len() <= self.shape.window_bytes as usize
+        {
+            if let Err(violation) = self.answer(&submission, status, &[], &[], &response.payload) {
+                self.end(Some(violation));
+            }
+            steps::reach("reply/published");
+            return;
+        }
+        let Response { payload, grants, lends, failure, .. } = response;
+        let mut names = Names::default();
+        let outcome = match failure {
+            Some(failure) => Err(failure),
+            None if self.ended.get().is_some() => {
+                // What it did counts for the others, though nobody hears the answer.
+                self.remember(call.effect.take());
+                Err(Failure::unknown(Cause::SessionClosed))
+            }
+            None => self.name(&submission, &payload, (call.handle.index, &grants), lends, &mut names),
+        };
+        steps::reach("reply/named");
+        let outcome = outcome.and_then(|()| match kept {
+            true => self.commit(&submission, call.handle, &call.effect, &names, &payload),
+            false => Ok(()),
+        });
+        if !kept && outcome.is_ok() && status == Status::Done && !grants.is_empty() {
+            // Its reply is not kept, but what it grants is: from before the client can use it.
+            self.applied(slot, seq);
+        }
+        let committed = kept && outcome.is_ok();
+        if outcome.is_err() {
+            self.unname(&names);
+            // What was done was done, whatever its caller hears.
+            self.remember(call.effect.take());
+        }
+        let answered = match outcome {
+            Ok(()) => self.answer(&submission, status, names.leases(), names.handles(), &payload),
+            Err(failure) => {
+                for grant in &grants {
+                    self.service.dropped(&self.info, grant);
+                }
+                self.answer(&submission, Status::Failed(failure), &[], &[], &[])
+            }
+        };
+        steps::reach("reply/published");
+        if committed {
+            self.applied(slot, seq);
+            steps::reach("reply/applied");
+        }
+        if let Err(violation) = answered {
+            self.end(Some(violation));
+        }
+    }
+
+    /// Enters what a reply gives into the session's tables. After an error, [`unname`](Self::unname) what was entered.
+    fn name(
+        &self,
+        call: &Submission,
+        payload: &[u8],
+        (target, grants): (u32, &[Grant]),
+        lends: Vec<Lend>,
+        names: &mut Names,
+    ) -> Result<(), Failure> {
+        let ran = |cause| Failure { cause, executed: Executed::Yes };
+        let extent = extent_of(lends.len(), grants.len(), payload.len());
+        if extent.is_none_or(|extent| extent.check(self.shape.window_bytes).is_err()) {
+            return Err(ran(Cause::ReplyTooLarge));
+        }
+        for grant in grants {
+            let tag = Tag::Call { slot: call.slot, seq: call.seq };
+            let handle = self.shared.realm.borrow_mut().grant(self.member, target, *grant, tag);
+            names.push_handle(handle.map_err(|quota| ran(quota.into()))?);
+        }
+        if lends.is_empty() { Ok(()) } else { self.lend(call, target, lends, names).map_err(ran) }
+    }
+
+    /// Takes back what an answer that is not given had entered.
+    pub(super) fn unname(&self, names: &Names) {
+        for handle in names.handles() {
+            let _ = self.shared.realm.borrow_mut().release(self.member, *handle);
+        }
+        self.take_back(names.leases()).for_each(drop);
+    }
+
+    fn lend(&self, call: &Submission, target: u32, lends: Vec<Lend>, names: &mut Names) -> Result<(), Cause> {
+        let lender = self.lender.as_ref().ok_or(Cause::Refused)?;
+        for lend in lends {
+            let call = self.survival.as_ref().map(|_| (self.info.id, call.slot, call.seq));
+            let name = lender.borrow_mut().lend_for(self.info.client, lend, call)?;
+            self.has_lent(name.index, name.generation, Some(target));
+            names.push_lease(name);
+        }
+        Ok(())
+    }
+
+    /// The client holds this lease. `by` is the entry of the call that brought it.
+    pub(super) fn has_lent(&self, index: u32, generation: u32, by: Option<u32>) {
+        if let Some(by) = by {
+            self.shared.realm.borrow_mut().lent(self.member, by);
+        }
+        let mut lent = self.lent.borrow_mut();
+        let index = index as usize;
+        if lent.len() <= index {
+            lent.resize(index + 1, Lent::default());
+        }
+        lent[index] = Lent { generation, by: by.map_or(0, |by| by + 1) };
+    }
+
+    /// Publishes a completion; the slot is idle again.
+    pub(super) fn answer(
+        &self,
+        call: &Submission,
+        status: Status,
+        leases: &[LeaseName],
+        capabilities: &[Handle],
+        payload: &[u8],
+    ) -> Result<(), Violation> {
+        if self.ended.get().is_some() {
+            return Ok(());
+        }
+        self.slots.borrow_mut().finish(call.slot);
+        let completion = self.completion(call, status, leases, capabilities, payload).ok_or(Violation::Length)?;
+        let payload = if completion.extent.is_inline() { &[] } else { payload };
+        self.reconnect.answers(call.slot);
+        self.link.send(&completion.to_raw(), call.slot, &Body { leases, capabilities, payload })
+    }
+
+    /// The call in progress has been answered: nothing depends on it any more.
+    pub(super) fn was_answered(&self, slot: u16) {
+        let mut realm = self.shared.realm.borrow_mut();
+        let waited_for = |index: &u32| realm.ended(self.member, *index);
+        let uses = self.cells[usize::from(slot)].uses.take();
+        let is_waited_for = uses.iter().map(waited_for).fold(false, |one, other| one | other);
+        self.cells[usize::from(slot)].uses.replace(uses);
+        drop(realm);
+        if is_waited_for {
+            // Before whoever waits for it answers somebody else: a revoke that has returned is heard after this.
+            self.link.publish();
+            self.shared.was_answered();
+        }
+    }
+}
