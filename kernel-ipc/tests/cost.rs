@@ -2,12 +2,12 @@
 
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::mpsc;
 
+use common::allocations::{Counting, allocations};
 use common::*;
 use kernel_ipc::interface::{Connect, Connection, Granted, NewCap, Object, OperationError, interface};
 use kernel_ipc::runtime::{self, Options, Runtime, Signal, SystemCalls, Waiting, system_calls};
@@ -15,33 +15,8 @@ use kernel_ipc::session::{Call, ClientSession, HostSession, Offer, SessionInfo};
 use kernel_ipc::wire::Shape;
 use kernel_ipc::{CallError, Epoch, Rights, SessionId};
 
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Counts the allocations of each thread.
-struct Counting;
-
-// SAFETY: everything is passed on to the system's allocator; counting touches a plain thread-local number.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's duties are those of the system's allocator.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-fn allocations() -> u64 {
-    ALLOCATIONS.with(Cell::get)
-}
 
 /// One operation.
 #[interface("atoll.cost/1")]

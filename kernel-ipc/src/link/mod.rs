@@ -36,8 +36,9 @@ pub trait Link {
     /// How many messages this end has sent: the position of the next one.
     fn sent(&self) -> u64;
 
-    /// Writes `body` into the window of `slot` and sends `descriptor` (whose lap is 0). A peer that is awake sees it after
-    /// [`publish`](Self::publish) at the latest; a sleeping one after [`flush`](Self::flush).
+    /// Writes `body` into the window of `slot` and sends `descriptor` (whose lap is 0). Where both ends share memory a peer
+    /// that is awake sees it after [`publish`](Self::publish) at the latest. A sleeping one, and any peer behind a carrier
+    /// that takes a system call, sees it after [`flush`](Self::flush) at the latest.
     ///
     /// # Errors
     /// [`Violation::Overrun`] if the peer has left so many messages unread that there is no room.

@@ -1,7 +1,8 @@
 //! A link over a TCP connection, between two processes that share nothing. The bytes are drawn in [`frame`].
 //!
-//! - What is sent in a turn leaves in one system call, by [`flush`](Link::flush); what has come is taken in one, when the
-//!   frames before it are used up. A thread that spins for answers asks the socket itself; one that sleeps has its ring
+//! - What is sent in a turn leaves in one system call, by [`flush`](Link::flush), and nothing leaves before that; what has
+//!   come is taken in one, of one buffer at most, when the frames before it are used up: a peer gets one such look a turn,
+//!   and another for each message that was in it. A thread that spins for answers asks the socket itself; one that sleeps has its ring
 //!   poll it. A socket that was asked in vain for too long is left to the ring also while the thread is busy, so that a
 //!   thousand sessions at rest cost nothing.
 //! - The link outlives its connection. One that is lost is *cut*: messages are kept ([`outbox`]), nothing arrives, and
@@ -30,6 +31,7 @@ mod inbox;
 pub mod listen;
 mod outbox;
 mod stream;
+mod warnings;
 
 use frame::{FrameError, kind};
 use inbox::{Frame, Inbox};
@@ -101,6 +103,8 @@ struct Inner {
     is_blocked: Cell<bool>,
     closed: Cell<bool>,
     closed_by_peer: Cell<bool>,
+    /// Of the present connection, or the last: who is named when what it has sent turns out wrong.
+    peer: Cell<Option<SocketAddr>>,
     fault: Cell<Option<Fault>>,
     /// It is cut, closed or broken.
     changed: Signal,
@@ -150,6 +154,7 @@ impl SocketLink {
             is_blocked: Cell::new(false),
             closed: Cell::new(false),
             closed_by_peer: Cell::new(false),
+            peer: Cell::new(None),
             fault: Cell::new(None),
             changed: Signal::default(),
             heard: Cell::new(false),
@@ -165,6 +170,7 @@ impl SocketLink {
         if self.standing() != Standing::Cut {
             return stream.abort();
         }
+        self.0.peer.set(Some(stream.peer()));
         *self.0.stream.borrow_mut() = Some(stream);
         self.0.sent_before.set(self.0.sent.get());
         self.0.taken.set(0);
@@ -180,10 +186,7 @@ impl SocketLink {
         self.0.vain_looks.set(0);
         self.0.is_cold.set(false);
         self.0.is_blocked.set(false);
-        let stream = self.0.stream.borrow_mut().take();
-        if let Some(stream) = stream {
-            stream.abort();
-        }
+        self.0.cut();
     }
 
     /// Whether the session has other measures than these.
@@ -206,16 +209,22 @@ impl SocketLink {
         self.0.changed.wait().await;
     }
 
-    /// A while has passed. Tells the peer that we live, if nothing else has told it. Gives whether the peer has said
-    /// anything meanwhile.
+    /// A while has passed. Tells the peer that we live, if nothing else has told it: by what lies unsent, such as an answer
+    /// that was not worth a system call of its own, or else by a heartbeat. Gives whether the peer has said anything meanwhile.
     pub fn beat(&self) -> bool {
-        let has_nothing = self.0.outbox.borrow().unsent().is_empty();
-        if !self.0.spoke.get() && has_nothing && self.standing() == Standing::Connected {
-            self.0.outbox.borrow_mut().push_frame(kind::HEARTBEAT, &[]);
+        if !self.0.spoke.get() && self.standing() == Standing::Connected {
+            if self.0.outbox.borrow().unsent().is_empty() {
+                self.0.outbox.borrow_mut().push_frame(kind::HEARTBEAT, &[]);
+            }
             self.0.flush(self);
         }
         self.0.spoke.set(false);
         self.0.heard.replace(false)
+    }
+
+    /// Whether the present connection, or the last, has brought a message: then the peer did more than to greet.
+    fn was_of_use(&self) -> bool {
+        self.0.taken.get() > 0
     }
 
     /// The peer has broken a rule, if not on this connection then on the one for leased bytes.
@@ -280,12 +289,12 @@ impl Inner {
 
     #[cold]
     fn broken(&self, what: FrameError) {
-        let stream = self.stream.borrow_mut().take();
-        if let Some(stream) = stream {
-            self.fault.set(Some(Fault { peer: stream.peer(), what }));
-            tracing::warn!("the session with {} ends: it sent {what}", stream.peer());
-            stream.abort();
+        // The connection may be gone already; what came over it is as wrong as before.
+        if let Some(peer) = self.peer.get() {
+            self.fault.set(Some(Fault { peer, what }));
+            tracing::warn!("the session with {peer} ends: it sent {what}");
         }
+        self.cut();
         self.changed.raise();
     }
 
@@ -303,11 +312,7 @@ impl Inner {
                     outbox.took(bytes);
                     self.spoke.set(true);
                 }
-                Err(error) if is_for_now(&error) => {
-                    self.is_blocked.set(true);
-                    link.flush_later(connection);
-                    return;
-                }
+                Err(error) if is_for_now(&error) => return link.flush_later(connection),
                 Err(_) => {
                     drop((outbox, stream));
                     return self.cut();
@@ -334,9 +339,13 @@ impl SocketLink {
         });
     }
 
-    /// Sends the rest when the kernel takes it.
+    /// Sends the rest when the kernel takes it. Outside a runtime nobody would: there the next flush tries again.
     #[cold]
     fn flush_later(&self, stream: &Stream) {
+        if !runtime::is_running() {
+            return;
+        }
+        self.0.is_blocked.set(true);
         let (this, file) = (Rc::downgrade(&self.0), stream.file().clone());
         runtime::spawn(async move {
             let _ = runtime::io::poll_writable(&file).await;
@@ -392,6 +401,7 @@ impl Link for SocketLink {
         if self.0.closed.get() || self.0.closed_by_peer.get() {
             return None;
         }
+        let mut has_looked = false;
         loop {
             match self.0.next() {
                 Ok(Some(Frame::Message(mut descriptor))) => {
@@ -408,7 +418,8 @@ impl Link for SocketLink {
                     self.0.changed.raise();
                     return None;
                 }
-                Ok(None) if self.0.fill(self) => {}
+                // Once: whoever sends nothing but heartbeats, without end, keeps no thread with them.
+                Ok(None) if !has_looked && self.0.fill(self) => has_looked = true,
                 Ok(None) => return None,
                 Err(what) => {
                     self.0.broken(what);

@@ -1,6 +1,8 @@
 //! A service to test sessions with, and both ends of one.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod allocations;
+
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;

@@ -17,9 +17,10 @@ use kernel_ipc::session::{Call, ClientSession, Reply, Response, Service};
 use kernel_ipc::sys::segment::SegmentReader;
 use kernel_ipc::{Cause, Epoch, Executed, Failure, Incarnation, LenderId, RegionId, SessionId};
 
-use super::common::{request, run};
+use super::common::{self, Thing, request, run};
+use super::lost::{Counter, counting};
 use super::relay::{Random, Relay};
-use super::{Host, framed, greet, hasty, hello, read_frame, until};
+use super::world::{Host, SHAPE, framed, greet, hasty, hello, read_frame, refusal, until};
 
 const REGION: RegionId = RegionId(5);
 const REGION_BYTES: usize = 4 << 20;
@@ -33,7 +34,7 @@ struct Store {
 
 impl Service for Store {
     const INTERFACE: &'static Description =
-        &Description { operations: &[super::counting(LEND, "lend", Retry::Idempotent)], ..*super::Counter::INTERFACE };
+        &Description { operations: &[counting(LEND, "lend", Retry::Idempotent)], ..*Counter::INTERFACE };
 
     async fn serve(&self, call: &mut Call) -> Response {
         let (words, _) = call.payload().as_chunks::<8>();
@@ -97,7 +98,7 @@ impl Quay {
 
     async fn connect(&self, address: std::net::SocketAddr, options: Options) -> ClientSession {
         let interface = Store::INTERFACE.name;
-        dial::connect_landing(address, interface, super::SHAPE, options, self.landing.clone()).await.expect("a session")
+        dial::connect_landing(address, interface, SHAPE, options, self.landing.clone()).await.expect("a session")
     }
 
     /// Compares what has landed with what was asked for.
@@ -217,7 +218,7 @@ fn bytes_are_right_however_often_the_connections_are_cut() {
             let client = loop {
                 let (interface, landing) = (Store::INTERFACE.name, quay.landing.clone());
                 let options = Options::default();
-                match dial::connect_landing(relay.address, interface, super::SHAPE, options, landing).await {
+                match dial::connect_landing(relay.address, interface, SHAPE, options, landing).await {
                     Ok(client) => break client,
                     Err(dial::DialError::Io(..)) => {}
                     Err(error) => panic!("{error}"),
@@ -317,11 +318,11 @@ fn only_what_a_session_holds_can_be_pulled() {
         };
         let hello = Bulk { session: id, number: 1, secret: [7; 32] };
         for stranger in [Bulk { secret: [8; 32], ..hello }, Bulk { session: SessionId(1000), ..hello }] {
-            assert_eq!(super::refusal(&mut bulk(&stranger)).await, frame::Refusal::NoSuchSession);
+            assert_eq!(refusal(&mut bulk(&stranger)).await, frame::Refusal::NoSuchSession);
         }
         let mut socket = bulk(&hello);
         assert_eq!(read_frame(&mut socket).await, Some((kind::READY, vec![])));
-        assert_eq!(super::refusal(&mut bulk(&hello)).await, frame::Refusal::StaleConnection);
+        assert_eq!(refusal(&mut bulk(&hello)).await, frame::Refusal::StaleConnection);
 
         let pull = |name: kernel_ipc::LeaseName, offset, length| Pull {
             lender: name.lender,
@@ -359,5 +360,16 @@ fn only_what_a_session_holds_can_be_pulled() {
         assert_eq!(read_frame(&mut socket).await, None);
         while read_frame(&mut calls).await.is_some() {}
         assert_eq!(lend(&other, &[]).await.map(drop), Ok(()), "the others notice nothing");
+    });
+}
+
+#[test]
+fn a_host_without_lending_refuses_to_lend() {
+    run(async {
+        let thing: Rc<Thing> = Rc::default();
+        let host = Host::start(&thing, Options::default());
+        let client = host.connect(Options::default()).await;
+        let failure = client.call(request(client.root(), common::LEND, &[1])).await.expect_err("refused");
+        assert_eq!(failure, Failure { cause: Cause::Refused, executed: Executed::Yes });
     });
 }

@@ -20,6 +20,7 @@ struct Shared {
     /// Cuts after at most so many frames of one direction; 0: never.
     most: AtomicU64,
     cuts: AtomicU64,
+    connections: AtomicU64,
     ended: AtomicBool,
     refuses: AtomicBool,
     /// What passes now.
@@ -52,6 +53,7 @@ impl Relay {
             to: Mutex::new(to),
             most: AtomicU64::new(most),
             cuts: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
             open: Mutex::default(),
@@ -66,6 +68,7 @@ impl Relay {
                 if accepting.refuses.load(Ordering::SeqCst) {
                     continue;
                 }
+                accepting.connections.fetch_add(1, Ordering::SeqCst);
                 let Ok(host) = TcpStream::connect(*accepting.to.lock().expect("no panic")) else { continue };
                 for socket in [&client, &host] {
                     socket.set_nodelay(true).expect("an option");
@@ -87,6 +90,11 @@ impl Relay {
     /// Connections that it has cut.
     pub fn cuts(&self) -> u64 {
         self.shared.cuts.load(Ordering::SeqCst)
+    }
+
+    /// Connections that it has taken.
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::SeqCst)
     }
 
     /// From now on connections go there.

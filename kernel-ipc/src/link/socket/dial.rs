@@ -2,9 +2,9 @@
 //!
 //! - A lost connection suspends the session: callers wait. The next one begins with each call that is outstanding, and the
 //!   host says what became of it ([`session`](crate::session)); no call is lost or run twice.
-//! - It is dialled again at once, then less and less often, until [`Options::give_up`] has passed. Then outstanding calls end
-//!   with [`LinkLost`](crate::Cause::LinkLost), `Unknown` if the host can have seen them. When the host answers that it has
-//!   no such session, they end at once, as by its death.
+//! - It is dialled again at once, then less and less often, until [`Options::give_up`] has passed ([`Patience`]). Then
+//!   outstanding calls end with [`LinkLost`](crate::Cause::LinkLost), `Unknown` if the host can have seen them. When the host
+//!   answers that it has no such session, they end at once, as by its death.
 
 use std::io;
 use std::net::SocketAddr;
@@ -41,7 +41,7 @@ impl Default for Options {
     }
 }
 
-/// Between two attempts, at first and at most.
+/// Between two attempts, after the first one and at most.
 const RETRY_FIRST: Duration = Duration::from_millis(1);
 const RETRY_MOST: Duration = Duration::from_millis(200);
 
@@ -133,7 +133,8 @@ async fn open(
         runtime::spawn(bay.clone().fetch(address, hello, options, move |what| of.break_with(what)));
     }
     let hello = Hello { session: welcome.session, ..hello };
-    let keeper = Keeper { address, options, link, session: session.downgrade(), hello };
+    let patience = Patience::new(options.give_up);
+    let keeper = Keeper { address, options, link, session: session.downgrade(), hello, patience };
     runtime::spawn(async move {
         keeper.keep().await;
         if let Some(bay) = bay {
@@ -181,13 +182,20 @@ struct Keeper {
     session: WeakSession,
     /// Of the last connection.
     hello: Hello,
+    patience: Patience,
 }
 
 impl Keeper {
     async fn keep(mut self) {
         loop {
             match self.link.standing() {
-                Standing::Connected => watch(&self.link, &self.options).await,
+                Standing::Connected => {
+                    let connected = Instant::now();
+                    watch(&self.link, &self.options).await;
+                    if self.link.was_of_use() || connected.elapsed() >= self.options.heartbeat {
+                        self.patience = Patience::new(self.options.give_up);
+                    }
+                }
                 Standing::Cut => {
                     let Some(session) = self.session.upgrade() else { return };
                     session.cut();
@@ -203,9 +211,15 @@ impl Keeper {
 
     /// Makes the connection again. False: the session is over.
     async fn again(&mut self) -> bool {
-        let begun = Instant::now();
-        let mut pause = RETRY_FIRST;
+        let mut why = String::from("each connection ends at once");
         loop {
+            let Some(pause) = self.patience.before_next(Instant::now()) else {
+                tracing::warn!("the session with {} is given up: {why}", self.address);
+                return self.over(ClientSession::link_lost);
+            };
+            if !pause.is_zero() {
+                runtime::sleep(pause).await;
+            }
             // The session may have been closed while we were at it.
             let Some(session) = self.session.upgrade().filter(ClientSession::is_open) else { return false };
             self.hello.number += 1;
@@ -221,14 +235,11 @@ impl Keeper {
                 Err(DialError::Refused(_, Refusal::NoSuchSession | Refusal::Interface | Refusal::Version(_))) => {
                     return self.over(ClientSession::host_is_gone);
                 }
-                Err(error) if begun.elapsed() >= self.options.give_up => {
-                    tracing::warn!("the session with {} is given up: {error}", self.address);
-                    return self.over(ClientSession::link_lost);
+                Err(error) => {
+                    tracing::debug!("not yet: {error}");
+                    why = error.to_string();
                 }
-                Err(error) => tracing::debug!("not yet: {error}"),
             }
-            runtime::sleep(pause).await;
-            pause = (2 * pause).min(RETRY_MOST);
         }
     }
 
@@ -237,6 +248,31 @@ impl Keeper {
             end(&session);
         }
         false
+    }
+}
+
+/// How long to wait before a lost connection is dialled again, and how often. One that was made and lost again counts as an
+/// attempt like one that was not made, unless it was of use or lasted: a host that welcomes and cuts at once is not dialled
+/// without end, nor without pauses.
+struct Patience {
+    give_up: Duration,
+    /// When the first attempt began.
+    since: Option<Instant>,
+    /// Before the next.
+    pause: Duration,
+}
+
+impl Patience {
+    fn new(give_up: Duration) -> Patience {
+        Patience { give_up, since: None, pause: Duration::ZERO }
+    }
+
+    /// How long to wait before the next attempt. `None`: there will be none.
+    fn before_next(&mut self, now: Instant) -> Option<Duration> {
+        let begun = *self.since.get_or_insert(now);
+        let pause = self.pause;
+        self.pause = (2 * pause).clamp(RETRY_FIRST, RETRY_MOST);
+        (pause.is_zero() || now.saturating_duration_since(begun) < self.give_up).then_some(pause)
     }
 }
 
@@ -275,6 +311,19 @@ mod tests {
         ] {
             assert_eq!(is_loopback(address.parse().expect("an address")), is, "{address}");
         }
+    }
+
+    #[test]
+    fn attempts_become_rarer_and_end() {
+        let begun = Instant::now();
+        let mut patience = Patience::new(Duration::from_secs(1));
+        let mut at = |millis| patience.before_next(begun + Duration::from_millis(millis));
+        let pauses: Vec<_> = (0..11).map(|attempt| at(attempt).map(|pause| pause.as_millis())).collect();
+        assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 32, 64, 128, 200, 200].map(Some));
+        assert_eq!((at(999), at(1000)), (Some(RETRY_MOST), None));
+        // However little patience there is, one attempt is made.
+        let mut hasty = Patience::new(Duration::ZERO);
+        assert_eq!((hasty.before_next(begun), hasty.before_next(begun)), (Some(Duration::ZERO), None));
     }
 
     #[test]

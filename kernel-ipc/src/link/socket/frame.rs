@@ -275,6 +275,16 @@ impl<const N: usize> Writer<N> {
         Writer { bytes: [0; N], at: 0 }
     }
 
+    /// Begins a greeting.
+    fn greeting() -> Self {
+        Writer::new().put(MAGIC.to_le_bytes()).put(VERSION.to_le_bytes())
+    }
+
+    /// A session's measures.
+    fn shape(self, shape: Shape) -> Self {
+        self.put(shape.slots.to_le_bytes()).put(CONTROL_SLOTS.to_le_bytes()).put(shape.window_bytes.to_le_bytes())
+    }
+
     fn put<const M: usize>(mut self, field: [u8; M]) -> Self {
         self.bytes[self.at..self.at + M].copy_from_slice(&field);
         self.at += M;
@@ -295,6 +305,23 @@ impl Reader<'_> {
         let (field, rest) = self.0.split_first_chunk().expect("the caller's array holds all fields");
         self.0 = rest;
         *field
+    }
+
+    /// How a client's greeting begins.
+    fn greeting(&mut self) -> Result<(), BadHello> {
+        if self.u64() != MAGIC {
+            return Err(BadHello::Frame(FrameError::Magic));
+        }
+        match self.u32() {
+            VERSION => Ok(()),
+            version => Err(BadHello::Version(version)),
+        }
+    }
+
+    /// A session's measures, unchecked; `None` for other control slots than ours.
+    fn shape(&mut self) -> Option<Shape> {
+        let (slots, control, window_bytes) = (self.u16(), self.u16(), self.u32());
+        (control == CONTROL_SLOTS).then_some(Shape { slots, window_bytes })
     }
 
     fn u16(&mut self) -> u16 {
@@ -324,12 +351,8 @@ pub enum BadHello {
 impl Hello {
     /// The frame's body.
     pub fn to_bytes(&self) -> [u8; HELLO_BYTES] {
-        Writer::new()
-            .put(MAGIC.to_le_bytes())
-            .put(VERSION.to_le_bytes())
-            .put(self.shape.slots.to_le_bytes())
-            .put(CONTROL_SLOTS.to_le_bytes())
-            .put(self.shape.window_bytes.to_le_bytes())
+        Writer::greeting()
+            .shape(self.shape)
             .put(self.outstanding.to_le_bytes())
             .put([0; 2])
             .put(self.session.get().to_le_bytes())
@@ -345,15 +368,9 @@ impl Hello {
     /// The first field that is impossible.
     pub fn check(bytes: &[u8; HELLO_BYTES]) -> Result<Hello, BadHello> {
         let mut from = Reader(bytes);
-        if from.u64() != MAGIC {
-            return Err(BadHello::Frame(FrameError::Magic));
-        }
-        let version = from.u32();
-        if version != VERSION {
-            return Err(BadHello::Version(version));
-        }
-        let (slots, control, window_bytes) = (from.u16(), from.u16(), from.u32());
-        let shape = Shape::checked(slots, window_bytes).filter(|_| control == CONTROL_SLOTS).ok_or(BadHello::Shape)?;
+        from.greeting()?;
+        let shape = from.shape().and_then(|shape| Shape::checked(shape.slots, shape.window_bytes));
+        let shape = shape.ok_or(BadHello::Shape)?;
         let outstanding = from.u16();
         if from.u16() != 0 {
             return Err(BadHello::Frame(FrameError::NotZero));
@@ -384,12 +401,8 @@ pub struct Welcome {
 impl Welcome {
     /// The frame's body.
     pub fn to_bytes(&self) -> [u8; WELCOME_BYTES] {
-        Writer::new()
-            .put(MAGIC.to_le_bytes())
-            .put(VERSION.to_le_bytes())
-            .put(self.shape.slots.to_le_bytes())
-            .put(CONTROL_SLOTS.to_le_bytes())
-            .put(self.shape.window_bytes.to_le_bytes())
+        Writer::greeting()
+            .shape(self.shape)
             .put([0; 4])
             .put(self.session.get().to_le_bytes())
             .put(self.epoch.get().to_le_bytes())
@@ -404,20 +417,16 @@ impl Welcome {
     /// The first field that is impossible.
     pub fn check(bytes: &[u8; WELCOME_BYTES], hello: &Hello) -> Result<Welcome, FrameError> {
         let mut from = Reader(bytes);
-        if from.u64() != MAGIC || from.u32() != VERSION {
-            return Err(FrameError::Magic);
-        }
-        let (slots, control, window_bytes, zero) = (from.u16(), from.u16(), from.u32(), from.u32());
-        let shape = Shape { slots, window_bytes };
+        from.greeting().map_err(|_| FrameError::Magic)?;
+        let (shape, zero) = (from.shape(), from.u32());
         let (session, epoch) = (SessionId(from.u64()), Epoch(from.u64()));
         let (root, number) = (Handle::from_word(from.u64()), from.u64());
         if zero != 0 {
             return Err(FrameError::NotZero);
         }
         let is_ours = session.get() != 0 && (hello.session.get() == 0 || hello.session == session);
-        if shape != hello.shape || control != CONTROL_SLOTS || number != hello.number || !is_ours {
-            return Err(FrameError::NotAnAnswer);
-        }
+        let shape = shape.filter(|shape| *shape == hello.shape && number == hello.number && is_ours);
+        let shape = shape.ok_or(FrameError::NotAnAnswer)?;
         Ok(Welcome { shape, session, epoch, root, number })
     }
 }
@@ -436,9 +445,7 @@ pub struct Bulk {
 impl Bulk {
     /// The frame's body.
     pub fn to_bytes(&self) -> [u8; BULK_BYTES] {
-        Writer::new()
-            .put(MAGIC.to_le_bytes())
-            .put(VERSION.to_le_bytes())
+        Writer::greeting()
             .put([0; 4])
             .put(self.session.get().to_le_bytes())
             .put(self.number.to_le_bytes())
@@ -452,13 +459,7 @@ impl Bulk {
     /// The first field that is impossible.
     pub fn check(bytes: &[u8; BULK_BYTES]) -> Result<Bulk, BadHello> {
         let mut from = Reader(bytes);
-        if from.u64() != MAGIC {
-            return Err(BadHello::Frame(FrameError::Magic));
-        }
-        let version = from.u32();
-        if version != VERSION {
-            return Err(BadHello::Version(version));
-        }
+        from.greeting()?;
         if from.u32() != 0 {
             return Err(BadHello::Frame(FrameError::NotZero));
         }

@@ -6,10 +6,12 @@
 //! - A session whose connection is lost stays for [`Options::give_up`]: its calls go on, its capabilities stand. Then it
 //!   ends as if its client had closed it.
 //! - Strangers cost little: a bounded number of greetings is under way at a time, each for a bounded time, and nothing is
-//!   allocated for a session before its hello was checked.
+//!   allocated for a session before its hello was checked. Who says nothing keeps nobody out: the one that has been silent
+//!   for longest gives way to a newcomer.
+//! - A session begins with its client's knowledge: one whose welcome could not be sent ends at once.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -22,6 +24,7 @@ use super::dial::{is_loopback, watch};
 use super::frame::{BadHello, Bulk, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
 use super::greeting::{self, Unanswered, Wanted};
 use super::stream::{Stream, local_address};
+use super::warnings::Warnings;
 use super::{SocketLink, Standing};
 use crate::id::SessionId;
 use crate::runtime::{self, JoinHandle, io::File};
@@ -29,7 +32,7 @@ use crate::session::{Grant, HostSession, Served, Service, SessionInfo};
 use crate::wire::VERSION;
 
 /// Greetings that may be under way at a time.
-const GREETINGS: u32 = 64;
+const GREETINGS: usize = 64;
 /// Sessions that one listener has at most.
 pub const SESSIONS: usize = 1024;
 /// How long a listener rests that the kernel has no descriptor for.
@@ -118,7 +121,9 @@ impl Listener {
             options,
             admit: RefCell::new(Box::new(admit)),
             sessions: RefCell::default(),
-            greetings: Cell::new(0),
+            greetings: RefCell::default(),
+            warnings: Warnings::default(),
+            closed: Cell::new(false),
         });
         // The tasks of this listener see by it that nobody listens any more.
         let _closing = Closing(desk.clone());
@@ -144,7 +149,18 @@ struct Desk<S: Service> {
     options: Options,
     admit: RefCell<Admit>,
     sessions: RefCell<HashMap<SessionId, Rc<Entry>>>,
-    greetings: Cell<u32>,
+    /// Those under way, the oldest first, and some that have ended.
+    greetings: RefCell<VecDeque<Greeting>>,
+    warnings: Warnings,
+    /// Nobody listens any more.
+    closed: Cell<bool>,
+}
+
+/// A connection that is asked what it wants.
+struct Greeting {
+    task: JoinHandle<()>,
+    /// It has said so.
+    has_spoken: Rc<Cell<bool>>,
 }
 
 /// One session.
@@ -157,6 +173,8 @@ struct Entry {
     bulk_number: Cell<u64>,
     /// Serves leased bytes.
     bulk: RefCell<Option<JoinHandle<()>>>,
+    /// Its client has been welcomed, so it can come back.
+    is_known: Cell<bool>,
 }
 
 /// Ends all sessions when nobody listens any more.
@@ -164,34 +182,63 @@ struct Closing<S: Service>(Rc<Desk<S>>);
 
 impl<S: Service> Drop for Closing<S> {
     fn drop(&mut self) {
+        self.0.closed.set(true);
         let sessions = self.0.sessions.take();
         sessions.values().for_each(|entry| entry.session.close());
+    }
+}
+
+/// Ends a new session whose client was not welcomed: nobody knows its number, so nobody can come back to it.
+struct Unknown(Rc<Entry>);
+
+impl Drop for Unknown {
+    fn drop(&mut self) {
+        if !self.0.is_known.get() {
+            self.0.session.close();
+        }
     }
 }
 
 impl<S: Service> Desk<S> {
     /// Hears what a connection wants.
     fn receive(self: Rc<Self>, socket: OwnedFd) {
-        if self.greetings.get() >= GREETINGS {
+        if !self.has_place() {
             // Dropped without a word: whoever dials tries again.
             return;
         }
-        self.greetings.set(self.greetings.get() + 1);
-        runtime::spawn(async move {
-            let greeted = runtime::timeout(self.options.greeting, self.greet(socket)).await;
-            self.greetings.set(self.greetings.get() - 1);
-            match greeted {
+        let has_spoken: Rc<Cell<bool>> = Rc::default();
+        let (desk, speaks) = (self.clone(), has_spoken.clone());
+        let task = runtime::spawn(async move {
+            match runtime::timeout(desk.options.greeting, desk.greet(socket, &speaks)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(why)) => tracing::warn!("{why}"),
-                Err(runtime::Elapsed) => tracing::warn!("a connection that did not say what it wanted was dropped"),
+                Ok(Err(why)) => desk.warnings.warn(why),
+                Err(runtime::Elapsed) => desk.warnings.warn("a connection that did not say what it wanted was dropped"),
             }
         });
+        self.greetings.borrow_mut().push_back(Greeting { task, has_spoken });
     }
 
-    async fn greet(self: &Rc<Self>, socket: OwnedFd) -> Result<(), String> {
+    /// Whether one more greeting may begin, perhaps because an older one ends.
+    fn has_place(&self) -> bool {
+        let mut greetings = self.greetings.borrow_mut();
+        greetings.retain(|greeting| !greeting.task.is_finished());
+        if greetings.len() < GREETINGS {
+            return true;
+        }
+        let oldest = greetings.iter().position(|greeting| !greeting.has_spoken.get());
+        let Some(silent) = oldest.and_then(|index| greetings.remove(index)) else { return false };
+        drop(greetings);
+        silent.task.cancel();
+        self.warnings.warn("a connection that had not said what it wanted gave way to a newer one");
+        true
+    }
+
+    async fn greet(self: &Rc<Self>, socket: OwnedFd, has_spoken: &Cell<bool>) -> Result<(), String> {
         let stream = Stream::new(socket.into(), self.options.dead_after).map_err(|error| error.to_string())?;
         let peer = stream.peer();
-        let taken = match greeting::hear(&stream).await {
+        let wanted = greeting::hear(&stream).await;
+        has_spoken.set(true);
+        let taken = match wanted {
             Ok(Ok(Wanted::Session(hello))) => match hello.session {
                 SessionId(0) => self.open(&hello, peer),
                 _ => self.find(&hello),
@@ -207,7 +254,10 @@ impl<S: Service> Desk<S> {
             Err(Unanswered::Refused(_)) => unreachable!("a host hears no refusals"),
         };
         match taken {
-            Ok((entry, welcome, outstanding)) => self.connect(&entry, stream, &welcome, outstanding).await,
+            Ok((entry, welcome, outstanding)) => {
+                let _unknown = Unknown(entry.clone());
+                self.connect(&entry, stream, &welcome, outstanding).await
+            }
             Err(refusal) => {
                 // It may have gone already.
                 let _ = greeting::refuse(&stream, refusal).await;
@@ -222,7 +272,8 @@ impl<S: Service> Desk<S> {
         if interface_bytes(S::INTERFACE.name) != Ok(hello.interface) {
             return Err(Refusal::Interface);
         }
-        if self.sessions.borrow().len() >= SESSIONS {
+        // A greeting may end after its listener has.
+        if self.closed.get() || self.sessions.borrow().len() >= SESSIONS {
             return Err(Refusal::Busy);
         }
         let (root, info) = (self.admit.borrow_mut())(peer).ok_or(Refusal::Forbidden)?;
@@ -237,6 +288,7 @@ impl<S: Service> Desk<S> {
             number: Cell::new(hello.number),
             bulk_number: Cell::new(0),
             bulk: RefCell::default(),
+            is_known: Cell::new(false),
         });
         self.sessions.borrow_mut().insert(id, entry.clone());
         let (desk, keeper) = (Rc::downgrade(self), Rc::downgrade(&entry));
@@ -315,6 +367,7 @@ impl<S: Service> Desk<S> {
             return Ok(());
         }
         sent.map_err(|error| format!("{} left while it was welcomed: {error}", stream.peer()))?;
+        entry.is_known.set(true);
         entry.session.reconnected(outstanding);
         entry.link.attach(stream);
         Ok(())
