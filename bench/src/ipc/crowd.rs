@@ -69,9 +69,10 @@ fn opening() -> io::Result<(Row, u64)> {
     })
 }
 
-/// Bytes of memory that this process has, shared ones included.
+/// Bytes of memory that this process has: a page that it has mapped twice, as the writer and as the reader, counts once.
 fn resident() -> io::Result<u64> {
-    let text = std::fs::read_to_string("/proc/self/statm")?;
-    let pages: Option<u64> = text.split(' ').nth(1).and_then(|pages| pages.parse().ok());
-    pages.map(|pages| pages * 4096).ok_or_else(|| io::Error::other("/proc/self/statm makes no sense"))
+    let text = std::fs::read_to_string("/proc/self/smaps_rollup")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let kib: Option<u64> = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+    kib.map(|kib| kib * 1024).ok_or_else(|| io::Error::other("/proc/self/smaps_rollup makes no sense"))
 }

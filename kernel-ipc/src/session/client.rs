@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::task::Waker;
 
+use super::by_slot::BySlot;
 use super::{Reply, Request};
 use crate::error::{Cause, Executed, Failure};
 use crate::id::{Epoch, SessionId};
@@ -103,7 +104,7 @@ impl ClientSession {
             id,
             epoch: Cell::new(epoch),
             slots: RefCell::new(ClientSlots::new(shape)),
-            cells: (0..shape.slots).map(|_| SlotCell::default()).collect(),
+            cells: BySlot::new(shape.slots, SlotCell::default),
             survival: survives.then(|| Box::new(resume::Survival::new(shape))),
             suspended: Cell::new(false),
             waiters: RefCell::new(VecDeque::new()),
@@ -247,7 +248,7 @@ struct Inner {
     epoch: Cell<Epoch>,
     slots: RefCell<ClientSlots>,
     /// By normal slot.
-    cells: Box<[SlotCell]>,
+    cells: BySlot<SlotCell>,
     /// What is remembered of calls so that they can be resumed; of a session whose host does not survive, nothing.
     survival: Option<Box<resume::Survival>>,
     /// The host is dead, and its next incarnation awaited; or the connection is lost, and the next one is.
@@ -343,7 +344,8 @@ impl Inner {
         for (slot, position) in waiting {
             let seen = self.survival.as_ref().is_some_and(|survival| survival.may_have_run(slot));
             let executed = if position < read || seen { Executed::Unknown } else { Executed::No };
-            if let Some(cell) = self.cells.get(usize::from(slot)) {
+            if !self.shape.is_control(slot) {
+                let cell = &self.cells[slot];
                 let failure = Failure { cause, executed };
                 self.log_ended(slot, || Outcome::Failed(failure));
                 let failed = Answered::Failed(failure);
@@ -387,7 +389,7 @@ impl Inner {
 
     /// The caller of this slot no longer waits.
     fn give_up(&self, slot: u16, seq: u64) {
-        let cell = &self.cells[usize::from(slot)];
+        let cell = &self.cells[slot];
         cell.deadline.set(0);
         self.log_ended(slot, || Outcome::GivenUp);
         if self.slots.borrow_mut().park(slot) {

@@ -14,6 +14,7 @@ use std::rc::{Rc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
+use super::by_slot::BySlot;
 use super::client::ClientSession;
 use super::{Call, Grant, OpenError, Service, SessionInfo};
 use crate::capability::Member;
@@ -172,7 +173,10 @@ impl HostSession {
             shared: served.0.clone(),
             member,
             slots: RefCell::new(HostSlots::new(shape)),
-            cells: (0..shape.slots).map(|_| SlotCell::new(&info)).collect(),
+            cells: BySlot::new(shape.slots, {
+                let info = info.clone();
+                move || SlotCell::new(&info)
+            }),
             info,
             survival,
             reconnect: Reconnect::default(),
@@ -247,7 +251,7 @@ struct Inner<S> {
     /// This session among those of the service.
     member: Member,
     /// By normal slot.
-    cells: Box<[SlotCell]>,
+    cells: BySlot<SlotCell>,
     /// What the next incarnation will go on from.
     survival: Option<Survival>,
     /// What the client owes after its connection was lost.
@@ -294,9 +298,9 @@ impl<S: Service> Inner<S> {
             steps::reach("call/served");
             self.finish(slot, seq, &mut call, response);
             self.was_answered(slot);
-            *self.cells[usize::from(slot)].call.borrow_mut() = Some(call);
+            *self.cells[slot].call.borrow_mut() = Some(call);
         }
-        if self.cells[usize::from(slot)].ready.replace(false) {
+        if self.cells[slot].ready.replace(false) {
             // The session has ended before its handler began.
             self.was_answered(slot);
         }
@@ -304,7 +308,7 @@ impl<S: Service> Inner<S> {
 
     /// The next call of a slot, with its seq; `None` when the session has ended.
     fn next_call(&self, slot: u16) -> impl Future<Output = Option<(Box<Call>, u64)>> {
-        let cell = &self.cells[usize::from(slot)];
+        let cell = &self.cells[slot];
         std::future::poll_fn(move |cx| {
             if self.ended.get().is_some() {
                 return Poll::Ready(None);
@@ -334,7 +338,7 @@ impl<S: Service> Inner<S> {
         }
         self.ended.set(Some(violation));
         self.link.close();
-        for cell in &self.cells {
+        for (_, cell) in self.cells.used() {
             cell.cancel.set();
             cell.wake();
         }

@@ -5,6 +5,7 @@
 //! - Nothing that a peer writes ends more than the session.
 //! - A call ends exactly once for its caller, and a failed one says whether it ran.
 
+mod by_slot;
 mod call;
 pub mod capability;
 mod client;

@@ -28,7 +28,7 @@ impl Inner {
     fn expire(&self) -> u64 {
         let now = now();
         let mut next = u64::MAX;
-        for cell in &self.cells {
+        for (_, cell) in self.cells.used() {
             let deadline = cell.deadline.get();
             if deadline == 0 {
                 continue;

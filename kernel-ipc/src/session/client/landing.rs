@@ -28,7 +28,7 @@ impl Inner {
 
     fn land(&self, bay: &Rc<Bay>, completion: &Completion) -> bool {
         let (slot, seq) = (completion.slot, completion.seq);
-        let cell = &self.cells[usize::from(slot)];
+        let cell = &self.cells[slot];
         let reply = match cell.answer.take() {
             Answered::Reply(reply) => reply,
             failed => {
@@ -61,7 +61,7 @@ impl Inner {
         let slots = self.slots.borrow();
         let is_awaited = slots.seq(slot) == seq && slots.state(slot) == ClientState::Answered;
         drop(slots);
-        let cell = &self.cells[usize::from(slot)];
+        let cell = &self.cells[slot];
         if is_awaited && matches!(*cell.answer.borrow(), Answered::Nothing) {
             cell.answer.replace(answer);
             cell.wake();

@@ -76,7 +76,7 @@ impl Sent {
         let inner = &session.0.inner;
         inner.mailbox.count(|messages| messages.under_way += 1);
         if !inner.slots.borrow_mut().post(slot) {
-            let answered = inner.cells[usize::from(slot)].answer.take();
+            let answered = inner.cells[slot].answer.take();
             inner.settle(&answered);
         }
     }

@@ -22,7 +22,7 @@ impl Inner {
         self.log_ended(completion.slot, || completion.status.into());
         match ended {
             Ended::Deliver => {
-                let cell = &self.cells[usize::from(completion.slot)];
+                let cell = &self.cells[completion.slot];
                 self.read(completion, &mut cell.answer.borrow_mut());
                 if !self.lands(completion) {
                     cell.wake();

@@ -309,7 +309,7 @@ impl Inner {
         self.log_ended(slot, || Outcome::Failed(failure));
         match ended {
             Ended::Deliver => {
-                let cell = &self.cells[usize::from(slot)];
+                let cell = &self.cells[slot];
                 cell.answer.replace(Answered::Failed(failure));
                 cell.wake();
             }

@@ -47,7 +47,7 @@ impl Inner {
         if let Some(survival) = &self.survival {
             survival.remember(&submission, request.retry);
         }
-        let cell = &self.cells[usize::from(slot)];
+        let cell = &self.cells[slot];
         cell.deadline.set(deadline);
         cell.is_late.set(false);
         if self.link.borrow().send(&submission.to_raw(), slot, &body).is_err() {

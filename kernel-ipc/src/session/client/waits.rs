@@ -148,7 +148,7 @@ impl Sent {
         short: impl FnOnce(&ClientSession, Option<u16>, &[u8]) -> T,
         other: impl FnOnce(&ClientSession, Result<Reply, Failure>) -> T,
     ) -> Poll<T> {
-        let cell = &self.session.0.inner.cells[usize::from(self.slot)];
+        let cell = &self.session.0.inner.cells[self.slot];
         let mut answer = cell.answer.borrow_mut();
         if let Answered::Inline { operation_error, words, length } = &*answer {
             let (operation_error, words, length) = (*operation_error, *words, usize::from(*length));
@@ -177,7 +177,7 @@ impl Sent {
     /// Takes the call from its caller: where the answer will stand.
     pub(super) fn unwanted(mut self) -> (ClientSession, u16) {
         self.taken = true;
-        self.session.0.inner.cells[usize::from(self.slot)].deadline.set(0);
+        self.session.0.inner.cells[self.slot].deadline.set(0);
         (self.session.clone(), self.slot)
     }
 
@@ -185,7 +185,7 @@ impl Sent {
     #[inline]
     fn end(&mut self) {
         let inner = &self.session.0.inner;
-        inner.cells[usize::from(self.slot)].deadline.set(0);
+        inner.cells[self.slot].deadline.set(0);
         inner.slots.borrow_mut().take(self.slot);
         self.taken = true;
         inner.slot_is_free();
@@ -194,7 +194,7 @@ impl Sent {
     /// There is no answer: the deadline has passed, or the caller is woken when there is one.
     fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
         let inner = &self.session.0.inner;
-        let cell = &inner.cells[usize::from(self.slot)];
+        let cell = &inner.cells[self.slot];
         if cell.is_late.get() {
             self.taken = true;
             inner.give_up(self.slot, self.seq);

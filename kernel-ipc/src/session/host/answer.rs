@@ -157,9 +157,9 @@ impl<S: Service> Inner<S> {
     pub(super) fn was_answered(&self, slot: u16) {
         let mut realm = self.shared.realm.borrow_mut();
         let waited_for = |index: &u32| realm.ended(self.member, *index);
-        let uses = self.cells[usize::from(slot)].uses.take();
+        let uses = self.cells[slot].uses.take();
         let is_waited_for = uses.iter().map(waited_for).fold(false, |one, other| one | other);
-        self.cells[usize::from(slot)].uses.replace(uses);
+        self.cells[slot].uses.replace(uses);
         drop(realm);
         if is_waited_for {
             // Before whoever waits for it answers somebody else: a revoke that has returned is heard after this.

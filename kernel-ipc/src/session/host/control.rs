@@ -24,7 +24,7 @@ impl<S: Service> Inner<S> {
                 for [slot, seq] in long_entries(&payload)? {
                     let slot = u16::try_from(slot).ok().filter(|slot| !self.shape.is_control(*slot));
                     if let Some(slot) = slot.filter(|slot| self.slots.borrow().in_progress(*slot) == Some(seq)) {
-                        self.cells[usize::from(slot)].cancel.set();
+                        self.cells[slot].cancel.set();
                     }
                 }
             }

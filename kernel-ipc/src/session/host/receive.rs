@@ -93,7 +93,7 @@ impl<S: Service> Inner<S> {
             return Err(Cause::BadArguments);
         }
 
-        let cell = &self.cells[usize::from(submission.slot)];
+        let cell = &self.cells[submission.slot];
         let mut idle = cell.call.borrow_mut();
         let call = idle.as_mut().expect("a slot that accepts a call has no handler");
         call.operation = submission.operation;
@@ -141,7 +141,7 @@ impl<S: Service> Inner<S> {
 
     /// Hands the slot's call object to the slot's task.
     fn start(&self, slot: u16) {
-        let cell = &self.cells[usize::from(slot)];
+        let cell = &self.cells[slot];
         cell.cancel.reset();
         cell.ready.set(true);
         let task = cell.task.take().or_else(|| self.this.upgrade().map(|this| runtime::spawn(this.run_slot(slot))));

@@ -136,7 +136,7 @@ pub(super) fn end_heirs<S: Service>(shared: Rc<Shared<S>>, member: Member) {
 impl<S: Service> Inner<S> {
     /// Tells the calls in progress that name the entry of this index that they had better end.
     fn cancel_calls_on(&self, index: u32) {
-        for (slot, cell) in (0..).zip(&self.cells) {
+        for (slot, cell) in self.cells.used() {
             if self.slots.borrow().in_progress(slot).is_some() && cell.uses.borrow().contains(&index) {
                 cell.cancel.set();
             }
