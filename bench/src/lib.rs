@@ -7,4 +7,5 @@ pub mod ipc;
 pub mod overload;
 pub mod recovery;
 pub mod report;
+mod svg;
 mod sys;

@@ -55,6 +55,9 @@ fn chaos_for_nobody_or_nothing_is_refused() {
     assert!(said(&refused).contains("nobody: no such component"), "{}", said(&refused));
     assert_eq!(system.atoll(&["chaos", "--kinds", "tickle"]).status.code(), Some(2));
     assert_eq!(system.atoll(&["chaos", "--rate", "0.001"]).status.code(), Some(2));
+    let endless = system.atoll(&["chaos", "--rate", "0", "--count", "1"]);
+    assert_eq!(endless.status.code(), Some(2));
+    assert!(said(&endless).contains("--count would never be reached"), "{}", said(&endless));
 }
 
 #[test]

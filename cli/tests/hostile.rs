@@ -17,7 +17,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::{Duration, Instant};
 
-use common::System;
+use common::{Random, System, number};
 use kernel_ipc::CallError;
 use kernel_ipc::component::{Client as _, Connection, Context};
 use kernel_ipc::runtime::{self, Options, Runtime, WordAddress};
@@ -33,30 +33,6 @@ const SESSIONS_OF_A_GUEST: u64 = 50;
 
 /// How much more memory a process may have at the end. A leak in each session would make more of it in a campaign.
 const MOST_GROWTH: u64 = 48 << 20;
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-}
-
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
 
 /// This process's memory as the kernel lets it write it: no reference, no unsafe code.
 struct Memory(File);
@@ -359,8 +335,8 @@ fn held(pid: i32) -> (usize, u64) {
 
 #[test]
 fn a_guest_that_writes_garbage_stops_no_server_and_reads_nothing_that_it_was_not_given() {
-    let seed = from_environment("SEED").unwrap_or_else(|| u64::from(std::process::id()) << 20);
-    let count = from_environment("SESSIONS").unwrap_or(400);
+    let seed = number("SEED", u64::from(std::process::id()) << 20);
+    let count = number("SESSIONS", 400);
     println!("SEED={seed}");
     let system = System::start(&[]);
     let content = SECRET.repeat(100);

@@ -65,8 +65,8 @@ fn is_within(inner: &Value, outer: &Value) -> bool {
     from - 0.01 <= begin && end <= to + 0.01
 }
 
-#[test]
-fn the_way_of_a_request_is_seen_from_the_network_down_to_the_disk() {
+/// A system that serves a page of 100,000 bytes, which is on its disk and nowhere else.
+fn with_a_page_on_the_disk() -> System {
     let system = System::start(&[]);
     std::fs::write(system.file("page"), vec![7; 100_000]).expect("room");
     system.ok(&["fs", "put", system.file("page").to_str().expect("text"), "/www/page"]);
@@ -74,6 +74,12 @@ fn the_way_of_a_request_is_seen_from_the_network_down_to_the_disk() {
     // Its cache is gone with it.
     kill_now(system.pid("fs"));
     wait_for("an answer", || system.get("/").status == 200);
+    system
+}
+
+#[test]
+fn the_way_of_a_request_is_seen_from_the_network_down_to_the_disk() {
+    let system = with_a_page_on_the_disk();
 
     let tracing = Tracing::begin(&system, &[]);
     assert_eq!(system.get("/page").body.len(), 100_000);
@@ -112,7 +118,13 @@ fn the_way_of_a_request_is_seen_from_the_network_down_to_the_disk() {
     assert!(trace.slices("httpd", "call", "net.net next_events").is_empty());
 
     // For people; and only what has to do with one component; and nothing is traced any more.
-    assert_eq!(system.ok(&["trace", "httpd", "--", "cat", "/dev/null"]), "no traces\n");
+    let atoll = env!("CARGO_BIN_EXE_atoll");
+    let state = system.state().to_str().expect("text");
+    let of = |component| system.ok(&["trace", component, "--", atoll, "fs", "stat", "/www/page", "--state", state]);
+    // Behind what the command has printed.
+    let (of_httpd, of_fs) = (of("httpd"), of("fs"));
+    assert!(of_httpd.starts_with("path ") && of_httpd.ends_with("\nno traces\n"), "{of_httpd}");
+    assert!(of_fs.contains("guest atoll") && of_fs.contains("fs.root lookup"), "{of_fs}");
     let shown = system.ok(&[
         "trace",
         "--standing",
@@ -132,12 +144,7 @@ fn the_way_of_a_request_is_seen_from_the_network_down_to_the_disk() {
 
 #[test]
 fn a_call_is_followed_over_the_death_of_the_run_that_served_it() {
-    let system = System::start(&[]);
-    std::fs::write(system.file("page"), vec![7; 100_000]).expect("room");
-    system.ok(&["fs", "put", system.file("page").to_str().expect("text"), "/www/page"]);
-    system.ok(&["fs", "sync"]);
-    kill_now(system.pid("fs"));
-    wait_for("an answer", || system.get("/").status == 200);
+    let system = with_a_page_on_the_disk();
     let run = system.component("fs")["epoch"].as_u64().expect("a number");
 
     let tracing = Tracing::begin(&system, &[]);

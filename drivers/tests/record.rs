@@ -290,10 +290,61 @@ fn only_a_record_of_this_device_from_its_beginning_is_gone_on_with() {
         assert!(disk.open().await.1.is_ok());
         let other = open(&disk.directory.path().join("other.img"), BLOCKS + 1).await;
         assert_eq!(refused(Recorder::open(&disk.record(), &other).await), Some(ErrorKind::InvalidData));
+        // Where the header says that the last run begins: nowhere, inside the header, and at a write.
+        let good = std::fs::read(disk.record()).expect("a record");
+        for at in [0, 16, 25, 24 + 32, good.len() as u64, u64::MAX] {
+            let bad = [&good[..16], &at.to_le_bytes(), &good[24..]].concat();
+            std::fs::write(disk.record(), bad).expect("writable");
+            assert_eq!(refused(disk.open().await.1), Some(ErrorKind::InvalidData), "{at}");
+            assert!(Replay::open(&disk.record()).is_err(), "{at}");
+        }
         std::fs::write(disk.record(), [b'x'; 100]).expect("writable");
         assert_eq!(refused(disk.open().await.1), Some(ErrorKind::InvalidData));
         std::fs::remove_file(disk.record()).expect("it is there");
         assert_eq!(refused(disk.open().await.1), Some(ErrorKind::InvalidData), "the device is not blank");
         assert!(Replay::open(&disk.image()).is_err(), "it is no record");
+    });
+}
+
+#[test]
+fn a_blank_device_has_no_record_with_bytes() {
+    run(async {
+        let disk = Disk::new();
+        let (host, guest) = disk.start().await;
+        guest.device.write_zeroes(guest.device.root(), 3, 2).await.expect("zeros");
+        drop((host, guest));
+        std::fs::remove_file(disk.image()).expect("it is there");
+        let (host, guest) = disk.start().await;
+        write(&guest, 7, &[block(1)]).await;
+        guest.device.write_zeroes(guest.device.root(), 7, 1).await.expect("zeros");
+        drop((host, guest));
+        std::fs::remove_file(disk.image()).expect("it is there");
+        let (host, guest) = disk.start().await;
+        write(&guest, 7, &[block(1)]).await;
+        drop((host, guest));
+        std::fs::remove_file(disk.image()).expect("it is there");
+        let refused = disk.open().await.1.err().expect("the device has lost what it had");
+        assert_eq!(refused.kind(), ErrorKind::InvalidData);
+        assert!(refused.to_string().contains("blank"), "{refused}");
+    });
+}
+
+#[test]
+fn after_a_flush_that_failed_nothing_more_happens() {
+    run(async {
+        let disk = Disk::new();
+        let (image, record) = disk.open().await;
+        let (record, device) = (record.expect("a good record"), image.descriptor().expect("a descriptor").into());
+        record.flush(&device).await.expect("it is flushed");
+        let (_, pipe) = std::io::pipe().expect("a pipe");
+        // What cannot be flushed at all.
+        record.flush(&std::os::fd::OwnedFd::from(pipe).into()).await.expect_err("a pipe");
+        let before = disk.position();
+        record.flush(&device).await.expect_err("what was lost is not known");
+        record.zero(&device, 0..SIZE as u64, async { unreachable!("refused") }).await.expect_err("refused");
+        assert_eq!(disk.position(), before);
+        drop(record);
+        let record = Recorder::open(&disk.record(), &image).await.expect("a good record");
+        record.flush(&device).await.expect("the next run begins with what it finds");
     });
 }

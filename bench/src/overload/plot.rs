@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::report::{Row, Run};
+use crate::svg::begin;
 
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 420.0;
@@ -33,15 +34,8 @@ fn y(goodput: f64) -> f64 {
 }
 
 fn draw(text: &mut String, run: &Run, capacity: f64) -> std::fmt::Result {
-    writeln!(
-        text,
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13">"#
-    )?;
-    writeln!(text, r#"<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>"#)?;
-    writeln!(
-        text,
-        r#"<text x="{LEFT}" y="25" font-size="15">Goodput past saturation (capacity {capacity:.0} calls/s)</text>"#
-    )?;
+    let title = format!("Goodput past saturation (capacity {capacity:.0} calls/s)");
+    begin(text, (WIDTH, HEIGHT), 13, &title)?;
     for tenth in [0, 2, 4, 6, 8, 10] {
         let level = f64::from(tenth) / 10.0;
         let (from, to, at) = (LEFT, WIDTH - RIGHT, y(level));

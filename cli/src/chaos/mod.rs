@@ -50,6 +50,10 @@ struct Done {
 
 /// Disturbs the running system and reports.
 pub fn chaos(common: &Common, options: &Chaos) -> Result<(), Failed> {
+    if options.rate == 0.0 && options.count.is_some() {
+        let never = Failed::usage("with --rate 0 there are no disturbances, so --count would never be reached");
+        return Err(never.help("leave out one of the two, or say --seconds"));
+    }
     interrupt::watch()?;
     let bar = Bar::new(Counts::Things, options.count.unwrap_or(options.seconds));
     let found = visit(common, async |context| disturb(&context, options, &bar).await);

@@ -53,7 +53,7 @@ async fn sessions(context: &Context) -> Result<Vec<SessionFacts>, Failed> {
 
 /// An endpoint with all its sessions: what is held on it is one forest.
 struct Service {
-    /// As `component.endpoint`.
+    /// As `component.endpoint`; `?` for an endpoint that is not known any more.
     name: String,
     interface: Option<&'static Description>,
     interface_name: String,
@@ -76,9 +76,10 @@ struct Held {
 fn services(sessions: Vec<SessionFacts>, of: Option<&str>) -> Vec<Service> {
     let mut by_name: BTreeMap<String, Vec<SessionFacts>> = BTreeMap::new();
     for session in sessions {
+        let endpoint = if session.endpoint.is_empty() { "?" } else { &session.endpoint };
         let name = match &session.host {
-            Some(host) => format!("{host}.{}", session.endpoint),
-            None => session.endpoint.clone(),
+            Some(host) => format!("{host}.{endpoint}"),
+            None => endpoint.to_owned(),
         };
         by_name.entry(name).or_default().push(session);
     }
@@ -348,5 +349,13 @@ mod tests {
         let all = services(vec![session(1, "a", &[(0, None)])], None);
         let text = all[0].show(0);
         assert!(text.contains("Node") && text.contains("read,bit 30") && text.contains("5:2"), "{text}");
+    }
+
+    #[test]
+    fn an_endpoint_that_is_not_known_any_more_is_a_question() {
+        let unknown =
+            SessionFacts { endpoint: String::new(), interface: String::new(), ..session(1, "a", &[(0, None)]) };
+        let all = services(vec![unknown], None);
+        assert!(all[0].show(0).starts_with("fs.?\n"), "{}", all[0].show(0));
     }
 }

@@ -15,7 +15,12 @@ pub const RECORD: &str = "disk.record";
 
 /// How far the record of a system has come. What was seen before this was asked has happened before there.
 pub fn position(system: &System) -> u64 {
-    system.file(RECORD).metadata().map_or(0, |record| record.len())
+    length(&system.file(RECORD))
+}
+
+/// How far a record has come.
+pub fn length(record: &Path) -> u64 {
+    record.metadata().map_or(0, |record| record.len())
 }
 
 /// Ends every process of a system at once, as nobody expects it.

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use kernel_ipc::{CallError, Rights};
 use protocol::fs::{self, CREATE, LOOKUP, Name, Node, REMOVE};
 
 use crate::common::Random;
+use crate::common::power::length;
 use crate::history::{Entry, History, Synced, Tree};
 
 /// Where the workers' directories are.
@@ -79,9 +80,9 @@ impl Load {
         runtime::spawn(async move {
             while !over.get() {
                 runtime::sleep(Duration::from_millis(random.below(80))).await;
-                let (asked, began) = (history.borrow_mut().tick(), position(&record));
+                let (asked, began) = (history.borrow_mut().tick(), length(&record));
                 let result = client.sync(client.root()).await;
-                let synced = Synced { asked, began, position: position(&record) };
+                let synced = Synced { asked, began, position: length(&record) };
                 match result {
                     Ok(()) => history.borrow_mut().syncs.push(synced),
                     Err(error) => history.borrow_mut().wrong.push(format!("sync: {error}")),
@@ -98,11 +99,6 @@ impl Load {
         }
         self.history.take()
     }
-}
-
-/// How far the record has come.
-fn position(record: &Path) -> u64 {
-    record.metadata().map_or(0, |record| record.len())
 }
 
 struct Worker {
@@ -157,7 +153,7 @@ impl Worker {
     /// It is asked for from now on.
     fn ask(&mut self, what: String) {
         let mut history = self.history.borrow_mut();
-        let (asked, position) = (history.tick(), position(&self.record));
+        let (asked, position) = (history.tick(), length(&self.record));
         let entry = Entry { what, asked, position, answered: None, after: self.tree.clone() };
         history.workers[self.number].push(entry);
     }

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use common::power::{self, RECORD, RECORDED};
-use common::{Over, Random, System};
+use common::{Over, Random, System, number};
 use drivers::block::{Replay, Step};
 use history::{History, Put};
 use kernel_ipc::component::Context;
@@ -31,10 +31,6 @@ const DISK: [&str; 2] = ["--set", "disk.size=128MiB"];
 /// Bytes and number of the files that are put.
 const PUT: usize = 1_400_000;
 const PUTS: usize = 16;
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
-}
 
 /// A system that lived under load until it was cut off.
 struct Played {
@@ -168,7 +164,10 @@ fn a_power_cut_amid_deaths_leaves_all_that_was_synced_and_nothing_else_than_ther
         replay.position() >> 20
     );
     assert!(history.changes() > 200 && history.syncs.len() > 5 && !history.puts.is_empty(), "there was no load");
-    assert!(seen.runs > 1 && seen.cuts > cuts / 2 && seen.lost > 0, "the cuts show little: {seen:?}");
+    assert!(
+        seen.flushes > 0 && seen.runs > 1 && seen.cuts > cuts / 2 && seen.lost > 0,
+        "the cuts show little: {seen:?}"
+    );
 }
 
 #[test]

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use common::network::Network;
 use common::power::{self, RECORD, RECORDED};
-use common::{Over, Random, System};
+use common::{Over, Random, System, number};
 use drivers::block::Replay;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -60,10 +60,6 @@ fn whoever_dies_behind_an_ifb_device() {
     proof(Some(&network), "ifb");
     println!("ifb: {} MiB went through it", network.sent() >> 20);
     assert!(network.sent() > BYTES, "all that was downloaded");
-}
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
 /// What a system of the proof is started with.

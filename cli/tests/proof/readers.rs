@@ -1,8 +1,8 @@
 //! Slow readers: they download files in which each word says where it belongs, so a wrong one tells whose it is.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -56,6 +56,7 @@ pub struct Seen {
 }
 
 /// How a download ended that did not end well.
+#[derive(Debug)]
 enum Trouble {
     /// The connection, after so many bytes.
     Broken(String),
@@ -121,7 +122,8 @@ impl Seen {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             if stream.read_line(&mut head).map_err(broken(0))? == 0 {
-                return Err(Trouble::Broken("no answer".to_owned()));
+                let trouble = if head.is_empty() { Trouble::Broken } else { Trouble::Wrong };
+                return Err(trouble(format!("it ends after the head {head:?}")));
             }
         }
         if !head.starts_with("HTTP/1.1 200 ") {
@@ -129,7 +131,11 @@ impl Seen {
         }
         let mut piece = [0; 16 << 10];
         while got < BYTES {
-            stream.read_exact(&mut piece).map_err(broken(got))?;
+            stream.read_exact(&mut piece).map_err(|error| match error.kind() {
+                // Its sender has ended it in order, as if that were all: nothing tells its reader that it is not.
+                ErrorKind::UnexpectedEof => Trouble::Wrong(format!("it ends in the 16 KiB after {got} bytes")),
+                _ => broken(got)(error),
+            })?;
             for (at, found) in (got..).step_by(8).zip(piece.chunks_exact(8)) {
                 if found != word(file, at) {
                     return Err(Trouble::Wrong(format!("at {at}: {}", whose(found))));
@@ -164,4 +170,45 @@ fn slow(listen: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(WATCHDOG))?;
     Ok(stream)
+}
+
+/// What a reader says of a server that sends `bytes` and then ends the connection.
+fn read_from(bytes: &[u8], with_a_reset: bool) -> Result<(), Trouble> {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = listener.local_addr().expect("an address");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut client, _) = listener.accept().expect("a reader");
+            let mut request = BufReader::new(client.try_clone().expect("dup"));
+            let mut line = String::new();
+            while line != "\r\n" {
+                line.clear();
+                request.read_line(&mut line).expect("a request");
+            }
+            // Who has seen enough leaves.
+            let _ = client.write_all(bytes);
+            if with_a_reset {
+                let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+                setsockopt(&client, sockopt::Linger, &at_once).expect("an option");
+            }
+        });
+        Seen::default().read(address, 0, Duration::ZERO)
+    })
+}
+
+#[test]
+fn an_answer_that_ends_early_in_order_is_wrong_and_one_that_is_reset_is_not() {
+    let head = b"HTTP/1.1 200 OK\r\n\r\n";
+    let whole = [&head[..], &content(0)].concat();
+    assert!(matches!(read_from(&whole, false), Ok(())));
+    for end in [head.len() - 1, head.len(), whole.len() / 2, whole.len() - 1] {
+        let early = read_from(&whole[..end], false);
+        assert!(matches!(early, Err(Trouble::Wrong(_))), "{end}: {early:?}");
+    }
+    let reset = read_from(&whole[..whole.len() / 2], true);
+    assert!(matches!(reset, Err(Trouble::Broken(_))), "{reset:?}");
+    let silent = read_from(b"", false);
+    assert!(matches!(silent, Err(Trouble::Broken(_))), "{silent:?}");
+    let other = read_from(&[&head[..], &content(1)].concat(), false);
+    assert!(matches!(other, Err(Trouble::Wrong(_))), "{other:?}");
 }

@@ -214,6 +214,19 @@ fn rows() -> Vec<Row> {
     under_load.chain(by_death).filter(|row| is_root || row.step != "send/notified").collect()
 }
 
+impl Row {
+    fn name(&self) -> String {
+        format!("{} {}", self.process, self.step)
+    }
+}
+
+/// The rows in whose name that is.
+fn chosen(rows: &[Row], wanted: &str) -> Vec<usize> {
+    let chosen: Vec<usize> = (0..rows.len()).filter(|row| rows[*row].name().contains(wanted)).collect();
+    assert!(!chosen.is_empty(), "no step has STEP={wanted} in its name");
+    chosen
+}
+
 #[test]
 fn whoever_dies_at_any_step() {
     walk(None);
@@ -232,14 +245,24 @@ fn walk(network: Option<&Network>) {
         println!("skipped: a program without debug assertions has no steps");
         return;
     }
-    let (system, rows) = (System::empty(), rows());
+    let rows = rows();
+    let chosen = chosen(&rows, &std::env::var("STEP").unwrap_or_default());
+    let system = System::empty();
     let steps = Steps::create(system.state(), rows.iter().map(|row| (row.process, row.step))).expect("room for a file");
     let set = format!("httpd.listen={}:0", network.map_or("127.0.0.1", |_| network::SERVER));
     let set = ["--set", &set];
     system.up(&[&sets()[..], &set].concat());
     let synced = readers::put_files(&system);
     let (listen, over, seen) = (system.listen().parse().expect("an address"), AtomicBool::new(false), Seen::default());
-    let walk = Walk { system: &system, steps, rows, seen: &seen, kills: AtomicU64::new(0), programs: Mutex::default() };
+    let walk = Walk {
+        system: &system,
+        steps,
+        rows,
+        chosen,
+        seen: &seen,
+        kills: AtomicU64::new(0),
+        programs: Mutex::default(),
+    };
     let begin = Instant::now();
     let (report, missed) = std::thread::scope(|scope| {
         let _over = Over(&over);
@@ -266,6 +289,8 @@ struct Walk<'a> {
     system: &'a System,
     steps: Steps,
     rows: Vec<Row>,
+    /// Those that are walked through.
+    chosen: Vec<usize>,
     seen: &'a Seen,
     kills: AtomicU64,
     /// What programs of their own have found wrong.
@@ -276,16 +301,12 @@ impl Walk<'_> {
     /// Kills each process at each step; gives those that were not come to. Ends at the first violation.
     fn through_all(&self, mut chaos_goes_on: impl FnMut() -> bool) -> Vec<String> {
         let passings = std::env::var("PASSINGS").unwrap_or("1".into());
-        let wanted = std::env::var("STEP").unwrap_or_default();
         let mut missed = Vec::new();
         for n in passings.split(',').map(|n| n.parse().expect("PASSINGS are numbers")) {
-            for (row, Row { process, step, because }) in self.rows.iter().enumerate() {
-                let name = format!("{process} {step}");
-                if !name.contains(&wanted) {
-                    continue;
-                }
+            for &row in &self.chosen {
+                let name = self.rows[row].name();
                 let broken = self.seen.broken();
-                let was_reached = self.through(row, n, *because);
+                let was_reached = self.through(row, n, self.rows[row].because);
                 if self.seen.broken() > broken {
                     println!("steps: a connection broke at {name}, passing {n}");
                 }
@@ -400,6 +421,20 @@ impl Walk<'_> {
             println!("steps: {process:10} {step:20} passed {passed:8}, died {died}");
         }
     }
+}
+
+#[test]
+fn a_step_is_chosen_by_a_part_of_its_name() {
+    let rows = rows();
+    assert_eq!(chosen(&rows, "").len(), rows.len());
+    let replies = chosen(&rows, "fs reply/kept");
+    assert!(replies.len() == 1 && rows[replies[0]].step == "reply/kept" && rows[replies[0]].process == "fs");
+}
+
+#[test]
+#[should_panic(expected = "no step has STEP=reply/lost in its name")]
+fn a_step_that_is_none_is_no_walk() {
+    chosen(&rows(), "reply/lost");
 }
 
 /// What the sources say is what is walked through.

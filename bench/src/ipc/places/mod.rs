@@ -327,15 +327,17 @@ fn near(point: &Point, duration: Duration) -> io::Result<Row> {
     runtime.block_on(async {
         let store = Store::new()?;
         let (lender, holder) = (store.lender(), store.holder()?);
-        let service = Rc::new(Dispatcher(Nothing { store: Some(store), ..Nothing::default() }));
+        let nothing = Nothing { store: Some(store), ..Nothing::default() };
+        let served = Rc::clone(&nothing.served);
+        let service = Rc::new(Dispatcher(nothing));
         let shape = Shape { slots: point.depth.clamp(16, 64), ..Shape::default() };
         let (session, _host) = in_process(shape, host::root(), service, host::info(), Some(lender));
         let client = Rc::new(Client::from_connection(Connection::fixed(session)));
         let cpu = thread_cpu();
         let (latencies, seconds) = many(&client, &point.calls(), Some(&holder), duration).await?;
         let mut row = Row::new("in process", &latencies, seconds, 0);
-        // The calls of the warm-up are not in the histogram, and took a tenth more.
-        row.cpu_ns = Some((thread_cpu() - cpu) as f64 / (1.1 * latencies.len().max(1) as f64));
+        // Those of the warm-up are among them, unlike in the histogram.
+        row.cpu_ns = Some((thread_cpu() - cpu) as f64 / served.get().max(1) as f64);
         Ok(row)
     })
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Comparison, PlaceRow};
+use crate::svg::begin;
 
 const WIDTH: f64 = 860.0;
 const LEFT: f64 = 330.0;
@@ -30,15 +31,8 @@ fn x(nanoseconds: f64) -> f64 {
 fn draw(text: &mut String, rows: &[&PlaceRow]) -> std::fmt::Result {
     let foot = TOP + LINE * rows.len() as f64;
     let height = foot + 50.0;
-    writeln!(
-        text,
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12">"#
-    )?;
-    writeln!(text, r#"<rect width="{WIDTH}" height="{height}" fill="white"/>"#)?;
-    writeln!(
-        text,
-        r#"<text x="20" y="25" font-size="15">A call by where its server is: median, and the raw floor of the same run (line)</text>"#
-    )?;
+    let title = "A call by where its server is: median, and the raw floor of the same run (line)";
+    begin(text, (WIDTH, height), 12, title)?;
     let mut tick = LEAST;
     for label in ["1 ns", "10 ns", "100 ns", "1 µs", "10 µs", "100 µs", "1 ms"] {
         let at = x(tick);

@@ -1,6 +1,6 @@
 //! The spans of one component, collected while it writes them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use kernel_ipc::logbook::Reader;
 use kernel_ipc::trace::{Kind, Span};
@@ -29,8 +29,8 @@ pub struct Tape {
     book: Book,
     /// The position of the next span.
     next: u64,
-    /// Positions of those that had not ended.
-    open: BTreeSet<u64>,
+    /// Those that had not ended: the position of each, and its id.
+    open: BTreeMap<u64, u64>,
 }
 
 impl Tape {
@@ -39,7 +39,7 @@ impl Tape {
         let (next, epoch) = (book.reader()?.spans_begun(), book.reader()?.epoch());
         let component = book.component.name.clone();
         let written = Written { component, epoch, spans: BTreeMap::new(), lost: 0 };
-        Some(Tape { written, book, next, open: BTreeSet::new() })
+        Some(Tape { written, book, next, open: BTreeMap::new() })
     }
 
     fn reader(&self) -> &Reader {
@@ -53,7 +53,7 @@ impl Tape {
 
     /// Reads what is new.
     pub fn look(&mut self) {
-        for position in std::mem::take(&mut self.open) {
+        for position in std::mem::take(&mut self.open).into_keys() {
             // In another's place it ends as another record.
             self.take(position);
         }
@@ -77,7 +77,7 @@ impl Tape {
     fn take(&mut self, position: u64) -> bool {
         let Some(span) = self.reader().span(position) else { return false };
         if span.ended.is_none() {
-            self.open.insert(position);
+            self.open.insert(position, span.id);
         }
         self.written.spans.insert(span.id, span);
         true
@@ -86,7 +86,8 @@ impl Tape {
     /// Whether something is under way that will end soon.
     pub fn has_open(&self) -> bool {
         let Written { spans, epoch, .. } = &self.written;
-        spans.values().any(|span| {
+        // Of those in whose place there is another by now nobody will hear the end.
+        self.open.values().filter_map(|id| spans.get(id)).any(|span| {
             let waits = span.kind == Kind::Call && operation(&span.peer, span.operation).1;
             span.ended.is_none() && span.epoch == *epoch && !waits && span.kind != Kind::Served
         })

@@ -1,12 +1,14 @@
 //! A record of all that a driver does to its device, from which a test makes what a cut of power would have left.
 //!
 //! - A change is written down, with its bytes, before the device gets it; that it is done, before its caller hears of it. So is
-//!   a flush. A record that cannot be written lets nothing happen.
+//!   a flush. A record that cannot be written lets nothing happen, then or later; nor does one of a device that could not be
+//!   flushed, or read back: nobody knows any more what is there. The next run begins with what it finds.
 //! - It is a file that grows, and outlives the driver at any moment; not the machine. An entry that was cut short never
 //!   happened: the device got nothing of it.
 //! - What a dead run had under way may have landed or not. The next run, when nothing can land any more, reads what is there
 //!   and writes that down: from then on the record knows what everybody can see. The same after a change that failed, or
-//!   whose bytes their owner changed meanwhile.
+//!   whose bytes their owner changed meanwhile. A short write counts in whole blocks; its rest is another change.
+//! - A record goes on with its own device only: one of another size, or a blank one where the record has bytes, is refused.
 //! - Nothing of it is done when no record is kept.
 
 mod entry;
@@ -37,6 +39,8 @@ const PIECE: u64 = 1 << 20;
 pub struct Recorder {
     record: std::fs::File,
     end: Cell<u64>,
+    /// What is here is not what has happened, or nobody knows: nothing more may happen.
+    is_broken: Cell<bool>,
 }
 
 impl Recorder {
@@ -60,6 +64,9 @@ impl Recorder {
         if blocks != image.blocks {
             return Err(invalid("it is of a device of another size"));
         }
+        if image.blank && Replay::open(path)?.leaves_bytes()? {
+            return Err(invalid("it has bytes of a device, and this device is blank"));
+        }
         let mut unknown = BTreeMap::new();
         while let Some(entry) = Entry::read(&record, at, length)? {
             match entry.kind {
@@ -70,7 +77,7 @@ impl Recorder {
             at = entry.bytes(at).end;
         }
         record.set_len(at)?;
-        let recorder = Recorder { record, end: Cell::new(at) };
+        let recorder = Recorder { record, end: Cell::new(at), is_broken: Cell::new(false) };
         let device = image.descriptor()?.into();
         for (change, range) in unknown {
             recorder.found(change, range, &device).await?;
@@ -80,7 +87,7 @@ impl Recorder {
         Ok(recorder)
     }
 
-    /// Writes `from` to the device at `offset`, as one `write_at`.
+    /// Writes `from` to the device at `offset`, as one `write_at`. Gives how many bytes of it were written, in whole blocks.
     ///
     /// # Errors
     /// The device's, or the record's.
@@ -91,7 +98,8 @@ impl Recorder {
         let (result, from) = ring::write_at(device, from, offset).await;
         let is_so = matches!(result, Ok(count) if count == bytes.len()) && from.to_vec() == bytes;
         self.end(change, range, is_so, device).await?;
-        result
+        // The rest of a block that was written in part is written with that block.
+        result.map(|count| count - count % BLOCK_SIZE as usize)
     }
 
     /// Lets `zeroing` make zeros of a range of the device.
@@ -116,7 +124,8 @@ impl Recorder {
     /// The device's, or the record's.
     pub async fn flush(&self, device: &File) -> io::Result<()> {
         let flush = self.append(Kind::Flush, None, 0..0, &[])?;
-        ring::fdatasync(device).await?;
+        // The kernel says once that it has lost something, and then forgets it.
+        ring::fdatasync(device).await.inspect_err(|_| self.is_broken.set(true))?;
         self.append(Kind::Flushed, Some(flush), 0..0, &[]).map(drop)
     }
 
@@ -132,7 +141,7 @@ impl Recorder {
     async fn found(&self, change: u64, range: Range<u64>, device: &File) -> io::Result<()> {
         for start in range.clone().step_by(PIECE as usize) {
             let piece = start..range.end.min(start + PIECE);
-            let bytes = read(device, piece.clone()).await?;
+            let bytes = read(device, piece.clone()).await.inspect_err(|_| self.is_broken.set(true))?;
             self.append(Kind::Found, Some(change), piece, &bytes)?;
         }
         self.append(Kind::Done, Some(change), 0..0, &[]).map(drop)
@@ -140,11 +149,15 @@ impl Recorder {
 
     /// Adds an entry; its place.
     fn append(&self, kind: Kind, of: Option<u64>, range: Range<u64>, bytes: &[u8]) -> io::Result<u64> {
+        if self.is_broken.get() {
+            return Err(io::Error::other("an earlier change or flush could not be recorded: start the driver again"));
+        }
         let at = self.end.get();
         let entry = Entry { kind, of: of.unwrap_or(at), offset: range.start, length: range.end - range.start };
         if let Err(error) = self.record.write_all_at(&entry.encode(bytes), at) {
-            // What there is of it must not be taken for the next one's. If this fails too, so does the next one, at the same place.
+            // What there is of it is no entry. If it stays, the next run finds that it was cut short.
             let _ = self.record.set_len(at);
+            self.is_broken.set(true);
             return Err(error);
         }
         self.end.set(entry.bytes(at).end);
@@ -152,7 +165,7 @@ impl Recorder {
     }
 }
 
-/// Blocks of the device, and where the last run begins.
+/// Blocks of the device, and where the last run begins: at an entry that says so, or with the record.
 fn header(record: &std::fs::File) -> io::Result<[u64; 2]> {
     let mut bytes = [0; BEGIN as usize];
     record.read_exact_at(&mut bytes, 0)?;
@@ -160,7 +173,13 @@ fn header(record: &std::fs::File) -> io::Result<[u64; 2]> {
     if words[0] != MAGIC {
         return Err(invalid("it is no record"));
     }
-    Ok([words[1], words[2]].map(u64::from_le_bytes))
+    let [blocks, at] = [words[1], words[2]].map(u64::from_le_bytes);
+    let length = record.metadata()?.len();
+    let is_run = || Ok::<_, io::Error>(Entry::read(record, at, length)?.is_some_and(|entry| entry.kind == Kind::Run));
+    match at == BEGIN || at > BEGIN && is_run()? {
+        true => Ok([blocks, at]),
+        false => Err(invalid("its header names a run of the driver that is not there")),
+    }
 }
 
 /// Reads from the device, into memory that is aligned for it.

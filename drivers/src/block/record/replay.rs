@@ -133,6 +133,22 @@ impl Replay {
         Ok(Some(step))
     }
 
+    /// Whether a device with all this behind it has other blocks than zeros. What was under way when it ended may be there or
+    /// not. Reads on to the end.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub(super) fn leaves_bytes(mut self) -> io::Result<bool> {
+        while self.step()?.is_some() {}
+        let mut left = self.durable;
+        let (done, under_way): (Vec<_>, Vec<_>) = self.open.into_values().partition(|change| change.done.is_some());
+        left.extend(done.into_iter().flat_map(|change| change.blocks));
+        for (block, _) in under_way.into_iter().flat_map(|change| change.blocks) {
+            left.remove(&block);
+        }
+        Ok(left.values().any(|block| block.iter().any(|byte| *byte != 0)))
+    }
+
     /// What is left if the power is cut now. `below(n)` chooses a number below `n`.
     pub fn cut(&self, mut below: impl FnMut(u64) -> u64) -> Left {
         let mut left = self.durable.clone();
