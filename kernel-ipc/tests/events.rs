@@ -187,6 +187,36 @@ fn a_stream_gives_each_result_once_and_its_producer_is_never_further_ahead_than_
 }
 
 #[test]
+fn a_queue_that_filled_up_while_the_call_stood_says_that_it_has_room_again() {
+    run(async {
+        let producer = Rc::new(Producer::new(Queue::new(CREDIT)));
+        let take = |most: usize| {
+            let producer = producer.clone();
+            runtime::spawn(async move {
+                let standing = producer.stand().expect("the only one");
+                let limits = BatchLimits { events: most, bytes: 1000, capabilities: 0 };
+                let batch = standing.batch(limits).await;
+                standing.consume(batch.next, |_| ()).expect("its own cursor");
+                (batch.events.len(), batch.made_room)
+            })
+        };
+        let push = |count: u64| producer.with(|queue| (0..count).for_each(|number| queue.push(Number(number))));
+
+        let stands = take(4);
+        settle().await;
+        assert!(!producer.is_full() && producer.stand().is_err(), "it waits at a queue with room");
+        push(10);
+        assert!(producer.is_full());
+        assert_eq!(stands.await, Ok((4, true)), "full while it stood, and not after it");
+
+        assert_eq!(take(4).await, Ok((4, false)), "it had room all the time");
+        push(20);
+        assert_eq!(take(4).await, Ok((4, false)), "it is full still");
+        assert_eq!(take(20).await, Ok((18, true)), "full before the call, and not after it");
+    });
+}
+
+#[test]
 fn a_batch_whose_answer_was_lost_comes_again() {
     over_each_carrier(async |ends| {
         let (client, producer) = (&ends.client, &ends.host.producer);

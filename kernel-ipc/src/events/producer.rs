@@ -29,6 +29,9 @@ pub struct Batch<E> {
     pub next: u64,
     /// They were answered before.
     pub repeats: bool,
+    /// The queue [was full](Producer::is_full), perhaps only since the call stands, and is full no more: who has stopped for
+    /// that can go on.
+    pub made_room: bool,
 }
 
 impl<E: Event + Clone> Producer<E> {
@@ -110,14 +113,15 @@ impl<E: Event + Clone> Standing<'_, E> {
         while !producer.queue.borrow().is_ready() && !producer.ended.get() {
             producer.news.wait().await;
         }
-        let was_full = producer.is_full();
         let batch = {
             let mut queue = producer.queue.borrow_mut();
+            // Only a batch makes room, so this holds if it was full at any moment since the last one.
+            let was_full = queue.is_full();
             let repeats = queue.repeats();
             let events = queue.batch(limits).to_vec();
-            Batch { events, next: queue.next_cursor(), repeats }
+            Batch { events, next: queue.next_cursor(), repeats, made_room: was_full && !queue.is_full() }
         };
-        if was_full && !producer.is_full() {
+        if batch.made_room {
             producer.room.happen();
         }
         batch

@@ -232,14 +232,13 @@ impl Session {
     pub(crate) async fn next_events(&self, cursor: u64, limits: BatchLimits) -> Result<Batch<Entry>, EventsError> {
         let standing = self.events.stand().map_err(|AlreadyOpen| EventsError::AlreadyOpen)?;
         self.consume(&standing, cursor)?;
-        let was_behind = self.is_behind();
         let limits = BatchLimits { events: limits.events.clamp(1, MAX_ENTRIES), ..limits };
         let batch = standing.batch(limits).await;
         if let Some(kept) = self.kept.get().filter(|_| !batch.repeats) {
             kept.batch(batch.next, &batch.events);
             steps::reach("events/kept");
         }
-        if was_behind && !self.is_behind() {
+        if batch.made_room {
             self.wake_listeners();
             for connection in self.connections.borrow().values() {
                 connection.receive_again();
