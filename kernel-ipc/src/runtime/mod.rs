@@ -252,9 +252,7 @@ impl Core {
             if self.look() {
                 return true;
             }
-            park::park(self);
-            self.expire_timers();
-            return false;
+            return self.park();
         }
         let waited = match self.idle_since.get() {
             Some(since) => since.elapsed(),
@@ -283,13 +281,20 @@ impl Core {
                 self.ladder.borrow_mut().yielded(before.elapsed());
             }
             Step::Park => {
-                park::park(self);
+                let found = self.park();
                 // The peer may have taken any time.
                 self.waited.set(self.idle_since.get().map_or(Duration::ZERO, |since| since.elapsed()));
-                self.expire_timers();
+                return found;
             }
         }
         false
+    }
+
+    /// Sleeps, unless there is work. True when a source at rest found some: the others are looked at in every turn.
+    fn park(&self) -> bool {
+        park::park(self);
+        self.expire_timers();
+        self.sources.poll_all_at_rest()
     }
 
     /// Watches the sources alone for a while: the shorter the way round, the sooner an answer is seen.

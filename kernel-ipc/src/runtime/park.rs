@@ -25,8 +25,6 @@ use crate::sys::watcher::Watcher;
 #[derive(Default)]
 pub(super) struct Park {
     waits: RefCell<Vec<Wait>>,
-    /// Words that many sources can share.
-    seconds: RefCell<Vec<Wait>>,
     events: RefCell<Vec<RawFd>>,
     watchers: RefCell<Vec<Watcher>>,
 }
@@ -47,7 +45,6 @@ pub(super) fn park(core: &Core) {
     let mut sleeps = core.tasks.remote.prepare_sleep();
     let mut waits = core.park.waits.borrow_mut();
     let mut events = core.park.events.borrow_mut();
-    let mut seconds = core.park.seconds.borrow_mut();
     waits.clear();
     events.clear();
     waits.push(Wait { word: core.tasks.remote.bell(), expected: ON_BELL });
@@ -60,11 +57,7 @@ pub(super) fn park(core: &Core) {
             Sleep::EventFd(event) => events.push(event),
             Sleep::Nothing => {}
         }
-        if let Some((word, expected)) = source.second_word() {
-            sleeps &= add(&mut seconds, Wait { word, expected });
-        }
     }
-    waits.append(&mut seconds);
     // Looking again may have made tasks ready.
     if sleeps && core.tasks.ready_count() == 0 {
         let next = core.timers.borrow().next();
@@ -81,17 +74,6 @@ pub(super) fn park(core: &Core) {
     for position in 0..prepared {
         if let Some(source) = core.sources.at(position) {
             source.cancel_sleep();
-        }
-    }
-}
-
-/// Adds a word to wait for, once. False when two sources saw different values of it: then it has changed.
-fn add(waits: &mut Vec<Wait>, wait: Wait) -> bool {
-    match waits.iter().find(|known| known.word == wait.word) {
-        Some(known) => known.expected == wait.expected,
-        None => {
-            waits.push(wait);
-            true
         }
     }
 }

@@ -19,10 +19,6 @@ pub trait Source {
     fn may_rest(&self) -> bool {
         false
     }
-    /// The peer's death word, if there is one, and its last known value: waited for together with the doorbell.
-    fn second_word(&self) -> Option<(WordAddress, u32)> {
-        None
-    }
 }
 
 /// What to wait for on behalf of a [`Source`].
@@ -52,7 +48,7 @@ const RESTS_AFTER: u16 = 4096;
 const AT_REST: usize = 2;
 
 /// All sources of a runtime. Those in use are polled in each turn; of those that [rest](Source::may_rest) a few, in turns. All are
-/// asked before the thread sleeps.
+/// asked before the thread sleeps, and all are polled when it has slept or was kept from it.
 #[derive(Default)]
 pub(super) struct Sources {
     in_use: RefCell<Vec<Entry>>,
@@ -136,11 +132,37 @@ impl Sources {
             };
             if source.poll() {
                 found = true;
-                let entry = take(&self.at_rest, number);
-                entry.into_iter().for_each(|entry| put(&self.in_use, entry));
+                self.is_of_use(number);
             }
         }
         found
+    }
+
+    /// Polls each source at rest once: any of them may have ended the thread's sleep, or kept it from one. A few a turn would be
+    /// as many turns as there are sources, each with a look at all of them. True when one of them found something.
+    pub fn poll_all_at_rest(&self) -> bool {
+        let mut found = false;
+        let mut position = 0;
+        let next = |position: usize| {
+            let at_rest = self.at_rest.borrow();
+            at_rest.get(position).map(|entry| (entry.number, Rc::clone(&entry.source)))
+        };
+        while let Some((number, source)) = next(position) {
+            if source.poll() {
+                found = true;
+                // The next one comes into its place.
+                self.is_of_use(number);
+            } else {
+                position += 1;
+            }
+        }
+        found
+    }
+
+    /// A source at rest found something: it is polled in each turn again.
+    fn is_of_use(&self, number: u64) {
+        let entry = take(&self.at_rest, number);
+        entry.into_iter().for_each(|entry| put(&self.in_use, entry));
     }
 }
 
@@ -185,6 +207,7 @@ impl Drop for SourceGuard {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Options, Runtime, Signal, Waiting, yield_now};
     use super::*;
 
     #[derive(Default)]
@@ -192,16 +215,22 @@ mod tests {
         rung: Cell<bool>,
         busy: Cell<bool>,
         looks: Cell<u64>,
+        asked: Cell<u64>,
+        heard: Rc<Signal>,
     }
 
     impl Source for Bell {
         fn poll(&self) -> bool {
             self.looks.set(self.looks.get() + 1);
+            if self.rung.get() {
+                self.heard.raise();
+            }
             self.rung.replace(false)
         }
 
         fn prepare_sleep(&self) -> Sleep {
-            Sleep::Nothing
+            self.asked.set(self.asked.get() + 1);
+            if self.rung.get() { Sleep::Work } else { Sleep::Nothing }
         }
 
         fn cancel_sleep(&self) {}
@@ -256,6 +285,31 @@ mod tests {
         bells[900].looks.set(0);
         turns(&sources, 10);
         assert_eq!(bells[900].looks.get(), 10, "it is in use again");
+    }
+
+    #[test]
+    fn one_at_rest_that_keeps_the_thread_from_sleeping_is_found_at_once() {
+        const COUNT: usize = 200;
+        let runtime = Runtime::new(Options { waiting: Waiting::Block, ..Options::default() }).expect("a ring");
+        runtime.block_on(async {
+            let heard: Rc<Signal> = Rc::default();
+            let bell = || Rc::new(Bell { heard: heard.clone(), ..Bell::default() });
+            let bells: Vec<Rc<Bell>> = (0..COUNT).map(|_| bell()).collect();
+            let _registered: Vec<SourceGuard> = bells.iter().map(|bell| register(bell.clone())).collect();
+            for _ in 0..2 * RESTS_AFTER {
+                yield_now().await;
+            }
+            let core = current();
+            let resting = core.sources.at_rest.borrow().len();
+            assert_eq!(resting, COUNT - FEW);
+            // The one that was looked at last: its turn among them is the furthest away.
+            let last = (core.sources.cursor.get() + resting - 1) % resting;
+            bells[last].rung.set(true);
+            heard.wait().await;
+            let asked: u64 = bells.iter().map(|bell| bell.asked.get()).sum();
+            assert!(asked > 0, "it kept the thread from sleeping");
+            assert!(asked <= 4 * COUNT as u64, "asked {asked} times before it was found");
+        });
     }
 
     #[test]
