@@ -6,7 +6,10 @@
 //! - A trace begins where nobody stands above: at a work, at a call that a component makes for nobody in particular, at the
 //!   call of a guest, who writes no logbook. One in so many of each is traced. Its key travels in the descriptor, and what
 //!   a handler calls, or spawns, belongs to the call that it serves.
-//! - Off until somebody [wants it](Logbook::trace), and then one branch on a flag of the thread for each end of a call.
+//! - Off until somebody [wants it](Logbook::trace). Off, it costs one branch on a flag of the thread for each end of a call, each
+//!   poll of a handler, each work and each spawn; a poll of what began so costs one branch on a word of its own.
+//! - What began while it was off, or at another time that it was on, is polled plainly when it is on again: it belongs to no
+//!   trace that begins later.
 //! - Who reads believes nothing: a span counts only where both ends of a session say the same. See [`Span`].
 //!
 //! ```text
@@ -57,6 +60,8 @@ impl Within {
 /// Of a thread.
 struct Switch {
     on: Cell<bool>,
+    /// How often it was switched on: what began under one of these times is of no trace of another.
+    times_on: Cell<u64>,
     every: Cell<u32>,
     /// By [`Kind`]: beginnings that are not traced before the next one is.
     skip: [Cell<u32>; 3],
@@ -68,6 +73,7 @@ thread_local! {
     static SWITCH: Switch = const {
         Switch {
             on: Cell::new(false),
+            times_on: Cell::new(0),
             every: Cell::new(0),
             skip: [const { Cell::new(0) }; 3],
             next_trace: Cell::new(0),
@@ -143,7 +149,9 @@ impl Logbook {
             if switch.every.replace(every) != every {
                 switch.skip.iter().for_each(|skip| skip.set(0));
             }
-            switch.on.set(every != 0);
+            if !switch.on.replace(every != 0) && every != 0 {
+                switch.times_on.set(switch.times_on.get() + 1);
+            }
             if every == 0 {
                 switch.current.set(Within::NOBODY);
             }
@@ -156,10 +164,7 @@ impl Logbook {
 /// Does `work` as one that a trace can begin with: all that it calls, and spawns, belongs to it. `name` is asked for only if
 /// it is traced.
 pub async fn work<F: Future>(name: impl FnOnce() -> String, work: F) -> F::Output {
-    if !is_on() {
-        return work.await;
-    }
-    let working = Working::begin(name);
+    let working = if is_on() { Working::begin(name) } else { None };
     let within = working.as_ref().map_or(Within::UNTRACED, |working| Within::span(&working.open));
     let output = carried(within, work).await;
     if let Some(working) = working {
@@ -210,17 +215,27 @@ pub(crate) fn inherited() -> Option<Within> {
     Some(current()).filter(|within| within.inside)
 }
 
-/// Runs a future as a part of `within`.
-pub(crate) async fn carried<F: Future>(within: Within, future: F) -> F::Output {
-    let mut future = pin!(future);
-    std::future::poll_fn(|cx| {
-        if !is_on() {
-            return future.as_mut().poll(cx);
-        }
-        let outer = enter(within);
-        let polled = future.as_mut().poll(cx);
-        enter(outer);
-        polled
-    })
-    .await
+/// Runs a future as a part of `within`, for as long as the thread writes spans as it does now. If it writes none, the future is
+/// polled as it is.
+pub(crate) fn carried<F: Future>(within: Within, future: F) -> impl Future<Output = F::Output> {
+    let began = time_on();
+    async move {
+        let mut future = pin!(future);
+        std::future::poll_fn(|cx| {
+            if began.is_none() || began != time_on() {
+                return future.as_mut().poll(cx);
+            }
+            let outer = enter(within);
+            let polled = future.as_mut().poll(cx);
+            enter(outer);
+            polled
+        })
+        .await
+    }
+}
+
+/// Which time it is that this thread writes spans; `None`: it writes none.
+#[inline]
+fn time_on() -> Option<u64> {
+    SWITCH.with(|switch| switch.on.get().then(|| switch.times_on.get()))
 }

@@ -157,6 +157,43 @@ fn one_in_so_many_beginnings_is_traced_and_off_is_off() {
 }
 
 #[test]
+fn what_began_before_it_was_switched_on_belongs_to_no_trace_that_begins_later() {
+    let memory = memory();
+    let book = open(&memory, 1);
+    let span = Within::span(&call(&book, 1));
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut stands = |carried: &mut std::pin::Pin<Box<dyn Future<Output = ()>>>| {
+        STOOD.set(Within::NOBODY);
+        assert!(carried.as_mut().poll(&mut cx).is_pending());
+        STOOD.get()
+    };
+    thread_local!(static STOOD: std::cell::Cell<Within> = const { std::cell::Cell::new(Within::NOBODY) });
+    let watched = || -> std::pin::Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(carried(
+            span,
+            std::future::poll_fn(|_| {
+                STOOD.set(current());
+                std::task::Poll::Pending
+            }),
+        ))
+    };
+
+    let mut before = watched();
+    book.trace(1);
+    let mut during = watched();
+    assert_eq!((stands(&mut before), stands(&mut during)), (Within::NOBODY, span));
+    // Said again, it is the same time still.
+    book.trace(2);
+    assert_eq!(stands(&mut during), span);
+    book.trace(0);
+    assert_eq!(stands(&mut during), Within::NOBODY);
+    book.trace(1);
+    assert_eq!((stands(&mut before), stands(&mut during)), (Within::NOBODY, Within::NOBODY));
+    assert_eq!(stands(&mut watched()), span);
+    book.trace(0);
+}
+
+#[test]
 fn what_a_work_calls_and_spawns_belongs_to_it_and_to_nothing_else() {
     let memory = memory();
     let (book, reader) = (open(&memory, 1), reader(&memory));
