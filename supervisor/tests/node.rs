@@ -1102,6 +1102,40 @@ fn a_guest_that_opens_without_end_is_shown_out() {
     node.down();
 }
 
+/// Who has all components traced again and again makes the supervisor keep nothing for one that does not read.
+fn a_guest_that_says_trace_without_end_fills_no_outbox() {
+    use kernel_ipc::SessionId;
+    use kernel_ipc::broker::{ToComponent, ToSupervisor};
+    let mut node = Node::start("plain");
+    node.assert_up();
+    let disk = node.ps()[0].pid as i32;
+    let supervisor = supervisor(&node);
+    let kilobytes = || {
+        let status = std::fs::read_to_string(format!("/proc/{supervisor}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let channel = raw_guest(&node, "tracer");
+    // What was said before this is answered has arrived.
+    let arrived = || {
+        let look = ToSupervisor::LookAtSession { request: 1, after: SessionId(u64::MAX), from: 0 };
+        channel.send_blocking(&look, &[]).unwrap();
+        assert!(matches!(channel.receive_blocking::<ToComponent>().unwrap().0, ToComponent::Session { .. }));
+    };
+    kill(disk, "STOP");
+    arrived();
+    let before = kilobytes();
+    for every in 0..200_000 {
+        channel.send_blocking(&ToSupervisor::Trace { every, for_ms: 1000 }, &[]).unwrap();
+    }
+    arrived();
+    let grown = kilobytes().saturating_sub(before);
+    assert!(grown < 8 << 10, "the supervisor has grown by {grown} kB");
+    kill(disk, "CONT");
+    assert_eq!(node.guest(async |cx| statfs(&cx).await).0, 1);
+    node.down();
+}
+
 /// A guest's control socket, greeted.
 fn raw_guest(node: &Node, program: &str) -> kernel_ipc::broker::Channel {
     use kernel_ipc::broker::{Channel, PROTOCOL, ToComponent, ToSupervisor};
@@ -1370,6 +1404,7 @@ common::tests! {
     guests_that_come_and_go_leave_nothing_behind,
     a_guest_that_speaks_garbage_ends_only_itself,
     a_guest_that_opens_without_end_is_shown_out,
+    a_guest_that_says_trace_without_end_fills_no_outbox,
     a_host_that_is_stopped_is_not_killed_for_what_guests_want_of_it,
     a_session_that_is_dropped_ends_at_once_on_both_sides,
     one_that_was_stopped_is_introduced_when_it_goes_on,

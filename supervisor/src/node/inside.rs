@@ -12,6 +12,9 @@ use super::peer::{Peer, Who};
 use super::survival::Surviving;
 use super::{Host, Node, control};
 
+/// Longest that components trace for one word, in milliseconds: whoever did not hear that it is over stops by itself.
+const TRACES_MAX_MS: u32 = 60_000;
+
 impl Node {
     /// Answers with the open session that has the next greater number, and what it holds from an index on.
     pub(super) fn show_session(self: &Rc<Self>, to: &Rc<Peer>, request: u64, after: SessionId, from: u32) {
@@ -55,12 +58,16 @@ impl Node {
         })
     }
 
-    /// All components write spans from now on, for so long.
+    /// All components write spans from now on, for so long, at most [`TRACES_MAX_MS`]. One that does not read what it is told is
+    /// left out: whoever says this often must not make the supervisor keep it all.
     pub(super) fn trace_all(self: &Rc<Self>, every: u32, for_ms: u32) {
-        let until = Instant::now() + Duration::from_millis(for_ms.into());
-        self.tracing.set((every != 0).then_some((every, until)));
+        let tracing = Tracing::new(every, for_ms, Instant::now());
+        self.tracing.set((every != 0).then_some(tracing));
+        let for_ms = tracing.for_ms;
         let peers = self.living();
-        let hears = |peer: &&Rc<Peer>| matches!(peer.who, Who::Component(_)) && peer.greeting.borrow().is_none();
+        let hears = |peer: &&Rc<Peer>| {
+            matches!(peer.who, Who::Component(_)) && peer.greeting.borrow().is_none() && peer.outbox.waiting() == 0
+        };
         for peer in peers.iter().filter(hears) {
             self.send(peer, &ToComponent::Trace { every, for_ms }, &[]);
         }
@@ -68,12 +75,32 @@ impl Node {
 
     /// So does one that is greeted meanwhile.
     pub(super) fn trace_too(self: &Rc<Self>, peer: &Rc<Peer>) {
-        let Some((every, until)) = self.tracing.get().filter(|_| matches!(peer.who, Who::Component(_))) else { return };
-        let left = until.saturating_duration_since(Instant::now()).as_millis();
-        match u32::try_from(left) {
-            Ok(for_ms @ 1..) => self.send(peer, &ToComponent::Trace { every, for_ms }, &[]),
-            _ => self.tracing.set(None),
+        let Some(tracing) = self.tracing.get().filter(|_| matches!(peer.who, Who::Component(_))) else { return };
+        match tracing.left(Instant::now()) {
+            Some(Tracing { every, for_ms, .. }) => self.send(peer, &ToComponent::Trace { every, for_ms }, &[]),
+            None => self.tracing.set(None),
         }
+    }
+}
+
+/// That components write spans, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tracing {
+    every: u32,
+    for_ms: u32,
+    until: Instant,
+}
+
+impl Tracing {
+    fn new(every: u32, for_ms: u32, now: Instant) -> Tracing {
+        let for_ms = for_ms.min(TRACES_MAX_MS);
+        Tracing { every, for_ms, until: now + Duration::from_millis(for_ms.into()) }
+    }
+
+    /// What is left of it, if it is not over.
+    fn left(&self, now: Instant) -> Option<Tracing> {
+        let left = u32::try_from(self.until.saturating_duration_since(now).as_millis()).ok();
+        left.filter(|for_ms| *for_ms > 0).map(|for_ms| Tracing { for_ms, ..*self })
     }
 }
 
@@ -81,4 +108,21 @@ impl Node {
 fn holdings(surviving: &Surviving, session: SessionId, from: u32) -> Result<Holdings, String> {
     let memory = surviving.ledger.again().and_then(SegmentWriter::open_kept).map_err(|error| error.to_string())?;
     Holdings::look(memory, session, from, SessionFacts::PART).map_err(|poisoned| poisoned.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_traces_for_longer_than_a_minute_however_long_is_asked_for() {
+        let begun = Instant::now();
+        let after = |ms| begun + Duration::from_millis(ms);
+        let tracing = Tracing::new(100, u32::MAX, begun);
+        assert_eq!(tracing.for_ms, 60_000);
+        assert_eq!(tracing.left(after(59_999)).map(|left| (left.every, left.for_ms)), Some((100, 1)));
+        assert!(tracing.left(after(60_000)).is_none());
+        let shorter = Tracing::new(1, 3000, begun);
+        assert_eq!((shorter.for_ms, shorter.left(after(1000)).map(|left| left.for_ms)), (3000, Some(2000)));
+    }
 }

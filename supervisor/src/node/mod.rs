@@ -170,7 +170,7 @@ struct Node {
     peers: RefCell<BTreeMap<Incarnation, Rc<Peer>>>,
     sessions: RefCell<HashMap<SessionId, Session>>,
     /// What components are to write spans of: one in so many traces, and until when.
-    tracing: Cell<Option<(u32, Instant)>>,
+    tracing: Cell<Option<inside::Tracing>>,
     /// Which mapper has met which lender.
     met: RefCell<HashMap<(Incarnation, LenderId), Met>>,
     /// Who is being introduced to whom: mapper and lender.
