@@ -17,9 +17,10 @@ use kernel_ipc::session::{Call, ClientSession, Reply, Response, Service};
 use kernel_ipc::sys::segment::SegmentReader;
 use kernel_ipc::{Cause, Epoch, Executed, Failure, Incarnation, LenderId, RegionId, SessionId};
 
+use super::common::random::Random;
 use super::common::{self, Thing, request, run};
 use super::lost::{Counter, counting};
-use super::relay::{Random, Relay};
+use super::relay::Relay;
 use super::world::{Host, SHAPE, framed, greet, hasty, hello, read_frame, refusal, until};
 
 const REGION: RegionId = RegionId(5);

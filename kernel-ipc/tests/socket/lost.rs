@@ -19,8 +19,9 @@ use kernel_ipc::session::{Call, Grant, Request, Response, Service, SessionInfo};
 use kernel_ipc::wire::Submission;
 use kernel_ipc::{Cause, Executed, Failure, Rights};
 
+use super::common::random::Random;
 use super::common::*;
-use super::relay::{Random, Relay};
+use super::relay::Relay;
 use super::world::*;
 
 #[test]
