@@ -58,8 +58,6 @@ use turns::Turns;
 const CAPABILITIES: u32 = 1 << 14;
 /// The first handle of every table.
 const ROOT: Handle = Handle { index: 0, generation: 1 };
-/// How often leases that a mapper still pins are looked at again.
-const RECLAIM_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The host end of an open session. Dropping it ends the session.
 pub struct HostSession {
@@ -182,7 +180,6 @@ impl HostSession {
             reconnect: Reconnect::default(),
             lender,
             lent: RefCell::new(Vec::new()),
-            reclaiming: Cell::new(false),
             quiet: Quiet::default(),
             turns: Turns::default(),
             scratch: RefCell::new(Vec::new()),
@@ -259,7 +256,6 @@ struct Inner<S> {
     lender: Option<Rc<RefCell<Lender>>>,
     /// What this session has been lent and not released, by the lease's index.
     lent: RefCell<Vec<Lent>>,
-    reclaiming: Cell<bool>,
     quiet: Quiet,
     turns: Turns,
     /// Payloads of calls that no slot's call object is filled with: of control calls, and questions for the description.
