@@ -455,6 +455,9 @@ pub enum Bench {
         /// Compare where the server is instead: the same client and server over each place, beside its raw floor
         #[arg(long, value_enum)]
         place: Option<BenchPlace>,
+        /// Compare a server on one thread instead with one on so many, each called by as many clients
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=64), conflicts_with = "place")]
+        reactors: Option<u32>,
     },
     /// Blocks through the driver beside the same reads made directly
     Block(BenchOptions),

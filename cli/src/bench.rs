@@ -21,8 +21,9 @@ use crate::{control, fs, node};
 /// Measures what was asked.
 pub fn bench(common: &Common, what: &Bench) -> Result<(), Failed> {
     let (run, keep) = match what {
-        Bench::Ipc { options, place: Some(place) } => return places(common, options, *place),
-        Bench::Ipc { options, place: None } => (ipc(options)?, options.save),
+        Bench::Ipc { options, place: Some(place), .. } => return places(common, options, *place),
+        Bench::Ipc { options, reactors: Some(count), .. } => (reactors(options, *count)?, options.save),
+        Bench::Ipc { options, .. } => (ipc(options)?, options.save),
         Bench::Block(options) => (block(options)?, options.save),
         Bench::Http(options) => (http(options)?, options.save),
         Bench::Overload(options) => (overload(options)?, options.save),
@@ -158,6 +159,36 @@ config = { path = "disk.img" }
             .await
             .map_err(|error| Failed::new(format!("the measurement broke off: {error}")))
     })?;
+    own.stop()?;
+    Ok(run)
+}
+
+/// Calls of several clients in a system of its own, to a server with one reactor and to one with several.
+fn reactors(options: &BenchOptions, count: u32) -> Result<Run, Failed> {
+    let prepare = |own: &OwnSystem| -> Result<PathBuf, Failed> {
+        let component = |name: &str, count: u32| {
+            format!(
+                "[component.{name}]\nrun = \"builtin:null\"\nprovides.null = \"atoll.null/1\"\nreactors = {count}\n"
+            )
+        };
+        let manifest = own.directory.join("reactors.toml");
+        std::fs::write(&manifest, format!("atoll = 1\n{}{}", component("one", 1), component("several", count)))?;
+        Ok(manifest)
+    };
+    let own = OwnSystem::start_with(prepare, &[])?;
+    let running = node::visit(&own.common(), async |context| control::components(&context).await)?;
+    let server = |name: &str, reactors| {
+        let pid = running.iter().find(|component| component.name == name).map_or(0, |component| component.pid);
+        ::bench::ipc::reactors::Server { name: name.into(), pid, reactors }
+    };
+    let options = ::bench::ipc::reactors::Options {
+        duration: Duration::from_secs(options.seconds),
+        clients: count,
+        state: own.state(),
+        components: [server("one", 1), server("several", count)],
+    };
+    let run = ::bench::ipc::reactors::run(&options)
+        .map_err(|error| Failed::new(format!("the measurement broke off: {error}")))?;
     own.stop()?;
     Ok(run)
 }

@@ -32,6 +32,7 @@ fn component(name: &str) -> Option<ExitCode> {
         "fs-server" => Some(component::run(fs_server::server::serve)),
         "net-host" => Some(component::run(net_server::serve)),
         BENCH_HOST => Some(bench::ipc::host::main()),
+        "null" => Some(component::run(bench::ipc::component::serve)),
         "httpd" => Some(component::run(apps::httpd::server::serve)),
         _ => None,
     }

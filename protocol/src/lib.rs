@@ -16,6 +16,7 @@ pub mod block;
 pub mod control;
 pub mod fs;
 pub mod net;
+pub mod null;
 
 /// An interface of the kit.
 #[derive(Debug)]
@@ -28,9 +29,10 @@ pub struct Known {
 }
 
 /// All of them.
-pub static INTERFACES: [Known; 4] = [
+pub static INTERFACES: [Known; 5] = [
     Known { description: &block::DESCRIPTION, released: include_str!("../released/block.json") },
     Known { description: &fs::DESCRIPTION, released: include_str!("../released/fs.json") },
     Known { description: &net::DESCRIPTION, released: include_str!("../released/net.json") },
     Known { description: &control::DESCRIPTION, released: include_str!("../released/control.json") },
+    Known { description: &null::DESCRIPTION, released: include_str!("../released/null.json") },
 ];

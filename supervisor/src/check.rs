@@ -6,6 +6,7 @@
 
 mod config;
 mod order;
+mod reactors;
 mod restart;
 
 use std::collections::BTreeMap;
@@ -75,6 +76,10 @@ impl<'r> Checker<'r> {
                 .number(raw, &policy::HUNG_AFTER, raw.hung_after.as_ref())
                 .unwrap_or(policy::HUNG_AFTER_SECONDS),
             refuse_after_ms: self.number(raw, &policy::REFUSE_AFTER, raw.refuse_after.as_ref()),
+            reactors: reactors::count(raw, builtin).unwrap_or_else(|problem| {
+                self.problem(problem);
+                1
+            }),
         }
     }
 

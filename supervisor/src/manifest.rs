@@ -61,6 +61,8 @@ pub struct Component {
     pub hung_after_seconds: u32,
     /// Calls that have waited unread for so many milliseconds are refused as busy. `None`: however long they wait.
     pub refuse_after_ms: Option<u32>,
+    /// Its sessions are spread over so many threads.
+    pub reactors: u32,
 }
 
 /// Permission to connect to one endpoint.

@@ -62,6 +62,7 @@ pub(crate) struct RawComponent {
     pub hung_after: Option<RawValue>,
     /// `refuse_after_ms`.
     pub refuse_after: Option<RawValue>,
+    pub reactors: Option<RawValue>,
 }
 
 /// A parsed manifest; `report` already holds what was wrong with its shape.
@@ -230,9 +231,19 @@ impl Parser {
             group: None,
             hung_after: None,
             refuse_after: None,
+            reactors: None,
         };
-        const KNOWN: &[&str] =
-            &["run", "uses", "provides", "config", "restart", "group", "hung_after_seconds", "refuse_after_ms"];
+        const KNOWN: &[&str] = &[
+            "run",
+            "uses",
+            "provides",
+            "config",
+            "restart",
+            "group",
+            "hung_after_seconds",
+            "refuse_after_ms",
+            "reactors",
+        ];
         let what = format!("component `{}`", component.name.text);
         for (key, value) in self.fields(table, KNOWN, &what) {
             match key.text.as_str() {
@@ -243,6 +254,7 @@ impl Parser {
                 "group" => component.group = self.group(value),
                 "hung_after_seconds" => component.hung_after = Some(raw_value(value)),
                 "refuse_after_ms" => component.refuse_after = Some(raw_value(value)),
+                "reactors" => component.reactors = Some(raw_value(value)),
                 _ => component.config = self.config(value),
             }
         }

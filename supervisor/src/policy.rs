@@ -25,8 +25,9 @@ impl Narrowing {
 }
 
 /// The interfaces that a manifest can name. (`atoll.control/1` is the supervisor's own.)
-pub fn interfaces() -> [&'static Description; 3] {
-    [&protocol::block::DESCRIPTION, &protocol::fs::DESCRIPTION, &protocol::net::DESCRIPTION]
+pub fn interfaces() -> [&'static Description; 4] {
+    let null = &protocol::null::DESCRIPTION;
+    [&protocol::block::DESCRIPTION, &protocol::fs::DESCRIPTION, &protocol::net::DESCRIPTION, null]
 }
 
 /// Finds an interface by name with version.
@@ -54,6 +55,8 @@ pub struct Builtin {
     pub uses: &'static [Need],
     /// What it serves.
     pub provides: &'static [Offer],
+    /// Its services are made to be on several reactors.
+    pub spreads: bool,
 }
 
 /// One configuration field of a built-in.
@@ -145,6 +148,11 @@ pub const HUNG_AFTER: Field = Field { name: "hung_after_seconds", kind: SECONDS,
 /// After which time unread calls are refused: a field of every component's entry.
 pub const REFUSE_AFTER: Field =
     Field { name: "refuse_after_ms", kind: Kind::Count { least: 1, most: 60_000 }, default: Default::Absent };
+/// How many reactors a component may have: a field of every component's entry.
+pub const REACTORS: Field =
+    Field { name: "reactors", kind: Kind::Count { least: 1, most: REACTORS_MAX }, default: Default::Absent };
+/// Most reactors of a component: more cores than one machine has that anybody runs this on.
+pub const REACTORS_MAX: u64 = 64;
 /// When a component counts as hung if the manifest does not say it. An executor answers within a turn, which lasts microseconds; what takes seconds
 /// of a turn is a bug, or a machine that swaps.
 pub const HUNG_AFTER_SECONDS: u32 = 4;
@@ -166,6 +174,7 @@ const BUILTINS: &[Builtin] = &[
         ],
         uses: &[],
         provides: &[Offer { name: "disk", interface: "atoll.block/1" }],
+        spreads: false,
     },
     Builtin {
         name: "fs-server",
@@ -176,6 +185,7 @@ const BUILTINS: &[Builtin] = &[
         }],
         uses: &[Need { name: "disk", interface: "atoll.block/1", rights: &["read", "write", "flush", "map"] }],
         provides: &[Offer { name: "root", interface: "atoll.fs/1" }],
+        spreads: false,
     },
     Builtin {
         name: "net-host",
@@ -186,6 +196,7 @@ const BUILTINS: &[Builtin] = &[
         ],
         uses: &[Need { name: "pages", interface: "atoll.block/1", rights: &["map"] }],
         provides: &[Offer { name: "net", interface: "atoll.net/1" }],
+        spreads: false,
     },
     Builtin {
         name: "httpd",
@@ -201,5 +212,13 @@ const BUILTINS: &[Builtin] = &[
             Need { name: "net", interface: "atoll.net/1", rights: &["listen"] },
         ],
         provides: &[],
+        spreads: false,
+    },
+    Builtin {
+        name: "null",
+        config: &[],
+        uses: &[],
+        provides: &[Offer { name: "null", interface: "atoll.null/1" }],
+        spreads: true,
     },
 ];

@@ -8,12 +8,14 @@
 //!   ("anywhere").
 //! * One clock reading is part of every sample; its own cost is measured and taken off.
 
+pub mod component;
 mod crowd;
 mod floor;
 pub mod host;
 mod lent;
 pub(crate) mod null;
 pub mod places;
+pub mod reactors;
 
 use std::io;
 use std::process::Command;

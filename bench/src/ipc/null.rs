@@ -1,49 +1,19 @@
-//! An interface whose operations do nothing, and what serves it.
+//! What serves calls that do nothing.
 
 use std::cell::Cell;
+use std::hint::black_box;
 use std::rc::Rc;
 
-use kernel_ipc::interface::{Granted, Lease, Object, OperationError, interface};
+use kernel_ipc::interface::{Granted, Object};
 use kernel_ipc::lease::Lend;
 use kernel_ipc::runtime::Signal;
 use kernel_ipc::session::{Call, ComponentLedger, SessionInfo};
 use kernel_ipc::{CallError, Cause, Executed};
+use protocol::null::Thing;
+
+pub use protocol::null::{Client, Dispatcher, Handler, NullError};
 
 use super::lent::Store;
-
-/// Calls that do nothing.
-#[interface("atoll.null/1")]
-pub trait Null {
-    /// Something to call.
-    type Thing;
-
-    /// Call it.
-    const READ: Rights;
-
-    /// Does nothing.
-    #[op(1, requires = READ, retry = idempotent, deadline = "5s")]
-    fn null(thing: Thing) -> Result<(), NullError>;
-
-    /// Returns the bytes.
-    #[op(2, requires = READ, retry = idempotent, deadline = "5s")]
-    fn echo(thing: Thing, bytes: &[u8]) -> Result<Vec<u8>, NullError>;
-
-    /// Counts, as an operation that may not run twice.
-    #[op(3, requires = READ, retry = cached, deadline = "5s")]
-    fn count(thing: Thing) -> Result<u64, NullError>;
-
-    /// Lends so many bytes.
-    #[op(4, requires = READ, retry = idempotent, deadline = "5s")]
-    fn lend(thing: Thing, bytes: u32) -> Result<Lease, NullError>;
-}
-
-/// Never happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
-#[repr(u16)]
-pub enum NullError {
-    /// It cannot.
-    Impossible = 1,
-}
 
 /// What is called.
 pub struct TheThing;
@@ -71,6 +41,11 @@ pub struct Nothing {
     pub store: Option<Store>,
     /// Where effects are kept, if they are.
     pub effects: Option<ComponentLedger>,
+}
+
+/// Keeps the processor busy: about a nanosecond for each round.
+pub(crate) fn compute(rounds: u64) -> u64 {
+    (0..rounds).fold(1, |value: u64, round| black_box(value.wrapping_mul(6364136223846793005).wrapping_add(round)))
 }
 
 /// Bytes of an effect: a directory entry's change has about as many.
@@ -107,6 +82,11 @@ impl Handler for Nothing {
         self.served.set(self.served.get() + 1);
         let refused = CallError::Failed { cause: Cause::Refused, executed: Executed::No };
         self.store.as_ref().map(|store| store.lend(bytes)).ok_or(refused)
+    }
+
+    async fn work(&self, _: &Call, _: Granted<TheThing>, rounds: u32) -> Result<u64, CallError<NullError>> {
+        self.served.set(self.served.get() + 1);
+        Ok(compute(rounds.into()))
     }
 
     fn closed(&self, _: &SessionInfo) {

@@ -28,7 +28,7 @@ use kernel_ipc::session::{Call, ClientSession, HostSession, Offer, SessionInfo};
 use kernel_ipc::wire::Shape;
 use kernel_ipc::{CallError, Cause, Epoch, Executed, Incarnation, Rights, SessionId};
 
-use crate::ipc::null::{Client, Dispatcher, Handler, NullError, TheThing};
+use crate::ipc::null::{Client, Dispatcher, Handler, NullError, TheThing, compute};
 use crate::ipc::{pin, two_cores};
 use crate::report::{Row, Run, histogram};
 
@@ -308,6 +308,10 @@ impl Handler for Worker {
         Err(CallError::Failed { cause: Cause::Refused, executed: Executed::No })
     }
 
+    async fn work(&self, _: &Call, _: Granted<TheThing>, rounds: u32) -> Result<u64, CallError<NullError>> {
+        Ok(compute(rounds.into()))
+    }
+
     fn closed(&self, _: &SessionInfo) {
         self.open.set(self.open.get() - 1);
         if self.open.get() == 0 {
@@ -336,11 +340,7 @@ impl Work {
     }
 
     fn perform(self) {
-        let mut value = 1u64;
-        for step in 0..self.steps {
-            value = black_box(value.wrapping_mul(6364136223846793005).wrapping_add(step));
-        }
-        black_box(value);
+        black_box(compute(self.steps));
     }
 }
 

@@ -322,6 +322,18 @@ fn dispatcher(interface: &Interface) -> TokenStream {
                 self.0.closed(session);
             }
         }
+
+        impl<H: Handler + ::kernel_ipc::session::Movable> ::kernel_ipc::session::Movable for Dispatcher<H> {
+            type State = H::State;
+
+            fn leave(&self, session: &::kernel_ipc::session::SessionInfo) -> Self::State {
+                self.0.leave(session)
+            }
+
+            fn arrive(&self, session: &::kernel_ipc::session::SessionInfo, state: Self::State) {
+                self.0.arrive(session, state);
+            }
+        }
     }
 }
 

@@ -100,20 +100,7 @@ impl Channel {
     }
 
     fn send_flags<M: Message>(&self, message: &M, fds: &[BorrowedFd<'_>], wait: bool) -> Result<(), ChannelError> {
-        assert!(message.descriptors().contains(&fds.len()), "descriptors as documented");
-        let bytes = serde_json::to_vec(message).expect("messages have string keys and no failing serializers");
-        if bytes.len() > MAX_MESSAGE {
-            return Err(ChannelError::Protocol(format!("own message of {} bytes", bytes.len())));
-        }
-        match descriptors::send(self.socket.as_fd(), &bytes, fds, wait) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(match error.raw_os_error() {
-                // The last two: descriptors on their way and buffers are counted for the whole user, or machine.
-                Some(libc::EAGAIN | libc::ETOOMANYREFS | libc::ENOBUFS) => ChannelError::Full,
-                Some(libc::EPIPE | libc::ECONNRESET) => ChannelError::Closed,
-                _ => ChannelError::Io(error),
-            }),
-        }
+        send(self.socket.as_fd(), message, fds, wait)
     }
 
     /// Takes the next message, if one has arrived. Never blocks.
@@ -169,6 +156,36 @@ impl Channel {
             return Err(ChannelError::Protocol(format!("a message with {} descriptors", packet.descriptors.len())));
         }
         Ok((message, packet.descriptors))
+    }
+}
+
+/// Sends a message over the socket of some channel of this process, whichever thread has that. Never blocks.
+///
+/// # Errors
+/// As [`Channel::send`].
+pub(crate) fn say<M: Message>(socket: BorrowedFd<'_>, message: &M) -> Result<(), ChannelError> {
+    send(socket, message, &[], false)
+}
+
+fn send<M: Message>(
+    socket: BorrowedFd<'_>,
+    message: &M,
+    fds: &[BorrowedFd<'_>],
+    wait: bool,
+) -> Result<(), ChannelError> {
+    assert!(message.descriptors().contains(&fds.len()), "descriptors as documented");
+    let bytes = serde_json::to_vec(message).expect("messages have string keys and no failing serializers");
+    if bytes.len() > MAX_MESSAGE {
+        return Err(ChannelError::Protocol(format!("own message of {} bytes", bytes.len())));
+    }
+    match descriptors::send(socket, &bytes, fds, wait) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(match error.raw_os_error() {
+            // The last two: descriptors on their way and buffers are counted for the whole user, or machine.
+            Some(libc::EAGAIN | libc::ETOOMANYREFS | libc::ENOBUFS) => ChannelError::Full,
+            Some(libc::EPIPE | libc::ECONNRESET) => ChannelError::Closed,
+            _ => ChannelError::Io(error),
+        }),
     }
 }
 

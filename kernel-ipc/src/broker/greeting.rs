@@ -38,6 +38,9 @@ pub struct Welcome {
     /// After so many milliseconds it refuses calls that it has not read ([`HostSession::refuse_after`](crate::session::HostSession::refuse_after)).
     #[serde(default)]
     pub refuse_after_ms: Option<u32>,
+    /// How many reactors its sessions are spread over ([`Context::reactors`](crate::component::Context::reactors)).
+    #[serde(default = "one")]
+    pub reactors: u32,
     /// Dead runs of this component since one of it was ready.
     #[serde(default)]
     pub ancestors: Vec<Incarnation>,
@@ -50,6 +53,10 @@ pub struct Welcome {
     /// How many messages of the kinds `Heritage`, `Held`, `Recovers` and `AttachPins` follow at once: what its last run left.
     #[serde(default)]
     pub heritage: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// How many regions one run may publish.

@@ -26,6 +26,7 @@ use serde_json::Value;
 use crate::ledger::Holdings;
 use crate::{Epoch, Incarnation, LenderId, RegionId, Rights, SessionId};
 
+pub(crate) use channel::say;
 pub use channel::{Channel, ChannelError};
 pub use greeting::{ProvideInfo, REGIONS_PER_INCARNATION, UseInfo, Welcome};
 pub use outbox::Outbox;

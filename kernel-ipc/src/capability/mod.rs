@@ -13,6 +13,7 @@
 //!   what it names, a call in progress, a lease, or its limit on what is derived.
 //! * [`Marking`] and [`Sweep`] end a subtree in bounded steps.
 
+mod carry;
 mod realm;
 mod restore;
 mod revoke;

@@ -167,12 +167,6 @@ impl Realm {
         true
     }
 
-    /// Whether an entry is there under this handle, held or not.
-    pub fn is_there(&self, member: Member, handle: Handle) -> bool {
-        let line = self.tables.get(member.0 as usize).and_then(|table| table.lines.get(handle.index as usize));
-        line.is_some_and(|line| line.state != State::Free && line.generation == handle.generation)
-    }
-
     /// A call on an entry brought a lease, which keeps the entry until it has [come back](Self::came_back).
     pub fn lent(&mut self, member: Member, index: u32) {
         self.tables[member.0 as usize].lines[index as usize].leases += 1;
@@ -356,8 +350,6 @@ impl Realm {
             }
             let line = self.line_mut(place(index));
             line.state = line.state.kept();
-            // Of one that was not served since its host's death; what was lent on it goes its own way.
-            line.leases = 0;
             if gave {
                 line.state = line.state.revoked();
             }
@@ -378,7 +370,7 @@ impl Realm {
 
     /// Whether something of another session was derived from this node directly. At most as many steps as it has children
     /// of its own session before.
-    fn has_heirs(&self, node: u32) -> bool {
+    pub(super) fn has_heirs(&self, node: u32) -> bool {
         let node = self.tree.get(node);
         let mut child = node.first_child;
         while child != NONE {
@@ -562,7 +554,7 @@ impl Realm {
     }
 
     /// The number of a session of which nothing is left may be given again.
-    fn vacate(&mut self, number: u32) {
+    pub(super) fn vacate(&mut self, number: u32) {
         let table = &mut self.tables[number as usize];
         if table.is_closed && !table.is_vacant && table.used() == 0 {
             *table = Table::vacant();

@@ -45,6 +45,9 @@ fn whole(cx: &Context, turn: u64) -> Account {
         (*wanted == Wanted::Yes).then_some((*id, *client))
     };
     account.hosts.extend(cx.0.serving.borrow().iter().filter_map(wanted));
+    if let Some(places) = &cx.0.places {
+        places.account(&mut account);
+    }
     account.uses.extend(cx.0.used.borrow().iter().map(|(id, used)| (*id, used.host)));
     cx.0.introductions.account(&mut account);
     if let Some(lender) = &*cx.0.lender.borrow() {
@@ -63,4 +66,5 @@ pub(super) fn serves_already(cx: &Context, session: SessionId) -> bool {
         return true;
     }
     cx.0.serving.borrow().contains_key(&session)
+        || cx.0.places.as_ref().is_some_and(|places| places.serves_already(cx, session))
 }

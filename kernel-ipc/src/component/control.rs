@@ -5,6 +5,7 @@ use std::rc::{Rc, Weak};
 
 use nix::sys::signalfd::SignalFd;
 
+use super::reactors::Question;
 use super::{Context, Inner, Wanted, adoption, endpoint, opening};
 use crate::broker::{Channel, ChannelError, ToComponent, ToSupervisor};
 use crate::runtime::io::{self, File};
@@ -57,10 +58,17 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
             if adoption::serves_already(cx, serve.session) {
                 return;
             }
+            if let Some(places) = &cx.0.places {
+                return places.open(*serve, segment);
+            }
             cx.0.serving.borrow_mut().insert(serve.session, (serve.client, Wanted::Yes));
             spawn(endpoint::serve(cx.clone(), *serve, segment, given.next()));
         }
         ToComponent::ClientGone { session, client, died, survives } => {
+            if let Some(places) = &cx.0.places {
+                // Nothing was lent on it, so nothing waits for its next run.
+                places.gone(session, died && !survives);
+            }
             if let Some((_, wanted)) = cx.0.serving.borrow_mut().get_mut(&session) {
                 *wanted = if survives { Wanted::ByHeirs } else { Wanted::No };
             }
@@ -155,10 +163,14 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
             }
         }
         ToComponent::Trace { every, for_ms } => cx.trace_for(every, for_ms),
-        ToComponent::AskCounters { request } => {
-            cx.send(&ToSupervisor::Counters { request, counters: cx.0.counters.values() }, &[]);
-        }
-        ToComponent::AskPulse { request } => cx.0.pulse.asked(cx, request),
+        ToComponent::AskCounters { request } => match &cx.0.places {
+            Some(places) => places.ask_all(Question::Counters { request }),
+            None => cx.send(&ToSupervisor::Counters { request, counters: cx.0.counters.values() }, &[]),
+        },
+        ToComponent::AskPulse { request } => match &cx.0.places {
+            Some(places) => places.ask_all(Question::Pulse { request }),
+            None => cx.0.pulse.asked(cx, request),
+        },
         ToComponent::Stop => cx.0.stop.happen(),
         ToComponent::Adopt { turn } => adoption::account(cx, turn),
         ToComponent::Welcome(_)

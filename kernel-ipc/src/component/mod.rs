@@ -32,6 +32,7 @@ mod introductions;
 mod look;
 mod opening;
 mod pulse;
+mod reactors;
 mod start;
 pub mod waits;
 
@@ -56,6 +57,7 @@ use waits::Event;
 
 pub use connection::{Connection, Reopen};
 pub use heritage::Survived;
+pub use reactors::{MoveError, Reactor};
 pub use start::run;
 
 /// What ends a component. Its text goes to the component's log and to whoever waits for it to start.
@@ -97,6 +99,13 @@ pub enum ContextError {
     UnknownEndpoint(String),
     /// The supervisor is gone or does not speak our protocol.
     Supervisor(String),
+    /// What only a component with one reactor can have, and this one has several.
+    OneReactor {
+        /// What it is.
+        what: String,
+        /// How many the manifest says.
+        reactors: u32,
+    },
     /// The manifest's `config` does not fit. Says which field.
     Config(String),
     /// The system refused a resource.
@@ -122,6 +131,9 @@ impl std::fmt::Display for ContextError {
             ContextError::Rejected(reason) => write!(f, "the supervisor refused: {reason}"),
             ContextError::UnknownEndpoint(name) => write!(f, "the manifest gives no endpoint {name}"),
             ContextError::Supervisor(what) => write!(f, "supervisor: {what}"),
+            ContextError::OneReactor { what, reactors } => {
+                write!(f, "{what}: that is made for one reactor, and the manifest says reactors = {reactors}")
+            }
             ContextError::Config(what) => write!(f, "config: {what}"),
             ContextError::Io(error) => error.fmt(f),
         }
@@ -212,11 +224,18 @@ struct Inner {
     next_region: Cell<u64>,
     lender: RefCell<Option<Rc<RefCell<Lender>>>>,
     introductions: Introductions,
+    /// Somebody looks after leases that mappers still pin.
+    reclaiming: Cell<bool>,
     ready: Cell<bool>,
     /// The control socket has ended.
     lost: Event,
     /// What others can see of this run; of a guest there is none.
     logbook: Option<Rc<Logbook>>,
+    /// Where its sessions are, if it has several reactors.
+    places: Option<reactors::Places>,
+    /// One of its reactors cannot go on, and why.
+    failed: Event,
+    failure: RefCell<Option<String>>,
     /// A guest's fence.
     fence: RefCell<Option<std::os::fd::OwnedFd>>,
 }
@@ -313,28 +332,36 @@ impl Context {
     /// for people. What the manifest says beyond rights (a path, an address) is in [`SessionInfo::attenuation`].
     ///
     /// # Errors
-    /// [`ContextError::UnknownEndpoint`] if the manifest has no such endpoint of this interface.
+    /// [`ContextError::UnknownEndpoint`] if the manifest has no such endpoint of this interface; [`ContextError::OneReactor`] if
+    /// this component has several reactors, which needs [`provide_on_each`](Context::provide_on_each).
     pub fn provide<S, F>(&self, name: &str, service: Rc<S>, root: F) -> Result<(), ContextError>
     where
         S: Service,
         F: AsyncFn(&SessionInfo) -> Result<Grant, String> + 'static,
     {
-        let interface = S::INTERFACE.name;
-        let known = self.0.welcome.provides.iter().any(|known| known.name == name && known.interface == interface);
-        if !known {
-            return Err(ContextError::UnknownEndpoint(format!("{name} of {interface}")));
+        self.knows_endpoint::<S>(name)?;
+        if self.0.places.is_some() {
+            return Err(self.one_reactor(&format!("endpoint {name}")));
         }
         let served = Served::from(service);
         let left = self.0.survival.sessions.borrow();
         let its = left.values().filter(|(serve, _)| serve.endpoint == name);
-        let lender = self.0.lender.borrow().clone();
-        served.inherit(its.map(|(serve, heritage)| (endpoint::info(serve), heritage)), lender.as_ref());
+        served.inherit(its.map(|(serve, heritage)| (endpoint::info(serve), heritage)));
         drop(left);
         self.0.endpoints.borrow_mut().insert(name.to_owned(), Rc::new(endpoint::Provided { served, root }));
         let survives = S::SURVIVES && self.0.survival.records.borrow().is_some();
-        let message = ToSupervisor::Provides { endpoint: name.to_owned(), interface: interface.to_owned(), survives };
-        self.send(&message, &[]);
+        let interface = S::INTERFACE.name.to_owned();
+        self.send(&ToSupervisor::Provides { endpoint: name.to_owned(), interface, survives }, &[]);
         Ok(())
+    }
+
+    fn knows_endpoint<S: Service>(&self, name: &str) -> Result<(), ContextError> {
+        let interface = S::INTERFACE.name;
+        let mut provides = self.0.welcome.provides.iter();
+        match provides.any(|known| known.name == name && known.interface == interface) {
+            true => Ok(()),
+            false => Err(ContextError::UnknownEndpoint(format!("{name} of {interface}"))),
+        }
     }
 
     /// A name for a region of this run, for `Region::create`; each call gives another one.

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::pin::pin;
@@ -20,6 +20,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use super::heritage::{Left, Pins, Survival};
 use super::introductions::Introductions;
 use super::pulse::Pulse;
+use super::reactors::{self, Places, Threads};
 use super::waits::Event;
 use super::{Context, ContextError, Counters, Error, Inner, control};
 use crate::broker::{Channel, ChannelError, Outbox, PROTOCOL, ToComponent, ToSupervisor, Welcome};
@@ -67,6 +68,13 @@ where
     if let Ok(name) = std::ffi::CString::new(name) {
         let _ = nix::sys::prctl::set_name(&name);
     }
+    let places = match welcome.reactors {
+        0 | 1 => None,
+        count => {
+            let refuse_after = welcome.refuse_after_ms.map(|limit| Duration::from_millis(limit.into()));
+            Some(Places::new(Threads::start(&welcome.name, count, refuse_after, fence.as_fd(), channel.as_fd())?))
+        }
+    };
     let runtime = Runtime::new(Options { fence: Some(fence), ..Options::default() })?;
     // Without it nobody sees what this run does, which is no reason not to do it.
     let logbook = logbook.and_then(|memory| match Logbook::open(memory, welcome.epoch) {
@@ -76,17 +84,22 @@ where
             None
         }
     });
-    let context = Context::new(channel, welcome, status, logbook);
-    context.0.left.replace(left);
     let words = last_words();
+    let context = Context::new(channel, welcome, status, logbook, places);
+    context.0.left.replace(left);
     let program = async {
         context.attend();
-        tell_of_rest(context.0.pulse.clone());
+        if !reactors::begin(&context) {
+            tell_of_rest(context.0.pulse.clone());
+        }
         spawn(control::terminate(context.clone(), terminate));
         until_stopped_early(&context, serve(context.clone())).await
     };
     // A panic ends the process; caught only to say so first.
     let result = panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(program)));
+    if let Some(places) = &context.0.places {
+        places.stop();
+    }
     let reason = match &result {
         Ok(Ok(())) => return Ok(()),
         Ok(Err(error)) => error.to_string(),
@@ -110,10 +123,14 @@ const FAILED: i32 = 1;
 const PANICKED: i32 = 101;
 
 /// Runs `serve`. Until it is ready it has promised nothing to anybody, so it is dropped when the component is asked to
-/// end: it may be waiting for a host that does not come back. From then on it hears of it by [`Context::stopped`].
+/// end: it may be waiting for a host that does not come back. From then on it hears of it by [`Context::stopped`]. It is
+/// dropped too when another reactor has failed.
 async fn until_stopped_early(cx: &Context, serve: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
-    let (mut serve, mut stopped) = (pin!(serve), pin!(cx.stopped()));
+    let (mut serve, mut stopped, mut failed) = (pin!(serve), pin!(cx.stopped()), pin!(cx.0.failed.wait()));
     std::future::poll_fn(|task| {
+        if failed.as_mut().poll(task).is_ready() {
+            return Poll::Ready(Err(cx.0.failure.take().unwrap_or_default().into()));
+        }
         if let Poll::Ready(result) = serve.as_mut().poll(task) {
             return Poll::Ready(result);
         }
@@ -175,7 +192,7 @@ pub(super) fn guest(state: &Path, program: &str) -> Result<Context, ContextError
     };
     steps::walk(state, "guest");
     // The fence is held until this process ends: a guest gives nobody else's pages to the kernel.
-    let context = Context::new(channel, welcome, status, None);
+    let context = Context::new(channel, welcome, status, None, None);
     *context.0.fence.borrow_mut() = Some(fence);
     context.attend();
     Ok(context)
@@ -243,7 +260,13 @@ fn inherit(channel: &Channel, messages: u32) -> Result<Left, ContextError> {
 }
 
 impl Context {
-    fn new(channel: Channel, welcome: Welcome, status: StatusReader, logbook: Option<Rc<Logbook>>) -> Context {
+    fn new(
+        channel: Channel,
+        welcome: Welcome,
+        status: StatusReader,
+        logbook: Option<Rc<Logbook>>,
+        places: Option<Places>,
+    ) -> Context {
         let channel = Rc::new(channel);
         let pulse = Rc::new(Pulse::new(channel.clone()));
         Context(Rc::new(Inner {
@@ -267,8 +290,12 @@ impl Context {
             next_region: Cell::new(0),
             lender: RefCell::new(None),
             introductions: Introductions::new(welcome.incarnation, welcome.epoch),
+            reclaiming: Cell::new(false),
             ready: Cell::new(false),
             lost: Event::default(),
+            places,
+            failed: Event::default(),
+            failure: RefCell::default(),
             fence: RefCell::new(None),
             books: RefCell::default(),
             sessions_asked: RefCell::default(),

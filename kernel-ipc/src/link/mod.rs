@@ -98,6 +98,11 @@ pub trait Link {
     /// Takes the announcement back. Does nothing when there is none.
     fn cancel_sleep(&self);
 
+    /// The same end for another thread. `None`, and the link is dropped: it belongs to the runtime of this one.
+    fn into_send(self: Box<Self>) -> Option<Box<dyn Link + Send>> {
+        None
+    }
+
     /// System calls that this end has made so far (to wake its peer).
     fn system_calls(&self) -> u64;
 }

@@ -299,6 +299,10 @@ impl Link for ShmLink {
         }
     }
 
+    fn into_send(self: Box<Self>) -> Option<Box<dyn Link + Send>> {
+        Some(self)
+    }
+
     fn system_calls(&self) -> u64 {
         self.system_calls.get()
     }

@@ -9,6 +9,7 @@
 //! - Futures are not `Send`; wakers are.
 
 pub mod io;
+mod mailbox;
 mod park;
 mod ready;
 mod remote;
@@ -26,6 +27,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+pub use self::mailbox::{Mailbox, Sender, mailbox};
 pub use self::signal::{Changes, Signal};
 pub use self::source::{Sleep, Source, SourceGuard, register};
 pub use self::tasks::{Cancelled, JoinHandle};

@@ -32,6 +32,7 @@ mod control;
 mod describe;
 mod log;
 mod names;
+mod parting;
 mod quiet;
 mod receive;
 mod reconnect;
@@ -45,6 +46,7 @@ mod turns;
 use cell::SlotCell;
 use names::Names;
 pub(super) use names::extent_of;
+pub use parting::{Movable, Parted};
 pub use shared::Served;
 pub use survival::{ComponentLedger, Heritage, Ledgers};
 
@@ -58,12 +60,15 @@ use turns::Turns;
 const CAPABILITIES: u32 = 1 << 14;
 /// The first handle of every table.
 const ROOT: Handle = Handle { index: 0, generation: 1 };
+/// How often leases that a mapper still pins are looked at again.
+const RECLAIM_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The host end of an open session. Dropping it ends the session.
 pub struct HostSession {
     inner: Rc<dyn Serving>,
     segment: Option<OwnedFd>,
-    _source: SourceGuard,
+    /// `None`: what it was is on its way to another thread.
+    source: Option<SourceGuard>,
 }
 
 impl HostSession {
@@ -162,15 +167,29 @@ impl HostSession {
         lender: Option<Rc<RefCell<Lender>>>,
         survival: Option<Survival>,
     ) -> HostSession {
+        let slots = HostSlots::new(link.shape());
+        Self::serve_from(Box::new(link), segment, served, (info, member), lender, survival, slots)
+    }
+
+    /// As [`serve`](Self::serve), from where these slots stand.
+    fn serve_from<S: Service>(
+        link: Box<dyn Link>,
+        segment: Option<OwnedFd>,
+        served: Served<S>,
+        (info, member): (Rc<SessionInfo>, Member),
+        lender: Option<Rc<RefCell<Lender>>>,
+        survival: Option<Survival>,
+        slots: HostSlots,
+    ) -> HostSession {
         let shape = link.shape();
         let inner = Rc::new_cyclic(|this| Inner {
             this: this.clone(),
-            link: Box::new(link),
+            link,
             shape,
             service: served.service().clone(),
             shared: served.0.clone(),
             member,
-            slots: RefCell::new(HostSlots::new(shape)),
+            slots: RefCell::new(slots),
             cells: BySlot::new(shape.slots, {
                 let info = info.clone();
                 move || SlotCell::new(&info)
@@ -180,8 +199,10 @@ impl HostSession {
             reconnect: Reconnect::default(),
             lender,
             lent: RefCell::new(Vec::new()),
+            reclaiming: Cell::new(false),
             quiet: Quiet::default(),
             turns: Turns::default(),
+            is_held: Cell::new(false),
             scratch: RefCell::new(Vec::new()),
             description: OnceCell::new(),
             ended: Cell::new(None),
@@ -190,13 +211,15 @@ impl HostSession {
         });
         served.0.attach(member, inner.this.clone());
         let source = runtime::register(inner.clone());
-        HostSession { inner, segment, _source: source }
+        HostSession { inner, segment, source: Some(source) }
     }
 }
 
 impl Drop for HostSession {
     fn drop(&mut self) {
-        self.inner.close();
+        if self.source.is_some() {
+            self.inner.close();
+        }
     }
 }
 
@@ -225,7 +248,7 @@ pub fn in_process<S: Service>(
 }
 
 /// A session whose service's type is forgotten.
-trait Serving: Source + Recovering + Reconnecting + log::Logging {
+trait Serving: Source + Recovering + Reconnecting + log::Logging + parting::Parting {
     fn info(&self) -> &SessionInfo;
     /// `None` while it lives; else what the client broke, if anything.
     fn end_reason(&self) -> Option<Option<Violation>>;
@@ -256,8 +279,11 @@ struct Inner<S> {
     lender: Option<Rc<RefCell<Lender>>>,
     /// What this session has been lent and not released, by the lease's index.
     lent: RefCell<Vec<Lent>>,
+    reclaiming: Cell<bool>,
     quiet: Quiet,
     turns: Turns,
+    /// Calls stay unread in the client's ring.
+    is_held: Cell<bool>,
     /// Payloads of calls that no slot's call object is filled with: of control calls, and questions for the description.
     scratch: RefCell<Vec<u8>>,
     /// The description, once somebody has asked.
@@ -391,6 +417,10 @@ impl<S: Service> Source for Inner<S> {
         if self.ended.get().is_some() {
             return false;
         }
+        if self.is_held.get() {
+            self.flush();
+            return false;
+        }
         if !self.turns.has_more() {
             self.flush();
         }
@@ -406,6 +436,9 @@ impl<S: Service> Source for Inner<S> {
             return Sleep::Nothing;
         }
         self.flush();
+        if self.is_held.get() {
+            return Sleep::Nothing;
+        }
         self.link.prepare_sleep().unwrap_or_else(|violation| {
             self.end(Some(violation));
             Sleep::Work

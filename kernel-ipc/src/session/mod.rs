@@ -27,7 +27,7 @@ pub use crate::capability::Grant;
 pub use call::Call;
 pub(crate) use client::Sent;
 pub use client::{ClientSession, Messages, Offer, Resumed, WeakSession};
-pub use host::{ComponentLedger, Heritage, HostSession, Ledgers, Served, in_process};
+pub use host::{ComponentLedger, Heritage, HostSession, Ledgers, Movable, Parted, Served, in_process};
 
 /// One call, as a client makes it.
 #[derive(Clone, Copy, Debug)]

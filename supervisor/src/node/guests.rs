@@ -122,6 +122,7 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
         uses: Vec::new(),
         provides: Vec::new(),
         refuse_after_ms: None,
+        reactors: 1,
         ancestors: Vec::new(),
         heirs: Vec::new(),
         crash: None,

@@ -305,6 +305,7 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         uses: uses(node, index),
         provides: provides(node, index),
         refuse_after_ms: component.entry.refuse_after_ms,
+        reactors: component.entry.reactors,
         ancestors: Vec::new(),
         heirs: Vec::new(),
         crash: component.crash.get(),

@@ -75,6 +75,9 @@ impl<S: Service> Inner<S> {
             operation::PROVIDE => {
                 let (terms_, lasts, to): (capability::WireTerms, u64, &str) = Decoder::whole(payload)?;
                 self.usable(call, Rights::GRANT)?;
+                if self.shared.is_spread {
+                    return Err(Cause::Refused);
+                }
                 let now = now();
                 let times = (now, now.saturating_add(lasts.min(LASTS_MAX)));
                 let words = self.shared.provide(self.member, call.handle.index, terms(terms_)?, to, times)?;

@@ -56,6 +56,16 @@ impl Turns {
         self.mark.set(None);
     }
 
+    /// The longest that a call may wait to be read.
+    pub(super) fn longest(&self) -> Option<Duration> {
+        self.limit.get()
+    }
+
+    /// How many messages were received in all.
+    pub(super) fn count(&self) -> u64 {
+        self.received.get()
+    }
+
     /// Whether to wake the client only later: while calls of it wait, it gets its answers together, as many as there are
     /// calls. A client that sleeps sends no more of them, so that ends soon.
     pub(super) fn has_more(&self) -> bool {

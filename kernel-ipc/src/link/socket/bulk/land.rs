@@ -282,7 +282,10 @@ impl Bay {
         }
         match bytes.len() {
             0 => Ok(()),
-            _ => stream.send_all(bytes, 0).await,
+            length => match runtime::io::send(stream.file(), bytes, libc::MSG_WAITALL).await.0? {
+                sent if sent == length => Ok(()),
+                _ => Err(io::ErrorKind::WriteZero.into()),
+            },
         }
     }
 }
