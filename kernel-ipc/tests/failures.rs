@@ -352,7 +352,7 @@ const WAYS: &[(u16, &[Way])] = &[
     (22, &[There("kernel-ipc/tests/capabilities.rs", "no(Cause::RightsExceeded)")]),
     (23, &[There("kernel-ipc/tests/capabilities.rs", "no(Cause::BadgeSet)")]),
     (24, &[There("kernel-ipc/tests/capabilities.rs", "no(Cause::NoSuchTicket)")]),
-    (25, &[There("kernel-ipc/tests/socket/main.rs", "Cause::LinkLost")]),
+    (25, &[There("kernel-ipc/tests/socket/lost.rs", "Cause::LinkLost")]),
 ];
 
 #[test]

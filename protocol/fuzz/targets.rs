@@ -267,7 +267,7 @@ pub fn ledger(bytes: &[u8]) {
         let mut realm = Realm::default();
         let quota = recovered.entries.len() as u32 + 1;
         let member = realm.join(SessionId(1), quota, Some(Rc::new(ledger)));
-        realm.restore(&[(member, &recovered.entries)]);
+        realm.restore(&[(member, &recovered.entries)], &[]);
         let held: Vec<Handle> = realm.held(member).map(|(handle, _)| handle).collect();
         for handle in held {
             let _ = realm.inspect(member, handle);

@@ -43,7 +43,7 @@ pub fn arguments(interface: &str, operation: u16, payload: &[u8]) -> Option<Valu
     let interface = described(known(interface)?).ok()?;
     let operation = interface.operations.iter().find(|known| known.number == operation)?;
     let message = Message { payload: payload.to_vec(), ..Message::default() };
-    interface.decode_arguments(operation, &message, &mut Book::default()).ok()
+    interface.decode_without_target(operation, &message, &mut Book::default()).ok()
 }
 
 fn list(common: &Common) -> Result<(), Failed> {

@@ -86,7 +86,7 @@ mod tests {
     fn lease(index: u32, offset: u64, length: u64) -> Inherited {
         let holder = Incarnation(1).get();
         let fields = kernel_ipc::lease::protocol::Fields { holder, region: REGION.get(), offset, length };
-        Inherited { index, generation: 1, fields, call: None, source: None, dying: false }
+        Inherited { index, generation: 1, fields, call: None, by: None, source: None, dying: false }
     }
 
     #[test]

@@ -113,7 +113,7 @@ mod tests {
         let mut other = Realm::default();
         other.join(SessionId(3), 100, None);
         let member = other.join(SESSION, 100, None);
-        assert_eq!(other.restore(&[(member, &carried)]), []);
+        assert_eq!(other.restore(&[(member, &carried)], &[]), []);
         assert_eq!(object(&other, member, root), Ok(1));
         assert_eq!(object(&other, member, child), Err(Cause::StaleHandle));
         assert_eq!(object(&other, member, released), Err(Cause::StaleHandle));

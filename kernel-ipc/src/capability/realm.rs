@@ -167,6 +167,12 @@ impl Realm {
         true
     }
 
+    /// Whether an entry is there under this handle, held or not.
+    pub fn is_there(&self, member: Member, handle: Handle) -> bool {
+        let line = self.tables.get(member.0 as usize).and_then(|table| table.lines.get(handle.index as usize));
+        line.is_some_and(|line| line.state != State::Free && line.generation == handle.generation)
+    }
+
     /// A call on an entry brought a lease, which keeps the entry until it has [come back](Self::came_back).
     pub fn lent(&mut self, member: Member, index: u32) {
         self.tables[member.0 as usize].lines[index as usize].leases += 1;
@@ -350,6 +356,8 @@ impl Realm {
             }
             let line = self.line_mut(place(index));
             line.state = line.state.kept();
+            // Of one that was not served since its host's death; what was lent on it goes its own way.
+            line.leases = 0;
             if gave {
                 line.state = line.state.revoked();
             }

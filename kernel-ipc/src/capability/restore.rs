@@ -19,8 +19,9 @@ pub struct Restored {
 impl Realm {
     /// Enters what the ledgers of sessions say, all at once: what one has from another is found only so. What was derived from
     /// something that is not there is revoked; everything revoked is gone afterwards. Says what the services of the sessions
-    /// have to drop. O(entries × depth).
-    pub fn restore(&mut self, ledgers: &[(Member, &[Restored])]) -> Vec<Gone> {
+    /// have to drop. `lent` are the entries by which leases came that are out still, once for each: those that are
+    /// [there](Self::is_there) afterwards stay until it has come back. O(entries × depth + leases).
+    pub fn restore(&mut self, ledgers: &[(Member, &[Restored])], lent: &[(Member, Handle)]) -> Vec<Gone> {
         let mut found = HashMap::new();
         for (member, entries) in ledgers {
             for (restored, index) in entries.iter().zip(0u32..) {
@@ -66,6 +67,11 @@ impl Realm {
         let mut gone: Vec<Gone> = unnamed.collect();
         for node in doomed {
             self.prune(node, &mut gone);
+        }
+        for (member, by) in lent {
+            if self.is_there(*member, *by) {
+                self.lent(*member, by.index);
+            }
         }
         for (member, entries) in ledgers {
             for index in 0..entries.len() as u32 {

@@ -11,14 +11,12 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
 
 use super::waits::question;
 use super::{Context, ContextError, LEASES};
 use crate::broker::{Serve, ToSupervisor, Welcome};
-use crate::lease::{Ended, Inherited, Lender, Region};
+use crate::lease::{Ended, Inherited, Lender, Region, reclaim_later};
 use crate::ledger::{Record, Records};
-use crate::runtime;
 use crate::session::{ComponentLedger, Grant, Heritage, SessionInfo};
 use crate::steps;
 use crate::sys::segment::SegmentWriter;
@@ -30,8 +28,6 @@ const LEASE_LEDGER: &str = "leases";
 const LEASE_TABLE: &str = "table";
 /// With the region's number behind it.
 const REGION: &str = "region-";
-/// How often leases that a mapper still pins are looked at again.
-const RECLAIM_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What came behind the greeting.
 #[derive(Default)]
@@ -232,20 +228,9 @@ impl Context {
     /// Sees to it that what was taken back becomes free when no mapper pins it any more.
     pub(super) fn reclaim(&self) {
         let lender = self.0.lender.borrow().clone();
-        let Some(lender) = lender.filter(|lender| lender.borrow().dying() > 0) else { return };
-        if self.0.reclaiming.replace(true) {
-            return;
+        if let Some(lender) = &lender {
+            reclaim_later(lender);
         }
-        let this = Rc::downgrade(&self.0);
-        runtime::spawn(async move {
-            while lender.borrow().dying() > 0 {
-                runtime::sleep(RECLAIM_INTERVAL).await;
-                lender.borrow_mut().reclaim();
-            }
-            if let Some(this) = this.upgrade() {
-                this.reclaiming.set(false);
-            }
-        });
     }
 
     /// A session that nobody will go on with, nor inherit from: what it brought goes back.

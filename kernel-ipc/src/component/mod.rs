@@ -224,8 +224,6 @@ struct Inner {
     next_region: Cell<u64>,
     lender: RefCell<Option<Rc<RefCell<Lender>>>>,
     introductions: Introductions,
-    /// Somebody looks after leases that mappers still pin.
-    reclaiming: Cell<bool>,
     ready: Cell<bool>,
     /// The control socket has ended.
     lost: Event,
@@ -346,7 +344,8 @@ impl Context {
         let served = Served::from(service);
         let left = self.0.survival.sessions.borrow();
         let its = left.values().filter(|(serve, _)| serve.endpoint == name);
-        served.inherit(its.map(|(serve, heritage)| (endpoint::info(serve), heritage)));
+        let lender = self.0.lender.borrow().clone();
+        served.inherit(its.map(|(serve, heritage)| (endpoint::info(serve), heritage)), lender.as_ref());
         drop(left);
         self.0.endpoints.borrow_mut().insert(name.to_owned(), Rc::new(endpoint::Provided { served, root }));
         let survives = S::SURVIVES && self.0.survival.records.borrow().is_some();

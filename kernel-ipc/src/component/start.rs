@@ -290,7 +290,6 @@ impl Context {
             next_region: Cell::new(0),
             lender: RefCell::new(None),
             introductions: Introductions::new(welcome.incarnation, welcome.epoch),
-            reclaiming: Cell::new(false),
             ready: Cell::new(false),
             lost: Event::default(),
             places,

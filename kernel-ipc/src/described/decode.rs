@@ -14,8 +14,24 @@ impl Checked {
     /// `book`.
     ///
     /// # Errors
-    /// [`Malformed`] when they are not what the operation takes.
+    /// [`Malformed`] when they are not what the operation takes, or there is no target and the root is none for it.
     pub fn decode_arguments(
+        &self,
+        operation: &Operation,
+        message: &Message,
+        book: &mut Book,
+    ) -> Result<Value, Malformed> {
+        if message.target.is_none() && !self.takes_root(operation) {
+            return Err(Malformed);
+        }
+        self.decode_without_target(operation, message, book)
+    }
+
+    /// The same of a call whose target may not be known: what its payload means, and what is beside it.
+    ///
+    /// # Errors
+    /// [`Malformed`] when they are not what the operation takes.
+    pub fn decode_without_target(
         &self,
         operation: &Operation,
         message: &Message,

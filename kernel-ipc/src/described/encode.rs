@@ -92,9 +92,8 @@ impl Checked {
         let names = operation.arguments.iter().map(|field| field.name.as_str()).chain([target.name.as_str()]);
         let object = object(arguments, names)?;
         let mut writer = Writer::new(self, book, self.fixed_bytes_of(&operation.arguments));
-        let root_kind = self.kinds.first().map(|kind| kind.name.as_str());
         let handle = match object.get(&target.name) {
-            None | Some(Value::Null) if root_kind == Some(target.kind.as_str()) => None,
+            None | Some(Value::Null) if self.takes_root(operation) => None,
             None => return Err(Wrong::missing(expected_capability(&target.kind)).within(&target.name)),
             Some(value) => {
                 Some(writer.find_capability(&target.kind, value).map_err(|wrong| wrong.within(&target.name))?)
@@ -102,6 +101,11 @@ impl Checked {
         };
         writer.fields(&operation.arguments, object)?;
         Ok(Message { target: handle, ..writer.message() })
+    }
+
+    /// Whether a session's root can be the target.
+    pub(super) fn takes_root(&self, operation: &Operation) -> bool {
+        self.kinds.first().is_some_and(|root| root.name == operation.target.kind)
     }
 
     /// A value alone: a result.

@@ -8,6 +8,7 @@
 //!   8 holder | 16 region | 24 offset | 32 length                                        u64 each, as in the table
 //!  40 session | 48 slot | 56 seq of the call that lent it; session 0: none              u64 each
 //!  64 source: lender u64, index u32, generation u32, length u64; lender 0: it is the lender's own memory
+//!  88 the capability that the call was made on: index u32, generation u32; generation 0: not known
 //! ```
 //!
 //! L1: the word says *lent* before the table does. B1: it says *dying* before the range can go anywhere. B5: *free*, with
@@ -18,7 +19,7 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use super::protocol::Fields;
 use crate::id::{LenderId, SessionId};
 use crate::ledger::{Kept, Poisoned};
-use crate::wire::LeaseName;
+use crate::wire::{Handle, LeaseName};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ATOLL-LL");
 const VERSION: u64 = 1;
@@ -38,6 +39,7 @@ mod entry {
     pub const FIELDS: usize = 8;
     pub const CALL: usize = 40;
     pub const SOURCE: usize = 64;
+    pub const BY: usize = 88;
 }
 
 const FREE: u32 = 0;
@@ -58,6 +60,8 @@ pub struct Inherited {
     pub fields: Fields,
     /// The call whose reply brought it.
     pub call: Option<Call>,
+    /// The capability of that session on which the call was made, if it is known.
+    pub by: Option<Handle>,
     /// The lease of another lender that it is a part of.
     pub source: Option<LeaseName>,
     /// It was being taken back.
@@ -121,7 +125,7 @@ impl<M: Kept> LeaseLedger<M> {
         index: u32,
         generation: u32,
         fields: &Fields,
-        call: Option<Call>,
+        call: Option<(Call, Handle)>,
         source: Option<LeaseName>,
     ) {
         debug_assert!(index < self.capacity);
@@ -131,7 +135,8 @@ impl<M: Kept> LeaseLedger<M> {
         for (word, value) in words.into_iter().enumerate() {
             store(entry::FIELDS + 8 * word, value);
         }
-        let (session, slot, seq) = call.unwrap_or_default();
+        let ((session, slot, seq), by) = call.unwrap_or_default();
+        store(entry::BY, by.to_word());
         for (word, value) in [session.get(), slot.into(), seq].into_iter().enumerate() {
             store(entry::CALL + 8 * word, value);
         }
@@ -152,6 +157,7 @@ impl<M: Kept> LeaseLedger<M> {
     pub(super) fn held_by(&self, index: u32, holder: u64, session: Option<SessionId>) {
         let at = entry_at(index);
         if let Some(session) = session {
+            self.memory.store(at + entry::BY, Handle::NONE.to_word(), Release);
             for (word, value) in [0, 0, session.get()].into_iter().enumerate() {
                 self.memory.store(at + entry::CALL + 16 - 8 * word, value, Release);
             }
@@ -193,11 +199,13 @@ impl<M: Kept> LeaseLedger<M> {
             Ok(slot) => Some((SessionId(session), slot, word(entry::CALL + 16))),
             Err(_) => return Err(Poisoned("a lease of an impossible slot")),
         };
+        let by = Handle::from_word(word(entry::BY));
         let inherited = Inherited {
             index,
             generation,
             fields: Fields { holder, region, offset, length },
             call,
+            by: (by.generation != 0 && call.is_some()).then_some(by),
             source: (source.lender != LenderId(0)).then_some(source),
             dying,
         };

@@ -25,7 +25,7 @@ use crate::error::Cause;
 use crate::id::{Epoch, Incarnation, LenderId, RegionId};
 use crate::steps;
 use crate::sys::segment::{SegmentReader, SegmentWriter};
-use crate::wire::LeaseName;
+use crate::wire::{Handle, LeaseName};
 
 /// A range about to be lent.
 #[derive(Clone)]
@@ -118,6 +118,8 @@ struct Lent {
     /// Region, and where in it the range begins.
     place: (RegionId, u64),
     call: Option<Call>,
+    /// The capability on which that call was made, if it is known.
+    by: Option<Handle>,
     keep: Rc<dyn Any>,
 }
 
@@ -164,6 +166,8 @@ pub struct Lender {
     mappers: Vec<Attached>,
     /// The generation after which an index is retired. Smaller in tests only.
     last_generation: u32,
+    /// Somebody [sees to](super::reclaim_later) what is dying.
+    pub(super) is_reclaimed: bool,
 }
 
 struct Attached {
@@ -213,6 +217,7 @@ impl Lender {
             accounts: HashMap::new(),
             mappers: Vec::new(),
             last_generation: u32::MAX,
+            is_reclaimed: false,
         }
     }
 
@@ -249,11 +254,17 @@ impl Lender {
         self.lend_for(holder, lend, None)
     }
 
-    /// The same, as part of the answer to a call: if that is lost, what it would have brought can be taken back.
+    /// The same, as part of the answer to a call on a capability of its session: if the answer is lost, or the capability
+    /// revoked, what it brought can be taken back, by the next incarnation too.
     ///
     /// # Errors
     /// See [`LendError`].
-    pub fn lend_for(&mut self, holder: Incarnation, lend: Lend, call: Option<Call>) -> Result<LeaseName, LendError> {
+    pub fn lend_for(
+        &mut self,
+        holder: Incarnation,
+        lend: Lend,
+        call: Option<(Call, Handle)>,
+    ) -> Result<LeaseName, LendError> {
         if lend.length == 0 || lend.offset.checked_add(lend.length).is_none() {
             return Err(LendError::BadRange);
         }
@@ -271,8 +282,9 @@ impl Lender {
 
         // L1: the ledger first, or a next incarnation would not know a lease that a mapper has pinned.
         let record = &mut self.ledger[index as usize];
-        record.state =
-            State::Lent(Lent { holder, length: lend.length, place: (lend.region, lend.offset), call, keep: lend.keep });
+        let place = (lend.region, lend.offset);
+        let (by, brought) = (call.map(|(_, by)| by), call.map(|(call, _)| call));
+        record.state = State::Lent(Lent { holder, length: lend.length, place, call: brought, by, keep: lend.keep });
         let fields =
             Fields { holder: holder.get(), region: lend.region.get(), offset: lend.offset, length: lend.length };
         if let Some(kept) = &mut self.kept {
@@ -358,6 +370,11 @@ impl Lender {
     /// How many leases wait for a mapper's pins.
     pub fn dying(&self) -> usize {
         self.dying.len()
+    }
+
+    /// How many indices were ever used.
+    pub fn used(&self) -> usize {
+        self.ledger.len()
     }
 
     /// How many leases are lent, without the dying ones.

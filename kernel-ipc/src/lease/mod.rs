@@ -24,6 +24,7 @@ mod pins;
 mod pool;
 pub mod protocol;
 mod ranges;
+mod reclaim;
 mod region;
 mod status;
 #[cfg(test)]
@@ -39,6 +40,7 @@ pub use mapper::{Liveness, Mapper, Pinned};
 pub use pins::{BadSegment, PinSegment};
 pub use pool::{Extent, Pool};
 pub use ranges::Ranges;
+pub(crate) use reclaim::reclaim_later;
 pub use region::{OutOfRange, ReaderSlice, Region, RegionReader, RegionSlice};
 pub use status::{StatusPage, StatusReader, StatusWord};
 pub use view::StaleLease;

@@ -60,8 +60,6 @@ use turns::Turns;
 const CAPABILITIES: u32 = 1 << 14;
 /// The first handle of every table.
 const ROOT: Handle = Handle { index: 0, generation: 1 };
-/// How often leases that a mapper still pins are looked at again.
-const RECLAIM_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The host end of an open session. Dropping it ends the session.
 pub struct HostSession {
@@ -199,7 +197,6 @@ impl HostSession {
             reconnect: Reconnect::default(),
             lender,
             lent: RefCell::new(Vec::new()),
-            reclaiming: Cell::new(false),
             quiet: Quiet::default(),
             turns: Turns::default(),
             is_held: Cell::new(false),
@@ -279,7 +276,6 @@ struct Inner<S> {
     lender: Option<Rc<RefCell<Lender>>>,
     /// What this session has been lent and not released, by the lease's index.
     lent: RefCell<Vec<Lent>>,
-    reclaiming: Cell<bool>,
     quiet: Quiet,
     turns: Turns,
     /// Calls stay unread in the client's ring.

@@ -68,7 +68,7 @@ impl<S: Service> Service for Tap<S> {
 impl<S> Tap<S> {
     fn arguments(&self, operation: &Operation, request: Message) -> Value {
         let mut book = Book::default();
-        let value = self.interface.decode_arguments(operation, &request, &mut book).expect("the client wrote it");
+        let value = self.interface.decode_without_target(operation, &request, &mut book).expect("the client wrote it");
         let mut named = value.clone();
         // The target is not part of what was written down.
         if self.interface.kinds[0].name != operation.target.kind {

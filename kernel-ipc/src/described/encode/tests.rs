@@ -65,6 +65,21 @@ fn handles_and_leases_travel_beside() {
 }
 
 #[test]
+fn a_call_on_something_else_than_the_root_has_a_target_in_both_directions() {
+    let shop = testing::checked();
+    let weigh = shop.operation("weigh").expect("it is there");
+    let arguments = json!({ "ware": "$1", "other": "$1", "note": "", "parts": [] });
+    let message = shop.encode_arguments(weigh, &arguments, &book()).expect("right");
+    let without = Message { target: None, ..message };
+    assert_eq!(shop.decode_arguments(weigh, &without, &mut Book::default()), Err(crate::codec::Malformed));
+    let alone = shop.decode_without_target(weigh, &without, &mut Book::default()).expect("what is there is right");
+    let other = json!({ "capability": "$1", "kind": "Ware" });
+    assert_eq!(alone, json!({ "other": other, "note": "", "parts": [] }));
+    let refused = shop.encode_arguments(weigh, &alone, &book()).expect_err("it needs one");
+    assert_eq!((refused.place.as_str(), refused.found), ("ware", None));
+}
+
+#[test]
 fn what_is_wrong_is_said_with_its_place() {
     let sell = |name: Value, how: Value, want: Value| wrong("sell", &json!({ "name": name, "how": how, "want": want }));
     let how = || json!({ "count": 1, "packing": "Bag" });

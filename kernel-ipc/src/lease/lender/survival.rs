@@ -7,6 +7,7 @@
 
 use std::any::Any;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
@@ -18,6 +19,7 @@ use super::{Lender, Lent, Record, State};
 use crate::id::{Epoch, Incarnation, LenderId, SessionId};
 use crate::ledger::Poisoned;
 use crate::sys::segment::SegmentWriter;
+use crate::wire::Handle;
 
 /// Why a lender cannot go on. It is given up; whoever follows is another lender.
 #[derive(Debug)]
@@ -114,7 +116,8 @@ impl Lender {
                     account.leases += 1;
                     account.bytes += lease.fields.length;
                     let place = (crate::id::RegionId(lease.fields.region), lease.fields.offset);
-                    let lent = Lent { holder, length: lease.fields.length, place, call: lease.call, keep: Rc::new(()) };
+                    let (length, keep) = (lease.fields.length, Rc::new(()));
+                    let lent = Lent { holder, length, place, call: lease.call, by: lease.by, keep };
                     if lease.dying {
                         protocol::kill(&this.table, index, generation);
                         this.dying.push_back(index);
@@ -153,6 +156,19 @@ impl Lender {
         self.lent_where(|lent| lent.call.is_some_and(|(on, _, _)| on == session))
     }
 
+    /// Which of them are at these indices: index, generation, and the capability of the session on which the call was made,
+    /// if it is known.
+    pub fn brought_on(&self, session: SessionId, indices: Range<usize>) -> Vec<(u32, u32, Option<Handle>)> {
+        let records = (0u32..).zip(&self.ledger).skip(indices.start).take(indices.len());
+        let brought = records.filter_map(|(index, record)| match &record.state {
+            State::Lent(Lent { call: Some((on, _, _)), by, .. }) if *on == session => {
+                Some((index, record.generation, *by))
+            }
+            _ => None,
+        });
+        brought.collect()
+    }
+
     /// Everything that `dead` held is held by `next` from now on, under the same names: on the session `on`, if it is one of
     /// ours. Gives indices and generations.
     pub fn inherit(&mut self, dead: Incarnation, next: Incarnation, on: Option<SessionId>) -> Vec<(u32, u32)> {
@@ -163,7 +179,9 @@ impl Lender {
                 && lent.holder == dead
             {
                 lent.holder = next;
-                lent.call = on.map_or(lent.call, |session| Some((session, 0, 0)));
+                if let Some(session) = on {
+                    (lent.call, lent.by) = (Some((session, 0, 0)), None);
+                }
             }
         }
         for (index, _) in &theirs {
@@ -193,7 +211,7 @@ impl Lender {
         let orphans = self.lent_where(is_orphan);
         for (index, _) in &orphans {
             if let State::Lent(lent) = &mut self.ledger[*index as usize].state {
-                lent.call = Some((on, 0, 0));
+                (lent.call, lent.by) = (Some((on, 0, 0)), None);
             }
             if let Some(kept) = &self.kept {
                 kept.held_by(*index, holder.get(), Some(on));
@@ -260,7 +278,8 @@ mod tests {
         let memory = Memory::new();
         assert!(Lender::is_blank(memory.0.try_clone().expect("dup")).expect("mapped"));
         let mut lender = memory.surviving(EPOCH).expect("fresh");
-        let call = Some((SessionId(9), 3, 17));
+        let by = Handle { index: 4, generation: 6 };
+        let call = Some(((SessionId(9), 3, 17), by));
         let kept = lender.lend_for(ALICE, lend(10), call).expect("room");
         let gone = lender.lend(BOB, lend(20)).expect("room");
         lender.take_back(gone.index, gone.generation).expect("live");
@@ -277,10 +296,13 @@ mod tests {
         next.attach_pins(MAPPER, Epoch(1), reopen(pins.fd())).expect("good");
         let known: Vec<_> = inherited.iter().map(|lease| (lease.index, lease.generation, lease.dying)).collect();
         assert_eq!(known, [(kept.index, kept.generation, false), (pinned.index, pinned.generation, true)]);
-        assert_eq!(inherited[0].call, call);
+        assert_eq!((inherited[0].call, inherited[0].by), (Some((SessionId(9), 3, 17)), Some(by)));
         assert_eq!(next.lent_on(SessionId(9)), [(kept.index, kept.generation)]);
         assert_eq!(next.lent_by(SessionId(9), 3, 17), [(kept.index, kept.generation)]);
         assert_eq!(next.lent_by(SessionId(9), 3, 18), []);
+        let brought = [(kept.index, kept.generation, Some(by))];
+        assert_eq!(next.brought_on(SessionId(9), 0..usize::MAX), brought);
+        assert_eq!(next.brought_on(SessionId(9), kept.index as usize + 1..next.used()), []);
         assert_eq!((next.reclaim(), next.dying()), (0, 1), "the mapper's pin holds in every epoch");
         pins.memory().store_u32(super::super::super::layout::pin_at(pinned.index), 0, Relaxed);
         assert_eq!((next.reclaim(), next.dying()), (1, 0));
@@ -295,8 +317,9 @@ mod tests {
     fn a_holders_next_incarnation_inherits_its_leases() {
         let memory = Memory::new();
         let mut lender = memory.surviving(EPOCH).expect("fresh");
-        let alices = lender.lend_for(ALICE, lend(10), Some((SessionId(1), 0, 1))).expect("room");
-        let bobs = lender.lend_for(BOB, lend(20), Some((SessionId(2), 0, 1))).expect("room");
+        let by = Handle { index: 4, generation: 6 };
+        let alices = lender.lend_for(ALICE, lend(10), Some(((SessionId(1), 0, 1), by))).expect("room");
+        let bobs = lender.lend_for(BOB, lend(20), Some(((SessionId(2), 0, 1), by))).expect("room");
         let (next, on) = (Incarnation(99), SessionId(3));
         assert_eq!(lender.inherit(ALICE, next, Some(on)), [(alices.index, alices.generation)]);
         assert_eq!((lender.lent_on(SessionId(1)), lender.lent_on(on).len()), (Vec::new(), 1));
@@ -305,6 +328,8 @@ mod tests {
         // Its own next incarnation knows it too.
         let (mut lender, inherited) = memory.follow(LENDER, Epoch(4)).expect("a good ledger");
         assert_eq!((inherited[0].fields.holder, inherited[0].call), (next.get(), Some((on, 0, 0))));
+        // The capability was the dead one's, and went with its session.
+        assert_eq!((inherited[0].by, inherited[1].by), (None, Some(by)));
         // The session is unknown to that one: it was not open yet.
         assert_eq!(lender.adopt(BOB, SessionId(4), |session| session == SessionId(2)), [], "bob's session is open");
         let orphans = lender.adopt(next, SessionId(4), |session| session == SessionId(2));

@@ -45,7 +45,7 @@ impl Host {
         let ledgers = [Rc::new(one), Rc::new(other)];
         let mut realm = Realm::default();
         let members = [(SESSION, 0), (OTHER, 1)].map(|(id, n)| realm.join(id, QUOTA, Some(ledgers[n].clone())));
-        let gone = realm.restore(&[(members[0], &ours.entries), (members[1], &theirs.entries)]);
+        let gone = realm.restore(&[(members[0], &ours.entries), (members[1], &theirs.entries)], &[]);
         (Host { realm, ledgers, members }, gone)
     }
 
@@ -232,7 +232,7 @@ fn what_came_from_a_session_that_is_lost_is_gone_and_the_service_is_not_told_of_
     assert!(theirs.entries[given.index as usize].entry.is_some());
     let mut realm = Realm::default();
     let member = realm.join(OTHER, QUOTA, None);
-    assert_eq!(realm.restore(&[(member, &theirs.entries)]), [], "it never held anything for this");
+    assert_eq!(realm.restore(&[(member, &theirs.entries)], &[]), [], "it never held anything for this");
     assert_eq!(realm.charged(member), 1);
 }
 

@@ -89,12 +89,7 @@ pub async fn refuse(stream: &Stream, refusal: Refusal) -> io::Result<()> {
 }
 
 async fn send(stream: &Stream, kind: u16, body: &[u8]) -> io::Result<()> {
-    let bytes = [&frame::header(kind, body.len()), body].concat();
-    let length = bytes.len();
-    match runtime::io::send(stream.file(), bytes, libc::MSG_WAITALL).await.0? {
-        sent if sent == length => Ok(()),
-        _ => Err(io::ErrorKind::WriteZero.into()),
-    }
+    stream.send_all([&frame::header(kind, body.len()), body].concat(), 0).await
 }
 
 async fn receive_header(stream: &Stream) -> Result<Header, Unanswered> {

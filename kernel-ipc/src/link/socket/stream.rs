@@ -17,7 +17,7 @@ use nix::sys::socket::{
     self, AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, getsockopt, setsockopt, sockopt,
 };
 
-use crate::runtime::{self, io::File};
+use crate::runtime::{self, IoMemory, io::File};
 use crate::sys::calls;
 
 /// How long the end of a connection may wait for its peer's.
@@ -107,6 +107,18 @@ impl Stream {
         Ok(socket::send(self.raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
     }
 
+    /// Sends all of `memory`, without blocking the thread. `flags` are those of `send(2)`.
+    ///
+    /// # Errors
+    /// The connection is lost; `WriteZero` if the kernel took only a part.
+    pub async fn send_all(&self, memory: impl IoMemory, flags: i32) -> io::Result<()> {
+        let length = memory.io_len();
+        match runtime::io::send(&self.file, memory, flags | libc::MSG_WAITALL).await.0? {
+            sent if sent == length => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+
     /// Ends it at once.
     pub fn abort(self) {
         // A connection that is lost already has nothing to shut down.
@@ -124,7 +136,7 @@ impl Stream {
         runtime::spawn(async move {
             let say_and_hear = async {
                 if !rest.is_empty() {
-                    let _ = runtime::io::send(&self.file, rest, libc::MSG_WAITALL).await;
+                    let _ = self.send_all(rest, 0).await;
                     let _ = runtime::io::shutdown(&self.file, Shutdown::Write).await;
                 }
                 let mut memory = vec![0; 4096];

@@ -44,7 +44,7 @@ impl<S: Service> Inner<S> {
                 self.remember(call.effect.take());
                 Err(Failure::unknown(Cause::SessionClosed))
             }
-            None => self.name(&submission, &payload, (call.handle.index, &grants), lends, &mut names),
+            None => self.name(&submission, &payload, (call.handle, &grants), lends, &mut names),
         };
         steps::reach("reply/named");
         let outcome = outcome.and_then(|()| match kept {
@@ -85,7 +85,7 @@ impl<S: Service> Inner<S> {
         &self,
         call: &Submission,
         payload: &[u8],
-        (target, grants): (u32, &[Grant]),
+        (target, grants): (Handle, &[Grant]),
         lends: Vec<Lend>,
         names: &mut Names,
     ) -> Result<(), Failure> {
@@ -96,7 +96,7 @@ impl<S: Service> Inner<S> {
         }
         for grant in grants {
             let tag = Tag::Call { slot: call.slot, seq: call.seq };
-            let handle = self.shared.realm.borrow_mut().grant(self.member, target, *grant, tag);
+            let handle = self.shared.realm.borrow_mut().grant(self.member, target.index, *grant, tag);
             names.push_handle(handle.map_err(|quota| ran(quota.into()))?);
         }
         if lends.is_empty() { Ok(()) } else { self.lend(call, target, lends, names).map_err(ran) }
@@ -110,22 +110,27 @@ impl<S: Service> Inner<S> {
         self.take_back(names.leases()).for_each(drop);
     }
 
-    fn lend(&self, call: &Submission, target: u32, lends: Vec<Lend>, names: &mut Names) -> Result<(), Cause> {
+    fn lend(&self, call: &Submission, target: Handle, lends: Vec<Lend>, names: &mut Names) -> Result<(), Cause> {
         let lender = self.lender.as_ref().ok_or(Cause::Refused)?;
         for lend in lends {
-            let call = self.survival.as_ref().map(|_| (self.info.id, call.slot, call.seq));
+            let call = self.survival.as_ref().map(|_| ((self.info.id, call.slot, call.seq), target));
             let name = lender.borrow_mut().lend_for(self.info.client, lend, call)?;
-            self.has_lent(name.index, name.generation, Some(target));
+            self.has_lent(name.index, name.generation, Some(target.index));
             names.push_lease(name);
         }
         Ok(())
     }
 
-    /// The client holds this lease. `by` is the entry of the call that brought it.
+    /// The client holds this lease from now on. `by` is the entry of the call that brought it.
     pub(super) fn has_lent(&self, index: u32, generation: u32, by: Option<u32>) {
         if let Some(by) = by {
             self.shared.realm.borrow_mut().lent(self.member, by);
         }
+        self.has_out(index, generation, by);
+    }
+
+    /// The client holds this lease, and that it does is counted at the entry that it came by.
+    pub(super) fn has_out(&self, index: u32, generation: u32, by: Option<u32>) {
         let mut lent = self.lent.borrow_mut();
         let index = index as usize;
         if lent.len() <= index {

@@ -1,12 +1,8 @@
 //! What control calls ask for, and leases that go back.
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
+use super::Inner;
 use super::names::long_entries;
-use super::{Inner, RECLAIM_INTERVAL};
-use crate::lease::{Ended, Lender};
-use crate::runtime;
+use crate::lease::{Ended, reclaim_later};
 use crate::session::Service;
 use crate::steps;
 use crate::wire::{Handle, LeaseName, Submission, Violation, control};
@@ -70,21 +66,8 @@ impl<S: Service> Inner<S> {
             self.shared.realm.borrow_mut().came_back(self.member, by);
         }
         if ended == Some(Ended::Dying) {
-            self.reclaim_later(lender);
+            reclaim_later(lender);
         }
         ended
-    }
-
-    /// Looks again, until no mapper pins what this lender has taken back.
-    fn reclaim_later(&self, lender: &Rc<RefCell<Lender>>) {
-        let Some(this) = self.this.upgrade().filter(|this| !this.reclaiming.replace(true)) else { return };
-        let lender = lender.clone();
-        runtime::spawn(async move {
-            while lender.borrow().dying() > 0 {
-                runtime::sleep(RECLAIM_INTERVAL).await;
-                lender.borrow_mut().reclaim();
-            }
-            this.reclaiming.set(false);
-        });
     }
 }

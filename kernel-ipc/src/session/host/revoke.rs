@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::shared::Shared;
 use super::{Inner, Service};
 use crate::capability::{Marked, Marking, Member};
-use crate::lease::Ended;
+use crate::lease::{Ended, reclaim_later};
 use crate::runtime;
 use crate::session::capability::Revoked;
 use crate::wire::{Handle, LeaseName};
@@ -95,15 +95,38 @@ impl<S: Service> Shared<S> {
         let mut mapped = 0;
         for (member, entries) in lending {
             let mut from = 0;
-            while let Some(session) = self.inner(member) {
-                let Some(dying) = session.take_back_from(from, INDICES, &entries) else { break };
+            // Whether it is served may change between two turns; what was lent on it does not move.
+            loop {
+                let dying = match self.inner(member) {
+                    Some(session) => session.take_back_from(from, INDICES, &entries),
+                    None => self.take_back_unserved(member, from, INDICES, &entries),
+                };
+                let Some(dying) = dying else { break };
                 mapped += dying;
                 from += INDICES;
-                drop(session);
                 runtime::yield_now().await;
             }
         }
         mapped
+    }
+
+    /// As [`take_back_from`](Inner::take_back_from), of a session that a dead run has served and whose client has not come yet.
+    fn take_back_unserved(&self, member: Member, from: usize, count: usize, entries: &HashSet<u32>) -> Option<u64> {
+        let (session, lender) = self.left_with(member)?;
+        let mut lends = lender.borrow_mut();
+        if from >= lends.used() {
+            return None;
+        }
+        let mut mapped = 0;
+        for (index, generation, by) in lends.brought_on(session, from..from + count) {
+            let Some(by) = by.filter(|by| entries.contains(&by.index)) else { continue };
+            let ended = lends.take_back(index, generation).expect("it has just said that it is lent");
+            self.realm.borrow_mut().came_back(member, by.index);
+            mapped += u64::from(ended == Ended::Dying);
+        }
+        drop(lends);
+        reclaim_later(&lender);
+        Some(mapped)
     }
 
     /// Takes the entries out that were revoked.

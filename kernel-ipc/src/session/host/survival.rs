@@ -127,7 +127,7 @@ impl HostSession {
         let member = match known {
             Some(member) => member,
             None => {
-                served.inherit([(info.clone(), &heritage)]);
+                served.inherit([(info.clone(), &heritage)], lender.as_ref());
                 served.0.realm.borrow().member(info.id).expect("it has come this moment")
             }
         };
@@ -337,7 +337,10 @@ impl<S: Service> Recovering for Inner<S> {
             slots.recovered(slot, cell.begun);
         }
         if let Some(lender) = &self.lender {
-            self.holds(&lender.borrow().lent_on(self.info.id));
+            for (index, generation, by) in lender.borrow().brought_on(self.info.id, 0..usize::MAX) {
+                // Counted when the entries were inherited.
+                self.has_out(index, generation, by.map(|by| by.index));
+            }
         }
     }
 

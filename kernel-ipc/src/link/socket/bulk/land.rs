@@ -282,10 +282,7 @@ impl Bay {
         }
         match bytes.len() {
             0 => Ok(()),
-            length => match runtime::io::send(stream.file(), bytes, libc::MSG_WAITALL).await.0? {
-                sent if sent == length => Ok(()),
-                _ => Err(io::ErrorKind::WriteZero.into()),
-            },
+            _ => stream.send_all(bytes, 0).await,
         }
     }
 }

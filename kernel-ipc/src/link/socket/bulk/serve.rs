@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io;
 use std::rc::Rc;
 
 use super::super::frame::{self, HEADER_BYTES, PIECE_BYTES, PULL_BYTES, Pull, kind};
@@ -11,7 +10,6 @@ use super::super::greeting::{Unanswered, receive_frame};
 use super::super::stream::Stream;
 use crate::id::{Incarnation, RegionId};
 use crate::lease::{Lender, ReaderSlice, RegionReader};
-use crate::runtime;
 
 /// What a host can lend to clients beyond a socket. Clones are the same.
 #[derive(Clone)]
@@ -59,10 +57,10 @@ pub(in crate::link::socket) async fn serve(
         let pull = Pull::check(&body)?;
         match lending.find(client, &pull) {
             Some(bytes) => {
-                send(stream, head(&pull, true), libc::MSG_MORE).await?;
-                send(stream, bytes, 0).await?;
+                stream.send_all(head(&pull, true), libc::MSG_MORE).await?;
+                stream.send_all(bytes, 0).await?;
             }
-            None => send(stream, head(&pull, false), 0).await?,
+            None => stream.send_all(head(&pull, false), 0).await?,
         }
     }
 }
@@ -71,12 +69,4 @@ fn head(pull: &Pull, is_there: bool) -> Vec<u8> {
     let length = PIECE_BYTES + if is_there { pull.length as usize } else { 0 };
     let outcome = u32::from(!is_there);
     [&frame::header(kind::PIECE, length)[..], &pull.tag.to_le_bytes(), &outcome.to_le_bytes()].concat()
-}
-
-async fn send(stream: &Stream, memory: impl runtime::IoMemory, flags: i32) -> io::Result<()> {
-    let length = memory.io_len();
-    match runtime::io::send(stream.file(), memory, flags | libc::MSG_WAITALL).await.0? {
-        sent if sent == length => Ok(()),
-        _ => Err(io::ErrorKind::WriteZero.into()),
-    }
 }
