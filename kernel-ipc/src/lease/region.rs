@@ -263,6 +263,15 @@ impl ReaderSlice {
         self.len
     }
 
+    /// Copies from `at`, counted from its start, until `bytes` is full.
+    ///
+    /// # Errors
+    /// [`OutOfRange`]; nothing was copied.
+    pub fn copy_out(&self, at: usize, bytes: &mut [u8]) -> Result<(), OutOfRange> {
+        inside(self.len, at, bytes.len())?;
+        self.reader.copy_out(self.offset + at, bytes).map_err(|_| OutOfRange)
+    }
+
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0

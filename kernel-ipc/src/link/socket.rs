@@ -10,7 +10,8 @@
 //!   of the calls that were outstanding is the sessions' business, by the protocol of a restart.
 //! - Memory is bounded: a fixed buffer for what comes, a ring of messages for what goes, and one message kept per slot. A
 //!   peer that reads nothing is an overrun, or its own session waits; one that trickles costs a look when bytes come.
-//! - Nothing here is encrypted and nobody is authenticated, so [`dial`] and [`listen`] refuse every address but loopback's.
+//! - With [`keys`] it is TLS 1.3 and each end knows which node the other is. Without, nothing is encrypted and nobody is
+//!   authenticated, so [`dial`] and [`listen`] refuse every address but loopback's.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -28,9 +29,11 @@ pub mod dial;
 pub mod frame;
 mod greeting;
 mod inbox;
+pub mod keys;
 pub mod listen;
 mod outbox;
 mod stream;
+mod tls;
 mod warnings;
 
 use frame::{FrameError, kind};
@@ -38,8 +41,10 @@ use inbox::{Frame, Inbox};
 use outbox::Outbox;
 pub use stream::Stream;
 
-/// What every output calls a session over such a link.
+/// What every output calls a session over such a link without keys.
 pub const IN_THE_CLEAR: &str = "socket (in the clear)";
+/// And with them.
+pub const ENCRYPTED: &str = "socket (TLS 1.3)";
 
 /// A round trip takes a spinning thread some twenty looks on loopback; a look takes a third of a microsecond.
 const COLD_AFTER: u32 = 256;
@@ -278,7 +283,14 @@ impl Inner {
                 return false;
             }
             // The peer's end without a farewell, or its kernel's: it may come back.
-            Ok((0, _)) | Err(_) => self.cut(),
+            Ok((0, _)) => self.cut(),
+            Err(error) => {
+                // It was changed on its way; the session goes on over another connection.
+                if error.kind() == io::ErrorKind::InvalidData {
+                    tracing::warn!("what came from {:?} is not what was sent: {error}", self.peer.get());
+                }
+                self.cut();
+            }
         }
         false
     }
@@ -300,12 +312,12 @@ impl Inner {
 
     fn flush(&self, link: &SocketLink) {
         let mut outbox = self.outbox.borrow_mut();
-        if outbox.unsent().is_empty() || self.is_blocked.get() {
+        if self.is_blocked.get() {
             return;
         }
         let stream = self.stream.borrow();
         let Some(connection) = &*stream else { return };
-        while !outbox.unsent().is_empty() {
+        while !outbox.unsent().is_empty() || connection.has_unsent() {
             self.system_calls.set(self.system_calls.get() + 1);
             match connection.send(outbox.unsent()) {
                 Ok(bytes) => {
@@ -479,6 +491,8 @@ impl Link for SocketLink {
             return Ok(Sleep::Work);
         }
         Ok(match &*self.0.stream.borrow() {
+            // What was decrypted and not taken makes no descriptor readable.
+            Some(stream) if stream.holds_more() => Sleep::Work,
             Some(stream) if !self.0.is_cold.get() => Sleep::EventFd(stream.raw_fd()),
             // A task waits for it, or for the next connection.
             _ => Sleep::Nothing,

@@ -1,7 +1,7 @@
 //! Leased bytes over a socket.
 
 use std::cell::RefCell;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use kernel_ipc::interface::{Description, Retry};
 use kernel_ipc::lease::{Holder, HolderLimits, Lend, Lender, Pool, Region, RegionReader};
 use kernel_ipc::link::socket::bulk::land::Landing;
 use kernel_ipc::link::socket::bulk::serve::Lending;
-use kernel_ipc::link::socket::dial;
+use kernel_ipc::link::socket::dial::{self, Remote};
 use kernel_ipc::link::socket::frame::{self, Bulk, Pull, kind};
 use kernel_ipc::link::socket::listen::Options;
 use kernel_ipc::runtime;
@@ -17,10 +17,11 @@ use kernel_ipc::session::{Call, ClientSession, Reply, Response, Service};
 use kernel_ipc::sys::segment::SegmentReader;
 use kernel_ipc::{Cause, Epoch, Executed, Failure, Incarnation, LenderId, RegionId, SessionId};
 
+use super::authority::{Authority, node};
 use super::common::random::Random;
 use super::common::{self, Thing, request, run};
 use super::lost::{Counter, counting};
-use super::relay::Relay;
+use super::relay::{Framing, Relay};
 use super::world::{Host, SHAPE, framed, greet, hasty, hello, read_frame, refusal, until};
 
 const REGION: RegionId = RegionId(5);
@@ -64,6 +65,11 @@ struct World {
 
 impl World {
     fn new(options: Options) -> World {
+        World::over(options, None)
+    }
+
+    /// Over TLS, if there is an authority.
+    fn over(options: Options, authority: Option<&Authority>) -> World {
         let region = Region::create("store", REGION, REGION_BYTES).expect("memory");
         let bytes: Vec<u8> = (0..REGION_BYTES).map(byte).collect();
         region.copy_in(0, &bytes).expect("it fits");
@@ -71,7 +77,10 @@ impl World {
         let store = Rc::new(Store { lender: Rc::new(RefCell::new(lender)) });
         let reader = RegionReader::open(region.fd().try_clone_to_owned().expect("dup"), REGION).expect("a region");
         let lending = Lending::new(store.lender.clone(), [reader]);
-        let host = Host::start_lending(&store, options, Some(lending));
+        let host = match authority {
+            None => Host::start_lending(&store, options, Some(lending)),
+            Some(of) => Host::start_secured(&store, options, Some(lending), of.keys("b")),
+        };
         World { store, host, _region: region }
     }
 }
@@ -97,9 +106,9 @@ impl Quay {
         Quay { landing, holder }
     }
 
-    async fn connect(&self, address: std::net::SocketAddr, options: Options) -> ClientSession {
+    async fn connect(&self, remote: impl Into<Remote>, options: Options) -> ClientSession {
         let interface = Store::INTERFACE.name;
-        dial::connect_landing(address, interface, SHAPE, options, self.landing.clone()).await.expect("a session")
+        dial::connect_landing(remote, interface, SHAPE, options, self.landing.clone()).await.expect("a session")
     }
 
     /// Compares what has landed with what was asked for.
@@ -120,11 +129,30 @@ async fn lend(client: &ClientSession, ranges: &[(usize, usize)]) -> Result<Reply
     client.call(request(client.root(), LEND, &payload)).await
 }
 
+/// In the clear, and over TLS.
+fn both(test: impl Fn(Option<Authority>)) {
+    test(None);
+    test(Some(Authority::new()));
+}
+
+/// This address, as somebody calls it who has keys or not.
+fn called(address: SocketAddr, authority: Option<&Authority>) -> Remote {
+    match authority {
+        None => address.into(),
+        Some(of) => Remote::node(address, node("b"), of.keys("a")),
+    }
+}
+
 #[test]
 fn leases_of_every_size_land_and_are_given_back() {
+    both(leases_land);
+}
+
+fn leases_land(authority: Option<Authority>) {
     run(async {
-        let (world, quay) = (World::new(Options::default()), Quay::new());
-        let client = quay.connect(world.host.address, Options::default()).await;
+        let (world, quay) = (World::over(Options::default(), authority.as_ref()), Quay::new());
+        let remote = called(world.host.near(), authority.as_ref());
+        let client = quay.connect(remote, Options::default()).await;
         for size in [1, 4095, 4096, 65536, frame::CHUNK - 1, frame::CHUNK, frame::CHUNK + 1, 1 << 20] {
             let ranges = [(3, size), (REGION_BYTES - size, size), (4096, 17)];
             let reply = lend(&client, &ranges[..]).await.unwrap_or_else(|failure| panic!("{size}: {failure}"));
@@ -211,15 +239,22 @@ fn a_dropped_call_leaves_nothing_lent() {
 
 #[test]
 fn bytes_are_right_however_often_the_connections_are_cut() {
+    both(bytes_are_right);
+}
+
+fn bytes_are_right(authority: Option<Authority>) {
     for seed in 1..=6 {
         println!("seed {seed}");
         run(async {
-            let (world, quay) = (World::new(Options::default()), Quay::new());
-            let relay = Relay::start(world.host.address, seed, 25);
+            let (world, quay) = (World::over(Options::default(), authority.as_ref()), Quay::new());
+            // A record is 16 KiB at most, a frame 256.
+            let (most, framing) = if authority.is_some() { (150, Framing::Tls) } else { (25, Framing::Frames) };
+            let relay = Relay::start(world.host.near(), seed, most, framing);
+            let remote = called(relay.address, authority.as_ref());
             let client = loop {
                 let (interface, landing) = (Store::INTERFACE.name, quay.landing.clone());
                 let options = Options::default();
-                match dial::connect_landing(relay.address, interface, SHAPE, options, landing).await {
+                match dial::connect_landing(remote.clone(), interface, SHAPE, options, landing).await {
                     Ok(client) => break client,
                     Err(dial::DialError::Io(..)) => {}
                     Err(error) => panic!("{error}"),

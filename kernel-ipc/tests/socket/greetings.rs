@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kernel_ipc::link::socket::dial::{self, DialError};
 use kernel_ipc::link::socket::frame::{Hello, Refusal, kind};
-use kernel_ipc::link::socket::listen::{ListenError, Listener, Options};
+use kernel_ipc::link::socket::listen::{ListenError, Listener, Options, Peer};
 use kernel_ipc::runtime;
 use kernel_ipc::session::Request;
 use kernel_ipc::wire::Shape;
@@ -47,7 +47,7 @@ fn nobody_listens_or_calls_beyond_this_machine() {
         }
         let everywhere = std::net::TcpListener::bind("0.0.0.0:0").expect("a socket");
         assert!(matches!(Listener::adopt(everywhere.into()), Err(ListenError::InTheClear(_))));
-        let far = "192.0.2.1:1".parse().expect("an address");
+        let far: SocketAddr = "192.0.2.1:1".parse().expect("an address");
         let refused = dial::connect(far, TEST.name, SHAPE, Options::default()).await.expect_err("in the clear");
         assert!(matches!(refused, DialError::InTheClear(_)), "{refused:?}");
     });
@@ -158,7 +158,7 @@ fn a_session_whose_client_was_not_welcomed_ends_at_once() {
         socket.write_all(&framed(kind::HELLO, &hello(0, 1).to_bytes())).expect("sent");
         let mut leaving = Some(socket);
         // Between its hello and its welcome it is gone, with a reset.
-        let admit = move |_: SocketAddr| {
+        let admit = move |_: &Peer| {
             let socket = leaving.take().expect("one client");
             setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).expect("an option");
             drop(socket);

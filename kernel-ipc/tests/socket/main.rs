@@ -1,5 +1,6 @@
 //! Sessions over sockets, and the bytes of leases beside them.
 
+mod authority;
 mod bulk;
 #[path = "../common/mod.rs"]
 mod common;
@@ -9,6 +10,7 @@ mod lost;
 mod peers;
 mod relay;
 mod rest;
+mod secured;
 mod world;
 
 #[global_allocator]

@@ -29,8 +29,33 @@ struct Shared {
     open: Mutex<Vec<TcpStream>>,
 }
 
+/// What it understands of what passes: how long a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Our own frames.
+    Frames,
+    /// Records of TLS. Some are changed by a bit before the connection ends.
+    Tls,
+}
+
+impl Framing {
+    fn header_bytes(self) -> usize {
+        match self {
+            Framing::Frames => 8,
+            Framing::Tls => 5,
+        }
+    }
+
+    fn length(self, header: &[u8]) -> usize {
+        match self {
+            Framing::Frames => u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize,
+            Framing::Tls => u16::from_be_bytes([header[3], header[4]]).into(),
+        }
+    }
+}
+
 impl Relay {
-    pub fn start(to: SocketAddr, seed: u64, most: u64) -> Relay {
+    pub fn start(to: SocketAddr, seed: u64, most: u64, framing: Framing) -> Relay {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
         let address = listener.local_addr().expect("an address");
         let shared = Arc::new(Shared {
@@ -64,7 +89,7 @@ impl Relay {
                     let most = accepting.most.load(Ordering::SeqCst);
                     let frames = if most == 0 { u64::MAX } else { 1 + random.below(most) };
                     let (part, shared) = (random.below(3), accepting.clone());
-                    std::thread::spawn(move || pass(from, to, frames, part, &shared));
+                    std::thread::spawn(move || pass(from, to, (frames, part), framing, &shared));
                 }
             }
         });
@@ -116,28 +141,32 @@ impl Drop for Relay {
 }
 
 /// Passes `frames` frames, then a third, two thirds or nothing of the next, and ends the connection both ways.
-fn pass(mut from: TcpStream, mut to: TcpStream, frames: u64, part: u64, shared: &Shared) {
+fn pass(mut from: TcpStream, mut to: TcpStream, (frames, part): (u64, u64), framing: Framing, shared: &Shared) {
     let mut frame = Vec::new();
     for number in 0..=frames {
-        let mut header = [0; 8];
-        if from.read_exact(&mut header).is_err() {
+        frame.resize(framing.header_bytes(), 0);
+        if from.read_exact(&mut frame).is_err() {
             break;
         }
-        let length = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
-        frame.clear();
-        frame.extend(header);
-        frame.resize(8 + length, 0);
-        if from.read_exact(&mut frame[8..]).is_err() {
+        let header = frame.len();
+        frame.resize(header + framing.length(&frame), 0);
+        if from.read_exact(&mut frame[header..]).is_err() {
             break;
         }
         if number == frames {
             shared.cuts.fetch_add(1, Ordering::SeqCst);
-            let _ = to.write_all(&frame[..frame.len() * part as usize / 3]);
+            let mut sent = frame.len() * part as usize / 3;
+            if framing == Framing::Tls && part == 0 {
+                sent = frame.len();
+                frame[header + number as usize % (sent - header)] ^= 1;
+            }
+            let _ = to.write_all(&frame[..sent]);
             break;
         }
         if to.write_all(&frame).is_err() {
             break;
         }
+        frame.clear();
     }
     let _ = from.shutdown(Shutdown::Both);
     let _ = to.shutdown(Shutdown::Both);

@@ -9,7 +9,7 @@ use kernel_ipc::runtime;
 use kernel_ipc::session::ClientSession;
 
 use super::common::*;
-use super::relay::Relay;
+use super::relay::{Framing, Relay};
 use super::world::*;
 
 #[test]
@@ -46,7 +46,7 @@ fn a_session_at_rest_stays_open() {
     run(async {
         let thing: Rc<Thing> = Rc::default();
         let host = Host::start(&thing, hasty());
-        let relay = Relay::start(host.address, 3, 0);
+        let relay = Relay::start(host.address, 3, 0, Framing::Frames);
         let client = dial::connect(relay.address, TEST.name, SHAPE, hasty()).await.expect("a session");
         // Nobody waits for the answer of a release, so it lies unsent at the host when the rest begins.
         let opened = client.call(request(client.root(), OPEN, b"")).await.expect("opened").capabilities;

@@ -9,7 +9,8 @@ use std::time::Duration;
 use kernel_ipc::link::socket::bulk::serve::Lending;
 use kernel_ipc::link::socket::dial;
 use kernel_ipc::link::socket::frame::{self, Hello, Refusal, Welcome, kind};
-use kernel_ipc::link::socket::listen::{Listener, Options};
+use kernel_ipc::link::socket::keys::Keys;
+use kernel_ipc::link::socket::listen::{Listener, Options, Peer};
 use kernel_ipc::runtime::{self, JoinHandle};
 use kernel_ipc::session::{ClientSession, Service};
 use kernel_ipc::wire::{Completion, Handle, Shape, Submission};
@@ -38,13 +39,28 @@ impl Host {
 
     pub fn start_lending<S: Service>(service: &Rc<S>, options: Options, lending: Option<Lending>) -> Host {
         let listener = Listener::bind("127.0.0.1:0".parse().expect("an address")).expect("loopback");
+        Host::over(listener, service, options, lending)
+    }
+
+    /// The same over TLS, for the whole world.
+    pub fn start_secured<S: Service>(service: &Rc<S>, options: Options, lending: Option<Lending>, keys: Keys) -> Host {
+        let everywhere = "0.0.0.0:0".parse().expect("an address");
+        Host::over(Listener::bind_secured(everywhere, keys).expect("a socket"), service, options, lending)
+    }
+
+    fn over<S: Service>(listener: Listener, service: &Rc<S>, options: Options, lending: Option<Lending>) -> Host {
         let address = listener.address();
         let last = Cell::new(0);
-        let admit = move |_: SocketAddr| {
+        let admit = move |_: &Peer| {
             last.set(last.get() + 1);
             Some((root(), info(last.get())))
         };
         Host { address, listening: runtime::spawn(listener.serve(service.clone(), lending, options, admit)) }
+    }
+
+    /// Its address as seen from this machine.
+    pub fn near(&self) -> SocketAddr {
+        (std::net::Ipv4Addr::LOCALHOST, self.address.port()).into()
     }
 
     pub async fn connect(&self, options: Options) -> ClientSession {

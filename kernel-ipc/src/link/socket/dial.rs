@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::bulk::land::{Bay, Landing};
 use super::frame::{Bulk, FrameError, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
 use super::greeting::{self, Unanswered};
+use super::keys::{Keys, NodeName};
 use super::stream::Stream;
 use super::{SocketLink, Standing};
 use crate::id::SessionId;
@@ -67,7 +68,7 @@ impl std::fmt::Display for DialError {
         match self {
             DialError::InTheClear(address) => write!(
                 f,
-                "will not call {address} over a {}: it is beyond this machine. Use a loopback address",
+                "will not call {address} over a {}: it is beyond this machine. Use keys, or a loopback address",
                 super::IN_THE_CLEAR
             ),
             DialError::Interface => f.write_str("the interface's name is empty or longer than 64 bytes"),
@@ -81,17 +82,52 @@ impl std::fmt::Display for DialError {
 
 impl std::error::Error for DialError {}
 
-/// Opens a session with the endpoint that listens at `address` and speaks `interface`.
+/// A host beyond a socket. An address alone is one in the clear.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    address: SocketAddr,
+    /// Our keys, and the node that it has to be.
+    secured: Option<(Keys, NodeName)>,
+}
+
+impl From<SocketAddr> for Remote {
+    fn from(address: SocketAddr) -> Remote {
+        Remote { address, secured: None }
+    }
+}
+
+impl Remote {
+    /// The host at this address, if it proves to be this node.
+    pub fn node(address: SocketAddr, node: NodeName, keys: Keys) -> Remote {
+        Remote { address, secured: Some((keys, node)) }
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A new connection, on which nothing has been said but who the ends are.
+    pub(super) async fn dial(&self, dead_after: Duration) -> io::Result<Stream> {
+        let stream = Stream::connect(self.address, dead_after).await?;
+        match &self.secured {
+            None => Ok(stream),
+            Some((keys, node)) => stream.secured(keys.call(node)?).await,
+        }
+    }
+}
+
+/// Opens a session with the endpoint that `remote` serves and that speaks `interface`.
 ///
 /// # Errors
 /// See [`DialError`]. Nothing is left behind.
 pub async fn connect(
-    address: SocketAddr,
+    remote: impl Into<Remote>,
     interface: &str,
     shape: Shape,
     options: Options,
 ) -> Result<ClientSession, DialError> {
-    open(address, interface, shape, options, None).await
+    open(remote.into(), interface, shape, options, None).await
 }
 
 /// The same with a place for leased bytes: replies come when what they lend has landed.
@@ -99,29 +135,30 @@ pub async fn connect(
 /// # Errors
 /// See [`DialError`].
 pub async fn connect_landing(
-    address: SocketAddr,
+    remote: impl Into<Remote>,
     interface: &str,
     shape: Shape,
     options: Options,
     landing: Landing,
 ) -> Result<ClientSession, DialError> {
-    open(address, interface, shape, options, Some(landing)).await
+    open(remote.into(), interface, shape, options, Some(landing)).await
 }
 
 async fn open(
-    address: SocketAddr,
+    remote: Remote,
     interface: &str,
     shape: Shape,
     options: Options,
     landing: Option<Landing>,
 ) -> Result<ClientSession, DialError> {
-    if !is_loopback(address) {
+    let address = remote.address;
+    if remote.secured.is_none() && !is_loopback(address) {
         return Err(DialError::InTheClear(address));
     }
     let interface = interface_bytes(interface).map_err(|_| DialError::Interface)?;
     let secret = secret().map_err(|error| DialError::Io(address, error))?;
     let hello = Hello { shape, session: SessionId(0), number: 1, outstanding: 0, secret, interface };
-    let (stream, welcome) = greeted(address, &hello, &options).await?;
+    let (stream, welcome) = greeted(&remote, &hello, &options).await?;
     let link = SocketLink::new(shape);
     link.attach(stream);
     let session = ClientSession::over_socket(link.clone(), welcome.root, welcome.session, welcome.epoch);
@@ -130,11 +167,11 @@ async fn open(
         session.land_in(bay.clone());
         let hello = Bulk { session: welcome.session, number: 0, secret };
         let of = link.clone();
-        runtime::spawn(bay.clone().fetch(address, hello, options, move |what| of.break_with(what)));
+        runtime::spawn(bay.clone().fetch(remote.clone(), hello, options, move |what| of.break_with(what)));
     }
     let hello = Hello { session: welcome.session, ..hello };
     let patience = Patience::new(options.give_up);
-    let keeper = Keeper { address, options, link, session: session.downgrade(), hello, patience };
+    let keeper = Keeper { remote, options, link, session: session.downgrade(), hello, patience };
     runtime::spawn(async move {
         keeper.keep().await;
         if let Some(bay) = bay {
@@ -159,9 +196,10 @@ fn secret() -> io::Result<[u8; SECRET_BYTES]> {
 }
 
 /// A connection on which the host has answered.
-async fn greeted(address: SocketAddr, hello: &Hello, options: &Options) -> Result<(Stream, Welcome), DialError> {
+async fn greeted(remote: &Remote, hello: &Hello, options: &Options) -> Result<(Stream, Welcome), DialError> {
+    let address = remote.address;
     let greet = async {
-        let stream = Stream::connect(address, options.dead_after).await?;
+        let stream = remote.dial(options.dead_after).await?;
         let welcome = greeting::greet(&stream, hello).await?;
         Ok((stream, welcome))
     };
@@ -176,7 +214,7 @@ async fn greeted(address: SocketAddr, hello: &Hello, options: &Options) -> Resul
 
 /// Sees to it that a session has a connection.
 struct Keeper {
-    address: SocketAddr,
+    remote: Remote,
     options: Options,
     link: SocketLink,
     session: WeakSession,
@@ -214,7 +252,7 @@ impl Keeper {
         let mut why = String::from("each connection ends at once");
         loop {
             let Some(pause) = self.patience.before_next(Instant::now()) else {
-                tracing::warn!("the session with {} is given up: {why}", self.address);
+                tracing::warn!("the session with {} is given up: {why}", self.remote.address);
                 return self.over(ClientSession::link_lost);
             };
             if !pause.is_zero() {
@@ -225,7 +263,7 @@ impl Keeper {
             self.hello.number += 1;
             self.hello.outstanding = session.outstanding();
             drop(session);
-            match greeted(self.address, &self.hello, &self.options).await {
+            match greeted(&self.remote, &self.hello, &self.options).await {
                 Ok((stream, welcome)) => {
                     let Some(session) = self.session.upgrade().filter(ClientSession::is_open) else { return false };
                     self.link.attach(stream);

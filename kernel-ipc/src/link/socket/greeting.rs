@@ -7,7 +7,6 @@ use super::frame::{
     self, BULK_BYTES, BadHello, Bulk, FrameError, HEADER_BYTES, HELLO_BYTES, Header, Hello, Refusal, Welcome, kind,
 };
 use super::stream::Stream;
-use crate::runtime;
 use crate::wire::MIN_WINDOW_BYTES;
 
 /// What became of a greeting.
@@ -38,8 +37,8 @@ pub async fn greet(stream: &Stream, hello: &Hello) -> Result<Welcome, Unanswered
     send(stream, kind::HELLO, &hello.to_bytes()).await?;
     let header = receive_header(stream).await?;
     match header.kind {
-        kind::WELCOME => Ok(Welcome::check(&receive(stream).await?, hello)?),
-        kind::REFUSED => Err(Unanswered::Refused(Refusal::check(receive(stream).await?)?)),
+        kind::WELCOME => Ok(Welcome::check(&stream.receive_all().await?, hello)?),
+        kind::REFUSED => Err(Unanswered::Refused(Refusal::check(stream.receive_all().await?)?)),
         kind => Err(FrameError::Kind(kind).into()),
     }
 }
@@ -50,7 +49,7 @@ pub async fn greet_bulk(stream: &Stream, hello: &Bulk) -> Result<(), Unanswered>
     let header = receive_header(stream).await?;
     match header.kind {
         kind::READY => Ok(()),
-        kind::REFUSED => Err(Unanswered::Refused(Refusal::check(receive(stream).await?)?)),
+        kind::REFUSED => Err(Unanswered::Refused(Refusal::check(stream.receive_all().await?)?)),
         kind => Err(FrameError::Kind(kind).into()),
     }
 }
@@ -67,8 +66,8 @@ pub enum Wanted {
 pub async fn hear(stream: &Stream) -> Result<Result<Wanted, BadHello>, Unanswered> {
     let header = receive_header(stream).await?;
     match header.kind {
-        kind::HELLO => Ok(Hello::check(&receive::<HELLO_BYTES>(stream).await?).map(Wanted::Session)),
-        kind::BULK => Ok(Bulk::check(&receive::<BULK_BYTES>(stream).await?).map(Wanted::Bulk)),
+        kind::HELLO => Ok(Hello::check(&stream.receive_all::<HELLO_BYTES>().await?).map(Wanted::Session)),
+        kind::BULK => Ok(Bulk::check(&stream.receive_all::<BULK_BYTES>().await?).map(Wanted::Bulk)),
         kind => Err(FrameError::Kind(kind).into()),
     }
 }
@@ -89,12 +88,12 @@ pub async fn refuse(stream: &Stream, refusal: Refusal) -> io::Result<()> {
 }
 
 async fn send(stream: &Stream, kind: u16, body: &[u8]) -> io::Result<()> {
-    stream.send_all([&frame::header(kind, body.len()), body].concat(), 0).await
+    stream.send_all([&frame::header(kind, body.len()), body].concat(), false).await
 }
 
 async fn receive_header(stream: &Stream) -> Result<Header, Unanswered> {
     // No window is agreed yet, so the smallest; a message has no place here anyway.
-    Ok(Header::check(receive::<HEADER_BYTES>(stream).await?, MIN_WINDOW_BYTES)?)
+    Ok(Header::check(stream.receive_all::<HEADER_BYTES>().await?, MIN_WINDOW_BYTES)?)
 }
 
 /// The header of a frame of this kind and the first `M` bytes of its body, together `N`: for a connection on which nothing else
@@ -104,7 +103,7 @@ pub async fn receive_frame<const N: usize, const M: usize>(
     kind: u16,
 ) -> Result<(Header, [u8; M]), Unanswered> {
     const { assert!(N == HEADER_BYTES + M) };
-    let bytes = receive::<N>(stream).await?;
+    let bytes = stream.receive_all::<N>().await?;
     let (header, body) = bytes.split_at(HEADER_BYTES);
     let (header, body) = (header.first_chunk(), body.first_chunk());
     let (header, body) = header.zip(body).expect("the lengths were compared when this was compiled");
@@ -112,21 +111,4 @@ pub async fn receive_frame<const N: usize, const M: usize>(
         header if header.kind == kind => Ok((header, *body)),
         header => Err(FrameError::Kind(header.kind).into()),
     }
-}
-
-/// Exactly so many bytes: what comes after them is for the link.
-async fn receive<const N: usize>(stream: &Stream) -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    let mut filled = 0;
-    while filled < N {
-        let (received, part) = runtime::io::recv(stream.file(), vec![0; N - filled], 0).await;
-        match received? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            count => {
-                bytes[filled..filled + count].copy_from_slice(&part[..count]);
-                filled += count;
-            }
-        }
-    }
-    Ok(bytes)
 }

@@ -23,6 +23,7 @@ pub use super::dial::Options;
 use super::dial::{is_loopback, watch};
 use super::frame::{BadHello, Bulk, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
 use super::greeting::{self, Unanswered, Wanted};
+use super::keys::{Keys, NodeName};
 use super::stream::{Stream, local_address};
 use super::warnings::Warnings;
 use super::{SocketLink, Standing};
@@ -53,7 +54,7 @@ impl std::fmt::Display for ListenError {
             ListenError::InTheClear(address) => write!(
                 f,
                 "will not listen on {address}: other machines can reach it, and a {} has no keys to tell them apart. \
-                 Use a loopback address",
+                 Use keys, or a loopback address",
                 super::IN_THE_CLEAR
             ),
             ListenError::Io(error) => write!(f, "cannot listen: {error}"),
@@ -74,10 +75,20 @@ impl From<io::Error> for ListenError {
 pub struct Listener {
     socket: File,
     address: SocketAddr,
+    keys: Option<Keys>,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// The node that it has proven to be; `None` in the clear.
+    pub node: Option<NodeName>,
 }
 
 impl Listener {
-    /// Listens. Port 0: any that is free.
+    /// Listens in the clear. Port 0: any that is free.
     ///
     /// # Errors
     /// See [`ListenError`].
@@ -88,7 +99,16 @@ impl Listener {
         Listener::adopt(TcpListener::bind(address)?.into())
     }
 
-    /// Takes a socket that listens already.
+    /// Listens for nodes of the same authority, over TLS.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn bind_secured(address: SocketAddr, keys: Keys) -> Result<Listener, ListenError> {
+        let socket = TcpListener::bind(address)?;
+        Ok(Listener { address: local_address(&socket)?, socket: OwnedFd::from(socket).into(), keys: Some(keys) })
+    }
+
+    /// Takes a socket that listens already, in the clear.
     ///
     /// # Errors
     /// See [`ListenError`].
@@ -97,7 +117,7 @@ impl Listener {
         if !is_loopback(address) {
             return Err(ListenError::InTheClear(address));
         }
-        Ok(Listener { socket: socket.into(), address })
+        Ok(Listener { socket: socket.into(), address, keys: None })
     }
 
     /// Where it listens.
@@ -105,18 +125,19 @@ impl Listener {
         self.address
     }
 
-    /// Serves sessions on this thread's runtime, until this future is dropped: then all of them end. `admit` says what a
-    /// client at this address is given; `None`: nothing. It deals out session numbers, each once. Without `lending` a handler
+    /// Serves sessions on this thread's runtime, until this future is dropped: then all of them end. `admit` says what this
+    /// client is given; `None`: nothing. It deals out session numbers, each once. Without `lending` a handler
     /// that lends gets [`Refused`](crate::Cause::Refused).
     pub async fn serve<S: Service>(
         self,
         served: impl Into<Served<S>>,
         lending: Option<Lending>,
         options: Options,
-        admit: impl FnMut(SocketAddr) -> Option<(Grant, SessionInfo)> + 'static,
+        admit: impl FnMut(&Peer) -> Option<(Grant, SessionInfo)> + 'static,
     ) {
         let desk = Rc::new(Desk {
             served: served.into(),
+            keys: self.keys,
             lending,
             options,
             admit: RefCell::new(Box::new(admit)),
@@ -140,11 +161,12 @@ impl Listener {
     }
 }
 
-type Admit = Box<dyn FnMut(SocketAddr) -> Option<(Grant, SessionInfo)>>;
+type Admit = Box<dyn FnMut(&Peer) -> Option<(Grant, SessionInfo)>>;
 
 /// Where clients come to.
 struct Desk<S: Service> {
     served: Served<S>,
+    keys: Option<Keys>,
     lending: Option<Lending>,
     options: Options,
     admit: RefCell<Admit>,
@@ -168,6 +190,8 @@ struct Entry {
     session: HostSession,
     link: SocketLink,
     secret: [u8; SECRET_BYTES],
+    /// Whose it is. Another node cannot go on with it, whatever it knows.
+    node: Option<NodeName>,
     /// Of the latest connection, and of the latest one for leased bytes.
     number: Cell<u64>,
     bulk_number: Cell<u64>,
@@ -235,22 +259,31 @@ impl<S: Service> Desk<S> {
 
     async fn greet(self: &Rc<Self>, socket: OwnedFd, has_spoken: &Cell<bool>) -> Result<(), String> {
         let stream = Stream::new(socket.into(), self.options.dead_after).map_err(|error| error.to_string())?;
-        let peer = stream.peer();
+        let address = stream.peer();
+        let stream = match &self.keys {
+            None => stream,
+            Some(keys) => {
+                let answer = keys.answer().map_err(|error| error.to_string())?;
+                let secured = stream.secured(answer).await;
+                secured.map_err(|error| format!("{address} did not prove which node it is: {error}"))?
+            }
+        };
+        let peer = Peer { address, node: stream.node().cloned() };
         let wanted = greeting::hear(&stream).await;
         has_spoken.set(true);
         let taken = match wanted {
             Ok(Ok(Wanted::Session(hello))) => match hello.session {
-                SessionId(0) => self.open(&hello, peer),
-                _ => self.find(&hello),
+                SessionId(0) => self.open(&hello, &peer),
+                _ => self.find(&hello, &peer),
             },
-            Ok(Ok(Wanted::Bulk(bulk))) => match self.find_for_bulk(&bulk) {
+            Ok(Ok(Wanted::Bulk(bulk))) => match self.find_for_bulk(&bulk, &peer) {
                 Ok((entry, lending)) => return self.connect_bulk(&entry, lending, stream, bulk.number).await,
                 Err(refusal) => Err(refusal),
             },
             Ok(Err(BadHello::Version(_))) => Err(Refusal::Version(VERSION)),
             Ok(Err(BadHello::Shape)) => Err(Refusal::Shape),
             Ok(Err(BadHello::Frame(_))) | Err(Unanswered::Frame(_)) => Err(Refusal::NoHello),
-            Err(Unanswered::Io(error)) => return Err(format!("{peer} left before it had greeted: {error}")),
+            Err(Unanswered::Io(error)) => return Err(format!("{address} left before it had greeted: {error}")),
             Err(Unanswered::Refused(_)) => unreachable!("a host hears no refusals"),
         };
         match taken {
@@ -262,13 +295,13 @@ impl<S: Service> Desk<S> {
                 // It may have gone already.
                 let _ = greeting::refuse(&stream, refusal).await;
                 stream.retire(Vec::new());
-                Err(format!("{peer} was refused: {refusal}"))
+                Err(format!("{address} was refused: {refusal}"))
             }
         }
     }
 
     /// A new session.
-    fn open(self: &Rc<Self>, hello: &Hello, peer: SocketAddr) -> Result<(Rc<Entry>, Welcome, u16), Refusal> {
+    fn open(self: &Rc<Self>, hello: &Hello, peer: &Peer) -> Result<(Rc<Entry>, Welcome, u16), Refusal> {
         if interface_bytes(S::INTERFACE.name) != Ok(hello.interface) {
             return Err(Refusal::Interface);
         }
@@ -285,6 +318,7 @@ impl<S: Service> Desk<S> {
             session,
             link,
             secret: hello.secret,
+            node: peer.node.clone(),
             number: Cell::new(hello.number),
             bulk_number: Cell::new(0),
             bulk: RefCell::default(),
@@ -310,9 +344,9 @@ impl<S: Service> Desk<S> {
     }
 
     /// A session that lost its connection.
-    fn find(&self, hello: &Hello) -> Result<(Rc<Entry>, Welcome, u16), Refusal> {
+    fn find(&self, hello: &Hello, peer: &Peer) -> Result<(Rc<Entry>, Welcome, u16), Refusal> {
         let entry = self.sessions.borrow().get(&hello.session).cloned().ok_or(Refusal::NoSuchSession)?;
-        if !same(&entry.secret, &hello.secret) || !entry.session.is_open() || entry.link.shape_is_not(hello.shape) {
+        if !entry.is_of(peer, &hello.secret) || entry.link.shape_is_not(hello.shape) {
             return Err(Refusal::NoSuchSession);
         }
         if hello.number <= entry.number.get() {
@@ -326,9 +360,9 @@ impl<S: Service> Desk<S> {
     }
 
     /// Whose leased bytes a connection is for.
-    fn find_for_bulk(&self, bulk: &Bulk) -> Result<(Rc<Entry>, Lending), Refusal> {
+    fn find_for_bulk(&self, bulk: &Bulk, peer: &Peer) -> Result<(Rc<Entry>, Lending), Refusal> {
         let entry = self.sessions.borrow().get(&bulk.session).cloned().ok_or(Refusal::NoSuchSession)?;
-        if !same(&entry.secret, &bulk.secret) || !entry.session.is_open() {
+        if !entry.is_of(peer, &bulk.secret) {
             return Err(Refusal::NoSuchSession);
         }
         if bulk.number <= entry.bulk_number.get() {
@@ -375,6 +409,11 @@ impl<S: Service> Desk<S> {
 }
 
 impl Entry {
+    /// Whether it is open and this peer's, who knows this secret.
+    fn is_of(&self, peer: &Peer, secret: &[u8; SECRET_BYTES]) -> bool {
+        same(&self.secret, secret) && self.node == peer.node && self.session.is_open()
+    }
+
     fn welcome(&self, hello: &Hello) -> Welcome {
         let info = self.session.info();
         Welcome {

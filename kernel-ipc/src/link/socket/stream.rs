@@ -3,12 +3,16 @@
 //! - Bytes are sent when they are there (`TCP_NODELAY`), and a connection whose peer does not acknowledge them ends by
 //!   itself (`TCP_USER_TIMEOUT`).
 //! - A connection is shut down before it is closed: whoever polls it (a ring keeps what it polls open) hears of it.
+//! - It is TLS or in the clear. Which of the two, nobody above needs to know but to say so; in the clear the kernel moves leased
+//!   bytes between regions and the socket, over TLS they are copied.
 //! - One that ends in order is read to its end before it is closed: closing it earlier would take from the peer what it has
 //!   not read yet (RFC 1122, 4.2.2.13).
 
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::rc::Rc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -17,17 +21,29 @@ use nix::sys::socket::{
     self, AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, getsockopt, setsockopt, sockopt,
 };
 
-use crate::runtime::{self, IoMemory, io::File};
+use rustls::Connection;
+
+use super::keys::{NodeName, node_of};
+use super::tls::Tls;
+use crate::lease::{Extent, ReaderSlice};
+use crate::runtime::{self, io::File};
 use crate::sys::calls;
 
 /// How long the end of a connection may wait for its peer's.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// Leased bytes that are copied at a time: a record of TLS (RFC 8446, 5.1).
+const RECORD: usize = 16 * 1024;
 
 /// See the module's contract.
 #[derive(Debug)]
 pub struct Stream {
     file: File,
     peer: SocketAddr,
+    /// `None`: in the clear.
+    tls: Option<RefCell<Tls>>,
+    /// Who the peer has proven to be.
+    node: Option<NodeName>,
 }
 
 impl Stream {
@@ -42,7 +58,7 @@ impl Stream {
         setsockopt(&file, sockopt::TcpUserTimeout, &timeout)?;
         let peer: SockaddrStorage = socket::getpeername(file.as_fd().as_raw_fd())?;
         let peer = address(&peer).ok_or(io::ErrorKind::Unsupported)?;
-        Ok(Stream { file, peer })
+        Ok(Stream { file, peer, tls: None, node: None })
     }
 
     /// Dials. Waits for the peer's kernel, without blocking the thread.
@@ -72,6 +88,41 @@ impl Stream {
         Stream::new(file, dead_after)
     }
 
+    /// The same connection over TLS, once both ends have proven who they are.
+    ///
+    /// # Errors
+    /// The connection is lost, or one end does not accept the other: `InvalidData`, which says why.
+    pub async fn secured(mut self, connection: Connection) -> io::Result<Stream> {
+        let mut tls = Tls::new(connection);
+        while tls.is_shaking_hands() || tls.has_unsent() {
+            if !tls.push(|bytes| self.send_raw(bytes))? {
+                runtime::io::poll_writable(&self.file).await?;
+            } else if tls.is_shaking_hands() {
+                match tls.look(|room| self.receive_raw(room)) {
+                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        runtime::io::poll_readable(&self.file).await?;
+                    }
+                    Err(error) => {
+                        // The alert, so that the other end hears why.
+                        let _ = tls.push(|bytes| self.send_raw(bytes));
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        let node = node_of(tls.connection());
+        self.node = Some(node.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a certificate of no node"))?);
+        self.tls = Some(RefCell::new(tls));
+        Ok(self)
+    }
+
+    /// The node that the peer has proven to be; `None` in the clear.
+    pub fn node(&self) -> Option<&NodeName> {
+        self.node.as_ref()
+    }
+
     /// Who is at the other end.
     pub fn peer(&self) -> SocketAddr {
         self.peer
@@ -87,35 +138,166 @@ impl Stream {
         self.file.as_fd().as_raw_fd()
     }
 
-    /// Receives what is there. 0: the peer sends no more. One system call.
+    /// Receives what is there. 0: the peer sends no more. At most one system call.
     ///
     /// # Errors
     /// `WouldBlock` if nothing is; any other: the connection is lost.
     #[inline]
     pub fn receive(&self, into: &mut [u8]) -> io::Result<usize> {
-        calls::count(|made| made.sockets += 1);
-        Ok(socket::recv(self.raw_fd(), into, MsgFlags::MSG_DONTWAIT)?)
+        match &self.tls {
+            None => self.receive_raw(into),
+            Some(tls) => tls.borrow_mut().receive(into, |room| self.receive_raw(room)),
+        }
     }
 
-    /// Sends as much as the kernel takes now. One system call.
+    /// Sends as much as is taken now; what is taken may [wait](Self::has_unsent) here for the kernel.
     ///
     /// # Errors
     /// `WouldBlock` if that is nothing; any other: the connection is lost.
     #[inline]
     pub fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.tls {
+            None => self.send_raw(bytes),
+            Some(tls) => tls.borrow_mut().send(bytes, |bytes| self.send_raw(bytes)),
+        }
+    }
+
+    /// Whether something was taken that the kernel has not: another [`send`](Self::send), of nothing, sends it.
+    #[inline]
+    pub fn has_unsent(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.borrow().has_unsent())
+    }
+
+    /// Whether something was received that nobody has taken: a descriptor does not become readable by it.
+    #[inline]
+    pub fn holds_more(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.borrow_mut().holds_more())
+    }
+
+    fn receive_raw(&self, into: &mut [u8]) -> io::Result<usize> {
+        calls::count(|made| made.sockets += 1);
+        Ok(socket::recv(self.raw_fd(), into, MsgFlags::MSG_DONTWAIT)?)
+    }
+
+    fn send_raw(&self, bytes: &[u8]) -> io::Result<usize> {
         calls::count(|made| made.sockets += 1);
         Ok(socket::send(self.raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
     }
 
-    /// Sends all of `memory`, without blocking the thread. `flags` are those of `send(2)`.
+    /// Sends all of it, waiting for the kernel as often as it must. `more` comes right behind.
     ///
     /// # Errors
-    /// The connection is lost; `WriteZero` if the kernel took only a part.
-    pub async fn send_all(&self, memory: impl IoMemory, flags: i32) -> io::Result<()> {
+    /// The connection is lost.
+    pub async fn send_all(&self, bytes: Vec<u8>, more: bool) -> io::Result<()> {
+        match self.tls {
+            None => self.send_memory(bytes, more).await,
+            Some(_) => self.send_by_tls(&bytes).await,
+        }
+    }
+
+    /// The same of a range of a region. Over TLS the bytes are copied; else the kernel takes them from there. `keep` is kept
+    /// until it has.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub async fn send_leased<K: 'static>(&self, range: ReaderSlice, keep: K) -> io::Result<()> {
+        if self.tls.is_none() {
+            return self.send_memory((range, keep), false).await;
+        }
+        let mut bytes = vec![0; RECORD.min(range.len())];
+        let mut sent = 0;
+        while sent < range.len() {
+            let count = bytes.len().min(range.len() - sent);
+            range.copy_out(sent, &mut bytes[..count]).map_err(|_| io::ErrorKind::InvalidInput)?;
+            self.send_by_tls(&bytes[..count]).await?;
+            sent += count;
+        }
+        Ok(())
+    }
+
+    async fn send_memory(&self, memory: impl runtime::IoMemory, more: bool) -> io::Result<()> {
         let length = memory.io_len();
-        match runtime::io::send(&self.file, memory, flags | libc::MSG_WAITALL).await.0? {
+        let flags = libc::MSG_WAITALL | if more { libc::MSG_MORE } else { 0 };
+        match runtime::io::send(&self.file, memory, flags).await.0? {
             sent if sent == length => Ok(()),
             _ => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+
+    async fn send_by_tls(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut sent = 0;
+        while sent < bytes.len() || self.has_unsent() {
+            match self.send(&bytes[sent..]) {
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+            if self.has_unsent() {
+                runtime::io::poll_writable(&self.file).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives exactly so many bytes.
+    ///
+    /// # Errors
+    /// The connection is lost; `UnexpectedEof` if it ends before.
+    pub async fn receive_all<const N: usize>(&self) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        let mut filled = 0;
+        while filled < N {
+            let count = match self.tls {
+                None => {
+                    let (received, part) = runtime::io::recv(&self.file, vec![0; N - filled], 0).await;
+                    let count = received?;
+                    bytes[filled..filled + count].copy_from_slice(&part[..count]);
+                    count
+                }
+                Some(_) => self.receive_by_tls(&mut bytes[filled..]).await?,
+            };
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            filled += count;
+        }
+        Ok(bytes)
+    }
+
+    /// Receives so many bytes to `offset` of an extent, which is kept until the kernel is done, also if this is dropped.
+    ///
+    /// # Errors
+    /// As [`receive_all`](Self::receive_all).
+    pub async fn receive_leased(&self, extent: &Rc<Extent>, offset: usize, length: usize) -> io::Result<()> {
+        let mut filled = 0;
+        let mut bytes = vec![0; if self.tls.is_some() { RECORD.min(length) } else { 0 }];
+        while filled < length {
+            let (at, left) = (offset + filled, length - filled);
+            let count = if self.tls.is_some() {
+                let room = left.min(bytes.len());
+                let count = self.receive_by_tls(&mut bytes[..room]).await?;
+                extent.copy_in(at, &bytes[..count]).map_err(|_| io::ErrorKind::InvalidInput)?;
+                count
+            } else {
+                let room = extent.slice(at, left).map_err(|_| io::ErrorKind::InvalidInput)?;
+                runtime::io::recv(&self.file, (room, extent.clone()), libc::MSG_WAITALL).await.0?
+            };
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            filled += count;
+        }
+        Ok(())
+    }
+
+    async fn receive_by_tls(&self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.receive(into) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    runtime::io::poll_readable(&self.file).await?
+                }
+                received => return received,
+            }
         }
     }
 
@@ -127,7 +309,8 @@ impl Stream {
 
     /// Sends `rest` and then no more, and reads the peer's last words before the socket is closed. Does not wait.
     pub fn retire(self, rest: Vec<u8>) {
-        if rest.is_empty() {
+        let is_in_the_clear = self.tls.is_none();
+        if rest.is_empty() && is_in_the_clear {
             let _ = socket::shutdown(self.raw_fd(), socket::Shutdown::Write);
         }
         if !runtime::is_running() {
@@ -135,8 +318,12 @@ impl Stream {
         }
         runtime::spawn(async move {
             let say_and_hear = async {
-                if !rest.is_empty() {
-                    let _ = self.send_all(rest, 0).await;
+                if !(rest.is_empty() && is_in_the_clear) {
+                    let _ = self.send_all(rest, false).await;
+                    if let Some(tls) = &self.tls {
+                        tls.borrow_mut().say_farewell();
+                        let _ = self.send_by_tls(&[]).await;
+                    }
                     let _ = runtime::io::shutdown(&self.file, Shutdown::Write).await;
                 }
                 let mut memory = vec![0; 4096];

@@ -4,7 +4,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -12,7 +11,7 @@ use std::time::Duration;
 
 use nix::sys::socket::{Shutdown, shutdown};
 
-use super::super::dial::Options;
+use super::super::dial::{Options, Remote};
 use super::super::frame::{self, Bulk, CHUNK, FrameError, HEADER_BYTES, PIECE_BYTES, Pull, kind};
 use super::super::greeting::{self, Unanswered, receive_frame};
 use super::super::stream::Stream;
@@ -179,7 +178,7 @@ impl Bay {
     /// Fetches until the session is over. A peer that breaks a rule is `told` of.
     pub(in crate::link::socket) async fn fetch(
         self: Rc<Self>,
-        address: SocketAddr,
+        remote: Remote,
         mut hello: Bulk,
         options: Options,
         told: impl Fn(FrameError),
@@ -194,7 +193,7 @@ impl Bay {
             }
             hello.number += 1;
             let mut under_way = VecDeque::new();
-            let ended = match connect(address, &hello, &options).await {
+            let ended = match connect(&remote, &hello, &options).await {
                 Ok(stream) => {
                     self.connection.replace(Some(stream.file().clone()));
                     let ended = self.fetch_over(&stream, &mut under_way, &options, &mut pause).await;
@@ -213,8 +212,8 @@ impl Bay {
                     told(what);
                     return self.end();
                 }
-                Unanswered::Io(error) => tracing::debug!("leased bytes of {address}: {error}"),
-                Unanswered::Refused(refusal) => tracing::debug!("leased bytes of {address}: {refusal}"),
+                Unanswered::Io(error) => tracing::debug!("leased bytes of {}: {error}", remote.address()),
+                Unanswered::Refused(refusal) => tracing::debug!("leased bytes of {}: {refusal}", remote.address()),
             }
             runtime::sleep(pause).await;
             pause = (2 * pause).min(RETRY_MOST);
@@ -282,7 +281,7 @@ impl Bay {
         }
         match bytes.len() {
             0 => Ok(()),
-            _ => stream.send_all(bytes, 0).await,
+            _ => stream.send_all(bytes, false).await,
         }
     }
 }
@@ -297,25 +296,14 @@ async fn take(stream: &Stream, job: &Job, tag: u32) -> Result<bool, Unanswered> 
         _ => return Err(FrameError::NotAnAnswer.into()),
     };
     if is_there {
-        let extent = &job.arrival.extent;
-        let mut filled = 0;
-        while filled < job.length {
-            let room = extent.slice(job.offset + filled, job.length - filled);
-            let room = room.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-            // The extent is kept until the kernel is done, also if this is dropped.
-            let memory = (room, extent.clone());
-            match runtime::io::recv(stream.file(), memory, libc::MSG_WAITALL).await.0? {
-                0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                count => filled += count,
-            }
-        }
+        stream.receive_leased(&job.arrival.extent, job.offset, job.length).await?;
     }
     Ok(is_there)
 }
 
-async fn connect(address: SocketAddr, hello: &Bulk, options: &Options) -> Result<Stream, Unanswered> {
+async fn connect(remote: &Remote, hello: &Bulk, options: &Options) -> Result<Stream, Unanswered> {
     let greet = async {
-        let stream = Stream::connect(address, options.dead_after).await?;
+        let stream = remote.dial(options.dead_after).await?;
         greeting::greet_bulk(&stream, hello).await?;
         Ok(stream)
     };

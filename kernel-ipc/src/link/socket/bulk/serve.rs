@@ -56,11 +56,11 @@ pub(in crate::link::socket) async fn serve(
         let body: [u8; PULL_BYTES] = receive_frame::<{ HEADER_BYTES + PULL_BYTES }, _>(stream, kind::PULL).await?.1;
         let pull = Pull::check(&body)?;
         match lending.find(client, &pull) {
-            Some(bytes) => {
-                stream.send_all(head(&pull, true), libc::MSG_MORE).await?;
-                stream.send_all(bytes, 0).await?;
+            Some((range, keep)) => {
+                stream.send_all(head(&pull, true), true).await?;
+                stream.send_leased(range, keep).await?;
             }
-            None => stream.send_all(head(&pull, false), 0).await?,
+            None => stream.send_all(head(&pull, false), false).await?,
         }
     }
 }

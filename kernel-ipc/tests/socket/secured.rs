@@ -1,0 +1,221 @@
+//! Sessions over TLS: who is let in, who is not, and that everything else is as in the clear.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernel_ipc::link::socket::dial::{self, DialError, Remote};
+use kernel_ipc::link::socket::frame::{self, Hello, Refusal, kind};
+use kernel_ipc::link::socket::keys::Keys;
+use kernel_ipc::link::socket::listen::{Listener, Options};
+use kernel_ipc::runtime;
+use kernel_ipc::wire::Shape;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+
+use super::authority::{Authority, node};
+use super::common::*;
+use super::lost::count_through_cuts;
+use super::relay::{Framing, Relay};
+use super::world::*;
+
+async fn dial(address: SocketAddr, name: &str, keys: &Keys, options: Options) -> Result<(), DialError> {
+    let remote = Remote::node(address, node(name), keys.clone());
+    dial::connect(remote, TEST.name, SHAPE, options).await.map(drop)
+}
+
+#[test]
+fn nodes_of_one_authority_call_each_other_also_beyond_loopback() {
+    run(async {
+        let authority = Authority::new();
+        let (thing, keys) = (Rc::<Thing>::default(), authority.keys("a"));
+        let host = Host::start_secured(&thing, Options::default(), None, authority.keys("b"));
+        assert!(host.address.ip().is_unspecified(), "{}: it can be reached from everywhere", host.address);
+        let remote = Remote::node(host.near(), node("b"), keys);
+        let shape = Shape { slots: 8, window_bytes: 65536 };
+        let client = dial::connect(remote, TEST.name, shape, Options::default()).await.expect("a session");
+        for size in [0, 1, 16, 17, 1000, 4096, 16_383, 16_384, 65_536] {
+            let reply = client.call(request(client.root(), ECHO, &bytes(size))).await.expect("echo");
+            assert_eq!(*reply.payload, bytes(size)[..], "{size}");
+        }
+        // More than fits one record, one buffer, or one look, in both directions at once.
+        let callers: Vec<_> = (0..24)
+            .map(|n| {
+                let client = client.clone();
+                runtime::spawn(async move {
+                    for round in 0..20 {
+                        let payload = bytes(65_536 - n * 100 - round);
+                        let reply = client.call(request(client.root(), ECHO, &payload)).await.expect("echo");
+                        assert!(*reply.payload == payload[..], "{n} {round}");
+                    }
+                })
+            })
+            .collect();
+        for caller in callers {
+            caller.await.expect("not cancelled");
+        }
+        drop(client);
+        until(|| thing.closed.get() == 1).await;
+    });
+}
+
+#[test]
+fn a_session_at_rest_over_tls_stays_open() {
+    run(async {
+        let authority = Authority::new();
+        let thing: Rc<Thing> = Rc::default();
+        let host = Host::start_secured(&thing, hasty(), None, authority.keys("b"));
+        let relay = Relay::start(host.near(), 1, 0, Framing::Tls);
+        let remote = Remote::node(relay.address, node("b"), authority.keys("a"));
+        let client = dial::connect(remote, TEST.name, SHAPE, hasty()).await.expect("a session");
+        runtime::sleep(3 * hasty().dead_after).await;
+        assert_eq!(*client.call(request(client.root(), ECHO, b"still")).await.expect("echo").payload, *b"still");
+        assert_eq!(relay.connections(), 1);
+    });
+}
+
+#[test]
+fn every_call_runs_once_however_often_the_connection_is_cut_or_changed() {
+    for seed in 1..=6 {
+        println!("SEED={seed}");
+        let authority = Authority::new();
+        let cuts = run(count_through_cuts(seed, 40, 40, Some(&authority)));
+        assert!(cuts > 5, "SEED={seed}: only {cuts} cuts");
+    }
+}
+
+#[test]
+fn who_is_not_the_node_that_is_called_hears_nothing() {
+    run(async {
+        let (authority, other) = (Authority::new(), Authority::new());
+        let thing: Rc<Thing> = Rc::default();
+        let named = |name: &str| Host::start_secured(&thing, hasty(), None, authority.keys(name));
+        let host = named("b");
+        let keys = authority.keys("a");
+        dial(host.near(), "b", &keys, hasty()).await.expect("a session");
+        let served = thing.closed.get();
+
+        let refused = |result: Result<(), DialError>, what: &str| {
+            let error = result.expect_err(what);
+            assert!(matches!(error, DialError::Io(..)), "{what}: {error:?}");
+            error.to_string()
+        };
+        let error = refused(dial(named("c").near(), "b", &keys, hasty()).await, "another node");
+        assert!(error.contains("not valid for name"), "{error}");
+        let impostor = Host::start_secured(&thing, hasty(), None, other.keys("b"));
+        let error = refused(dial(impostor.near(), "b", &keys, hasty()).await, "another authority's");
+        assert!(error.contains("UnknownIssuer") || error.contains("invalid peer certificate"), "{error}");
+        let past = |params: &mut rcgen::CertificateParams| {
+            params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+        };
+        let expired = Host::start_secured(&thing, hasty(), None, authority.keys_of(&["b.node.atoll"], past));
+        let error = refused(dial(expired.near(), "b", &keys, hasty()).await, "expired");
+        assert!(error.contains("expired") || error.contains("Expired"), "{error}");
+        let clear = Host::start(&thing, hasty());
+        refused(dial(clear.address, "b", &keys, hasty()).await, "one in the clear");
+        until(|| thing.closed.get() == served + 1).await;
+    });
+}
+
+#[test]
+fn who_cannot_prove_to_be_a_node_is_not_heard() {
+    run(async {
+        let (authority, other) = (Authority::new(), Authority::new());
+        let thing: Rc<Thing> = Rc::default();
+        let host = Host::start_secured(&thing, hasty(), None, authority.keys("b"));
+        // Its certificate is not looked at before the client believes that it is welcome: then the connection ends.
+        let stranger = {
+            let (certificate, key) = other.sign(&["a.node.atoll"], |_| {});
+            Keys::new(&authority.certificate(), &certificate, &key).expect("keys")
+        };
+        for (keys, what) in [
+            (&stranger, "another authority's"),
+            (&authority.keys_of(&["a.example"], |_| {}), "no node"),
+            (&authority.keys_of(&["a.node.atoll", "b.node.atoll"], |_| {}), "two nodes"),
+            (
+                &authority.keys_of(&["a.node.atoll"], |params| {
+                    params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+                    params.not_after = rcgen::date_time_ymd(2002, 1, 1);
+                }),
+                "expired",
+            ),
+        ] {
+            let error = dial(host.near(), "b", keys, hasty()).await.expect_err(what);
+            assert!(matches!(error, DialError::Io(..)), "{what}: {error:?}");
+        }
+        // In the clear: a correct hello, and no byte in answer but TLS's alert.
+        let mut socket = TcpStream::connect(host.near()).expect("loopback");
+        socket.write_all(&framed(kind::HELLO, &hello(0, 1).to_bytes())).expect("sent");
+        socket.set_nonblocking(true).expect("an option");
+        let mut heard = Vec::new();
+        loop {
+            match socket.read_to_end(&mut heard) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    runtime::sleep(Duration::from_millis(1)).await;
+                }
+                _ => break,
+            }
+        }
+        assert!(heard.len() <= 7 && heard.first().is_none_or(|kind| *kind == 21), "{heard:?}");
+        assert_eq!(thing.begun.get(), 0);
+    });
+}
+
+/// One frame there and its answer's header back, by hand.
+fn by_hand(address: SocketAddr, authority: &Authority, name: &str, hello: &Hello) -> (u16, Vec<u8>) {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from(authority.certificate())).expect("an authority");
+    let (certificate, key) = authority.sign(&[&node(name).in_certificate()], |_| {});
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![certificate.into()], PrivateKeyDer::Pkcs8(key.into()))
+        .expect("a key");
+    let name = ServerName::try_from("b.node.atoll").expect("a name");
+    let connection = rustls::ClientConnection::new(Arc::new(config), name).expect("a connection");
+    let mut stream = rustls::StreamOwned::new(connection, TcpStream::connect(address).expect("loopback"));
+    stream.write_all(&framed(kind::HELLO, &hello.to_bytes())).expect("sent");
+    let mut header = [0; 8];
+    stream.read_exact(&mut header).expect("an answer");
+    let word = u64::from_le_bytes(header);
+    let mut body = vec![0; word as u32 as usize];
+    stream.read_exact(&mut body).expect("its body");
+    ((word >> 32) as u16, body)
+}
+
+#[test]
+fn what_one_node_knows_of_a_session_is_of_no_use_to_another() {
+    run(async {
+        let authority = Arc::new(Authority::new());
+        let thing: Rc<Thing> = Rc::default();
+        let host = Host::start_secured(&thing, Options::default(), None, authority.keys("b"));
+        let address = host.near();
+        // In a thread, because it waits.
+        let ask = async |name: &'static str, hello: Hello| {
+            let authority = authority.clone();
+            let asked = std::thread::spawn(move || by_hand(address, &authority, name, &hello));
+            until(|| asked.is_finished()).await;
+            asked.join().expect("an answer")
+        };
+        let (kind, body) = ask("a", hello(0, 1)).await;
+        assert_eq!(kind, frame::kind::WELCOME);
+        let id = u64::from_le_bytes(body[24..32].try_into().expect("eight bytes"));
+        let (kind, body) = ask("c", hello(id, 2)).await;
+        assert_eq!(kind, frame::kind::REFUSED, "it knows number and secret, and is another node");
+        let refusal = Refusal::check(body.try_into().expect("its length")).expect("a refusal");
+        assert!(matches!(refusal, Refusal::NoSuchSession), "{refusal:?}");
+        let (kind, _) = ask("a", hello(id, 2)).await;
+        assert_eq!(kind, frame::kind::WELCOME, "its own node goes on with it");
+    });
+}
+
+#[test]
+fn nobody_listens_in_the_clear_beyond_this_machine_because_of_keys() {
+    let keys = Authority::new().keys("b");
+    let everywhere = "0.0.0.0:0".parse().expect("an address");
+    assert!(Listener::bind(everywhere).is_err());
+    assert!(Listener::bind_secured(everywhere, keys).is_ok());
+}
