@@ -488,6 +488,8 @@ pub enum BenchPlace {
     Process,
     /// At the other end of a TCP connection through loopback, in the clear
     Socket,
+    /// The same over TLS 1.3
+    SocketEncrypted,
     /// All of these, one after the other
     All,
 }

@@ -58,6 +58,7 @@ fn places(common: &Common, options: &BenchOptions, place: BenchPlace) -> Result<
         BenchPlace::InProcess => &[Placement::InProcess],
         BenchPlace::Process => &[Placement::Shm],
         BenchPlace::Socket => &[Placement::Socket],
+        BenchPlace::SocketEncrypted => &[Placement::SocketEncrypted],
         BenchPlace::All => &Placement::ALL,
     };
     let comparison = places::run(ipc_options(options)?, wanted)

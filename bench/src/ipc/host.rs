@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering::Release;
 use kernel_ipc::interface::NewCap;
 use kernel_ipc::lease::Lender;
 use kernel_ipc::ledger::Records;
-use kernel_ipc::link::socket::listen::{self, Listener};
+use kernel_ipc::link::socket::listen::{self, Listener, Peer};
 use kernel_ipc::runtime::{self, Options as RuntimeOptions, Runtime, Waiting, system_calls};
 use kernel_ipc::session::{ComponentLedger, HostSession, Ledgers, Offer, SessionInfo};
 use kernel_ipc::sys::descriptors;
@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use super::floor::{Line, RawMode, STOP};
 use super::lent::{self, Store};
 use super::null::{Dispatcher, Nothing, TheThing};
+use super::places::Identity;
 
 pub(super) const SESSION: SessionId = SessionId(1);
 pub(super) const EPOCH: Epoch = Epoch(1);
@@ -51,7 +52,7 @@ pub(super) enum TaskKind {
     /// Answer messages of so many bytes with others, over the first connection of the listener that comes instead of a
     /// segment.
     Tcp { mode: RawMode, bytes: usize, reply: usize },
-    /// Serve the first session that comes to the listener, until it ends.
+    /// Serve the first session that comes to the listener, until it ends; over TLS if keys come with it.
     Socket(Waiting),
 }
 
@@ -81,13 +82,16 @@ impl Host {
 
     /// Begins a task: gives the host's segment.
     pub fn begin(&self, task: Task, segment: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-        self.begin_all(task, segment)?.into_iter().next().ok_or_else(|| io::Error::other("the host opened no session"))
+        self.begin_all(task, &[segment])?
+            .into_iter()
+            .next()
+            .ok_or_else(|| io::Error::other("the host opened no session"))
     }
 
-    /// The same, with all descriptors that come with it.
-    pub fn begin_all(&self, task: Task, segment: BorrowedFd<'_>) -> io::Result<Vec<OwnedFd>> {
+    /// The same, with all descriptors that go with it and come back.
+    pub fn begin_all(&self, task: Task, passed: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
         let text = serde_json::to_vec(&task)?;
-        descriptors::send(self.socket.as_fd(), &text, &[segment], true)?;
+        descriptors::send(self.socket.as_fd(), &text, passed, true)?;
         let packet = descriptors::receive(self.socket.as_fd(), &mut [0; 64], true)?;
         Ok(packet.descriptors.into_iter().collect())
     }
@@ -114,10 +118,11 @@ pub fn main() -> ExitCode {
     loop {
         let mut text = [0; 256];
         let Ok(packet) = descriptors::receive(socket.as_fd(), &mut text, true) else { return ExitCode::FAILURE };
-        let Some(segment) = packet.descriptors.into_iter().next() else { return ExitCode::SUCCESS };
+        let mut passed = packet.descriptors.into_iter();
+        let Some(segment) = passed.next() else { return ExitCode::SUCCESS };
         let done = serde_json::from_slice(&text[..packet.length])
             .map_err(io::Error::from)
-            .and_then(|task: Task| perform(task, segment, socket.as_fd()))
+            .and_then(|task: Task| perform(task, (segment, passed.next()), socket.as_fd()))
             .and_then(|account| Ok(serde_json::to_vec(&account)?))
             .and_then(|account| descriptors::send(socket.as_fd(), &account, &[], true));
         if let Err(error) = done {
@@ -127,14 +132,18 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn perform(task: Task, client_segment: OwnedFd, socket: BorrowedFd<'_>) -> io::Result<Account> {
+fn perform(
+    task: Task,
+    (client_segment, keys): (OwnedFd, Option<OwnedFd>),
+    socket: BorrowedFd<'_>,
+) -> io::Result<Account> {
     let before = super::pin(task.core);
     let account = match task.kind {
         TaskKind::Raw(mode) => answer_words(mode, client_segment, socket),
         TaskKind::Calls(waiting) => serve(waiting, client_segment, socket, 0),
         TaskKind::Crowd { waiting, others } => serve(waiting, client_segment, socket, others),
         TaskKind::Tcp { mode, bytes, reply } => super::places::answer(mode, (bytes, reply), client_segment, socket),
-        TaskKind::Socket(waiting) => serve_socket(waiting, client_segment, socket),
+        TaskKind::Socket(waiting) => serve_socket(waiting, (client_segment, keys), socket),
     };
     super::unpin(before);
     account
@@ -179,16 +188,24 @@ fn serve(waiting: Waiting, client_segment: OwnedFd, socket: BorrowedFd<'_>, othe
     })
 }
 
-fn serve_socket(waiting: Waiting, listener: OwnedFd, socket: BorrowedFd<'_>) -> io::Result<Account> {
+fn serve_socket(
+    waiting: Waiting,
+    (listener, keys): (OwnedFd, Option<OwnedFd>),
+    socket: BorrowedFd<'_>,
+) -> io::Result<Account> {
     let runtime = Runtime::new(RuntimeOptions { waiting, ..RuntimeOptions::default() })?;
     let (served, closed, sessions) = (Rc::default(), Rc::default(), Cell::new(0));
     let store = Store::new()?;
     let lending = store.lending()?;
     let service = Nothing { served: Rc::clone(&served), closed: Rc::clone(&closed), store: Some(store), effects: None };
     descriptors::send(socket, b"s", &[listener.as_fd()], true)?;
-    let listener = Listener::adopt(listener).map_err(io::Error::other)?;
+    let listener = match keys {
+        None => Listener::adopt(listener),
+        Some(keys) => Listener::adopt_secured(listener, Identity::from_memory(keys)?.keys()?),
+    };
+    let listener = listener.map_err(io::Error::other)?;
     runtime.block_on(async {
-        let admit = move |_| {
+        let admit = move |_: &Peer| {
             sessions.set(sessions.get() + 1);
             Some((root(), SessionInfo { id: SessionId(sessions.get()), ..info() }))
         };

@@ -197,7 +197,7 @@ fn measure_task(host: &Host, kind: TaskKind, calls: &Calls, place: &Place, durat
     let shape = Shape { slots: calls.depth.clamp(16, 64), ..Shape::default() };
     let offer = Offer::new(shape)?;
     let task = Task { core: place.host, kind };
-    let mut descriptors = host.begin_all(task, offer.fd())?.into_iter();
+    let mut descriptors = host.begin_all(task, &[offer.fd()])?.into_iter();
     let mut next = || descriptors.next().ok_or_else(|| io::Error::other("the host opened no session"));
     let (segment, table, region) = (next()?, next()?, next()?);
     let holder = lent::holder(table, region)?;

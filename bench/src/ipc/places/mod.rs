@@ -7,19 +7,23 @@
 //!   same cores; the floor of `adaptive` is the better one of spinning and blocking.
 //! * A row with several calls outstanding stands beside the floor of one.
 
+mod cluster;
 pub mod plot;
 mod tcp;
 
+use cluster::Cluster;
+pub(super) use cluster::Identity;
 pub(super) use tcp::answer;
 
 use std::hint::black_box;
 use std::io;
 use std::net::TcpListener;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use kernel_ipc::interface::{Connect, Connection};
-use kernel_ipc::link::socket::{self, dial};
+use kernel_ipc::link::socket::{self, dial, dial::Remote};
 use kernel_ipc::runtime::{Options as RuntimeOptions, Runtime, Waiting};
 use kernel_ipc::session::in_process;
 use kernel_ipc::wire::{DESCRIPTOR_BYTES, INLINE_BYTES, Shape};
@@ -42,11 +46,14 @@ pub enum Placement {
     Shm,
     /// At the other end of a TCP connection that nothing protects; here, of loopback.
     Socket,
+    /// The same over TLS, between two nodes of one authority.
+    SocketEncrypted,
 }
 
 impl Placement {
     /// All of them.
-    pub const ALL: [Placement; 3] = [Placement::InProcess, Placement::Shm, Placement::Socket];
+    pub const ALL: [Placement; 4] =
+        [Placement::InProcess, Placement::Shm, Placement::Socket, Placement::SocketEncrypted];
 
     /// What people read.
     pub fn label(self) -> &'static str {
@@ -54,6 +61,7 @@ impl Placement {
             Placement::InProcess => "in process",
             Placement::Shm => "shared memory",
             Placement::Socket => socket::IN_THE_CLEAR,
+            Placement::SocketEncrypted => socket::ENCRYPTED,
         }
     }
 
@@ -62,8 +70,12 @@ impl Placement {
         match self {
             Placement::InProcess => "function call",
             Placement::Shm => "one word each way",
-            Placement::Socket => "TCP ping-pong",
+            Placement::Socket | Placement::SocketEncrypted => "TCP ping-pong",
         }
+    }
+
+    fn is_beyond_a_socket(self) -> bool {
+        matches!(self, Placement::Socket | Placement::SocketEncrypted)
     }
 }
 
@@ -207,7 +219,8 @@ pub fn run(options: Options, places: &[Placement]) -> io::Result<Comparison> {
             let row = match place {
                 Placement::InProcess => near(&point, options.duration)?,
                 Placement::Shm => super::measure(&host, &point.calls(), &point.cores(), options.duration)?,
-                Placement::Socket => over_socket(&host, &point, options.duration)?,
+                Placement::Socket => over_socket(&host, &point, None, options.duration)?,
+                Placement::SocketEncrypted => over_socket(&host, &point, Some(Cluster::new()?), options.duration)?,
             };
             comparison.rows.push(PlaceRow {
                 place: *place,
@@ -276,12 +289,12 @@ impl Floors<'_> {
         };
         let mut least = u64::MAX;
         for mode in modes {
-            let bytes = if place == Placement::Socket { point.frame_bytes() } else { (0, 0) };
+            let bytes = if place.is_beyond_a_socket() { point.frame_bytes() } else { (0, 0) };
             let floor = self.once((place, Some(*mode), point.pin, bytes), |floors| {
                 let cores = point.cores();
-                let row = match place {
-                    Placement::Socket => tcp::measure(floors.host, *mode, bytes, &cores, floors.duration)?,
-                    _ => floor::measure(floors.host, *mode, &cores, floors.duration)?,
+                let row = match place.is_beyond_a_socket() {
+                    true => tcp::measure(floors.host, *mode, bytes, &cores, floors.duration)?,
+                    false => floor::measure(floors.host, *mode, &cores, floors.duration)?,
                 };
                 Ok(row.p50_ns)
             })?;
@@ -342,20 +355,27 @@ fn near(point: &Point, duration: Duration) -> io::Result<Row> {
     })
 }
 
-/// Calls of the host in the other process, over loopback.
-fn over_socket(host: &Host, point: &Point, duration: Duration) -> io::Result<Row> {
+/// Calls of the host in the other process, over loopback; encrypted between two nodes of `cluster`.
+fn over_socket(host: &Host, point: &Point, cluster: Option<Cluster>, duration: Duration) -> io::Result<Row> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let cores = point.cores();
     let task = Task { core: cores.host, kind: TaskKind::Socket(point.wait) };
-    host.begin(task, std::os::fd::AsFd::as_fd(&listener))?;
+    let identity = cluster.as_ref().map(|cluster| cluster.host.to_memory()).transpose()?;
+    let passed: Vec<_> = [listener.as_fd()].into_iter().chain(identity.as_ref().map(AsFd::as_fd)).collect();
+    host.begin_all(task, &passed)?;
     drop(listener);
+    let remote = match &cluster {
+        None => Remote::from(address),
+        Some(cluster) => Remote::node(address, Cluster::host_name(), cluster.client.keys()?),
+    };
+    let label = cluster.map_or(socket::IN_THE_CLEAR, |_| socket::ENCRYPTED);
     let before = pin(cores.client);
     let runtime = Runtime::new(RuntimeOptions { waiting: point.wait, ..RuntimeOptions::default() })?;
     let measured = runtime.block_on(async {
         let shape = Shape { slots: point.depth.clamp(16, 64), ..Shape::default() };
         let (landing, holder) = lent::landing()?;
-        let session = dial::connect_landing(address, Client::INTERFACE, shape, dial::Options::default(), landing);
+        let session = dial::connect_landing(remote, Client::INTERFACE, shape, dial::Options::default(), landing);
         let session = session.await.map_err(io::Error::other)?;
         let client = Rc::new(Client::from_connection(Connection::fixed(session)));
         let cpu = thread_cpu();
@@ -366,7 +386,7 @@ fn over_socket(host: &Host, point: &Point, duration: Duration) -> io::Result<Row
     unpin(before);
     let (latencies, seconds, cpu) = measured?;
     let account = host.end()?;
-    let mut row = Row::new(socket::IN_THE_CLEAR, &latencies, seconds, 0);
+    let mut row = Row::new(label, &latencies, seconds, 0);
     row.cpu_ns = Some((cpu + account.cpu_ns) as f64 / account.calls.max(1) as f64);
     row.system_calls = Some(account.system_calls as f64 / account.calls.max(1) as f64);
     Ok(row)
@@ -402,7 +422,7 @@ mod tests {
     fn names_are_those_of_the_format() {
         let name = |value: serde_json::Value| value.as_str().map(str::to_owned).unwrap_or_default();
         let places = Placement::ALL.map(|place| name(serde_json::json!(place)));
-        assert_eq!(places, ["in-process", "shm", "socket"]);
+        assert_eq!(places, ["in-process", "shm", "socket", "socket-encrypted"]);
         assert_eq!(WAITS.map(|wait| name(serde_json::json!(wait))), ["spin", "adaptive", "block"]);
         assert_eq!(
             [Pin::None, Pin::Same, Pin::Apart].map(|pin| name(serde_json::json!(pin))),

@@ -46,6 +46,7 @@ fn draw(text: &mut String, rows: &[&PlaceRow]) -> std::fmt::Result {
             super::Placement::InProcess => "#0a7d33",
             super::Placement::Shm => "#2c6fbb",
             super::Placement::Socket => "#c0392b",
+            super::Placement::SocketEncrypted => "#8e44ad",
         };
         let wait = format!("{:?}", row.wait).to_lowercase();
         let name = match row.pin {

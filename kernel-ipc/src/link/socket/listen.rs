@@ -104,8 +104,15 @@ impl Listener {
     /// # Errors
     /// The kernel's.
     pub fn bind_secured(address: SocketAddr, keys: Keys) -> Result<Listener, ListenError> {
-        let socket = TcpListener::bind(address)?;
-        Ok(Listener { address: local_address(&socket)?, socket: OwnedFd::from(socket).into(), keys: Some(keys) })
+        Listener::adopt_secured(TcpListener::bind(address)?.into(), keys)
+    }
+
+    /// The same with a socket that listens already.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn adopt_secured(socket: OwnedFd, keys: Keys) -> Result<Listener, ListenError> {
+        Ok(Listener { address: local_address(&socket)?, socket: socket.into(), keys: Some(keys) })
     }
 
     /// Takes a socket that listens already, in the clear.
