@@ -118,6 +118,10 @@ impl<M: Kept> Records<M> {
         if ring < 2 * LINE as u64 || ring > room || ring % LINE as u64 != 0 || trimmed % LINE as u64 != 0 {
             return Err(Poisoned("impossible measures"));
         }
+        // Nobody has written so much; positions from there on would wrap.
+        if trimmed > u64::MAX / 2 {
+            return Err(Poisoned("impossible positions"));
+        }
         let mut this = Self { memory, ring, next: trimmed, trimmed };
         let mut records = Vec::new();
         while this.next - trimmed < ring && this.memory.load(this.at(this.next) + field::COMMIT) == this.next + 1 {
