@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Measures every figure of docs/numbers.md, one after the other, and prints the table that it holds.
+# Measures the first sections of docs/numbers.md (calls, blocks, HTTP, copies), one after the other, and prints their tables. The
+# later sections name the command of each figure.
 #
 #   bench/numbers.sh [SECONDS for each row, default 3]
 #

@@ -5,7 +5,7 @@
 //!
 //! ```sh
 //! KILLS=10000 cargo test --release -p atoll --test proof -- --nocapture --test-threads 1
-//! PASSINGS=1,2,3,17 cargo test -p atoll --test proof steps -- --nocapture
+//! PASSINGS=1,2,17 cargo test -p atoll --test proof steps -- --nocapture
 //! ```
 //!
 //! `SEED=7` chooses other moments, `RATE=35` so many kills a second, `ONLY=net,fs` kills only these. What it found: `docs/proof.md`.
