@@ -234,7 +234,7 @@ impl<M: IoMemoryMut> Buffers<M> {
 
     /// The registered buffer that contains `offset..offset + length` of the memory, registering its chunk if
     /// need be (a system call, once per chunk; measured 0.7 µs per page). `None` when the range crosses chunks
-    /// or the memory-lock limit is reached: then use plain operations.
+    /// or a quarter of the memory-lock limit is used up: then use plain operations.
     pub fn buffer(&mut self, offset: usize, length: usize) -> Option<u16> {
         self.0.buffer(offset, length)
     }

@@ -355,6 +355,19 @@ pub struct Chunks<M: IoMemoryMut> {
     chunk_size: usize,
     registered: Vec<bool>,
     refused: u32,
+    /// Bytes that may still be registered.
+    left: usize,
+}
+
+/// Bytes that are registered at most: a quarter of what the user may lock. Rings are charged to the same account, those of all
+/// the user's other processes too, and one that cannot be set up is a program that cannot run.
+fn allowance() -> usize {
+    match nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK) {
+        Ok((most, _)) if most != libc::RLIM_INFINITY && !nix::unistd::geteuid().is_root() => {
+            usize::try_from(most / 4).unwrap_or(usize::MAX)
+        }
+        _ => usize::MAX,
+    }
 }
 
 impl<M: IoMemoryMut> Chunks<M> {
@@ -366,7 +379,8 @@ impl<M: IoMemoryMut> Chunks<M> {
         }
         let count = memory.io_len().div_ceil(chunk_size);
         ring.borrow_mut().register_table(u16::try_from(count).map_err(|_| invalid())?)?;
-        Ok(Chunks { ring: Rc::clone(ring), memory, chunk_size, registered: vec![false; count], refused: 0 })
+        let registered = vec![false; count];
+        Ok(Chunks { ring: Rc::clone(ring), memory, chunk_size, registered, refused: 0, left: allowance() })
     }
 
     /// The registered buffer that contains the range, registering its chunk if need be.
@@ -377,11 +391,11 @@ impl<M: IoMemoryMut> Chunks<M> {
             return None;
         }
         if !*self.registered.get(chunk)? {
-            if self.refused > 0 {
-                return None;
-            }
             let start = chunk * self.chunk_size;
             let length = self.chunk_size.min(self.memory.io_len() - start);
+            if self.refused > 0 || self.left < length {
+                return None;
+            }
             // SAFETY: `start..start + length` lies within the memory, which is mapped and writable (IoMemoryMut).
             let result = unsafe {
                 let first = self.memory.io_mut_ptr().add(start);
@@ -391,6 +405,7 @@ impl<M: IoMemoryMut> Chunks<M> {
                 self.refused += 1;
                 return None;
             }
+            self.left -= length;
             self.registered[chunk] = true;
         }
         Some(chunk as u16)

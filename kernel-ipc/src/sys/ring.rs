@@ -148,13 +148,14 @@ pub struct Ring {
     pub(super) buffers: u16,
 }
 
-impl Ring {
-    /// Makes a ring of `entries` submissions and four times as many completions. `fence` becomes its file
-    /// number 0 and is closed: end-of-file on the pipe's other end then means that the ring is no more.
-    ///
-    /// # Errors
-    /// The kernel's refusal.
-    pub fn new(entries: u32, fence: Option<OwnedFd>) -> io::Result<Ring> {
+/// For how long a ring that there is no memory for is tried again: about twice this.
+const LONGEST_PAUSE: Duration = Duration::from_millis(512);
+
+/// Sets a ring up. The kernel charges its pages to the memory that its user may lock (`RLIMIT_MEMLOCK`, 8 MiB by default, of all
+/// processes of that user), and so it does what is being sent without a copy: what is missing now may be back in a moment.
+fn set_up(entries: u32) -> io::Result<IoUring> {
+    let mut pause = Duration::from_millis(1);
+    loop {
         // Deferred task work: completions appear only when this thread asks, so they never interrupt a poll
         // of sources, and one system call both submits and reaps. All flags exist in Linux 6.1.
         let uring = IoUring::builder()
@@ -164,7 +165,25 @@ impl Ring {
             .setup_taskrun_flag()
             .setup_submit_all()
             .setup_cqsize(entries.saturating_mul(4))
-            .build(entries)?;
+            .build(entries);
+        match uring {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && pause <= LONGEST_PAUSE => {
+                std::thread::sleep(pause);
+                pause *= 2;
+            }
+            uring => return uring,
+        }
+    }
+}
+
+impl Ring {
+    /// Makes a ring of `entries` submissions and four times as many completions. `fence` becomes its file
+    /// number 0 and is closed: end-of-file on the pipe's other end then means that the ring is no more.
+    ///
+    /// # Errors
+    /// The kernel's refusal; `OutOfMemory` also when the user's locked memory is used up, see [`set_up`].
+    pub fn new(entries: u32, fence: Option<OwnedFd>) -> io::Result<Ring> {
+        let uring = set_up(entries)?;
         let mut probe = Probe::new();
         uring.submitter().register_probe(&mut probe)?;
         let features = Features {

@@ -257,6 +257,10 @@ impl Node {
     /// Starts the next incarnation with the client's segment; gives the host's.
     fn start(&self, segment: BorrowedFd<'_>) -> OwnedFd {
         self.epoch.set(self.epoch.get() + 1);
+        // The run before has taken the right to open the table for writing from everybody, its next run included, which a
+        // keeper hands a descriptor.
+        let mode = nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR;
+        nix::sys::stat::fchmod(&self.table, mode).expect("own memory");
         let kept = [&self.session, &self.ring, &self.leases, &self.table].map(|memory| path(memory.as_fd()));
         let role = [&[self.epoch.get().to_string(), path(segment)], &kept[..]].concat().join(" ");
         let mut child = Command::new(std::env::current_exe().expect("own program"))
