@@ -455,7 +455,7 @@ impl Link for SocketLink {
         self.0.outbox.borrow().read_window(slot, offset, bytes);
     }
 
-    /// All that the kernel has taken a byte of; after the peer's farewell, what that says.
+    /// All that the kernel has taken a byte of, or TLS; after the peer's farewell, what that says.
     fn read_by_peer(&self) -> u64 {
         let given = self.0.sent.get() - self.0.outbox.borrow().untouched();
         match self.0.taken_by_peer.get() {

@@ -1,17 +1,22 @@
 //! Sessions over TLS: who is let in, who is not, and that everything else is as in the clear.
 
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use kernel_ipc::lease::Lender;
+use kernel_ipc::link::socket::bulk::serve::Lending;
 use kernel_ipc::link::socket::dial::{self, DialError, Remote};
-use kernel_ipc::link::socket::frame::{self, Hello, Refusal, kind};
+use kernel_ipc::link::socket::frame::{self, Bulk, Hello, Pull, Refusal, kind};
 use kernel_ipc::link::socket::keys::Keys;
 use kernel_ipc::link::socket::listen::{Listener, Options};
 use kernel_ipc::runtime;
 use kernel_ipc::wire::Shape;
+use kernel_ipc::{Epoch, LenderId, SessionId};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
 use super::authority::{Authority, node};
@@ -113,6 +118,10 @@ fn who_is_not_the_node_that_is_called_hears_nothing() {
         let expired = Host::start_secured(&thing, hasty(), None, authority.keys_of(&["b.node.atoll"], past));
         let error = refused(dial(expired.near(), "b", &keys, hasty()).await, "expired");
         assert!(error.contains("expired") || error.contains("Expired"), "{error}");
+        for also in ["*.node.atoll", "B.node.atoll", "b.NODE.atoll"] {
+            let sly = Host::start_secured(&thing, hasty(), None, authority.keys_of(&["c.node.atoll", also], |_| {}));
+            refused(dial(sly.near(), "b", &keys, hasty()).await, also);
+        }
         let clear = Host::start(&thing, hasty());
         refused(dial(clear.address, "b", &keys, hasty()).await, "one in the clear");
         until(|| thing.closed.get() == served + 1).await;
@@ -163,8 +172,10 @@ fn who_cannot_prove_to_be_a_node_is_not_heard() {
     });
 }
 
-/// One frame there and its answer's header back, by hand.
-fn by_hand(address: SocketAddr, authority: &Authority, name: &str, hello: &Hello) -> (u16, Vec<u8>) {
+type ByHand = rustls::StreamOwned<rustls::ClientConnection, TcpStream>;
+
+/// A node that speaks by hand.
+fn by_hand(address: SocketAddr, authority: &Authority, name: &str) -> ByHand {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from(authority.certificate())).expect("an authority");
     let (certificate, key) = authority.sign(&[&node(name).in_certificate()], |_| {});
@@ -176,8 +187,12 @@ fn by_hand(address: SocketAddr, authority: &Authority, name: &str, hello: &Hello
         .expect("a key");
     let name = ServerName::try_from("b.node.atoll").expect("a name");
     let connection = rustls::ClientConnection::new(Arc::new(config), name).expect("a connection");
-    let mut stream = rustls::StreamOwned::new(connection, TcpStream::connect(address).expect("loopback"));
-    stream.write_all(&framed(kind::HELLO, &hello.to_bytes())).expect("sent");
+    rustls::StreamOwned::new(connection, TcpStream::connect(address).expect("loopback"))
+}
+
+/// One frame there and one back.
+fn exchange(stream: &mut ByHand, kind: u16, body: &[u8]) -> (u16, Vec<u8>) {
+    stream.write_all(&framed(kind, body)).expect("sent");
     let mut header = [0; 8];
     stream.read_exact(&mut header).expect("an answer");
     let word = u64::from_le_bytes(header);
@@ -196,7 +211,9 @@ fn what_one_node_knows_of_a_session_is_of_no_use_to_another() {
         // In a thread, because it waits.
         let ask = async |name: &'static str, hello: Hello| {
             let authority = authority.clone();
-            let asked = std::thread::spawn(move || by_hand(address, &authority, name, &hello));
+            let asked = std::thread::spawn(move || {
+                exchange(&mut by_hand(address, &authority, name), kind::HELLO, &hello.to_bytes())
+            });
             until(|| asked.is_finished()).await;
             asked.join().expect("an answer")
         };
@@ -209,6 +226,55 @@ fn what_one_node_knows_of_a_session_is_of_no_use_to_another() {
         assert!(matches!(refusal, Refusal::NoSuchSession), "{refusal:?}");
         let (kind, _) = ask("a", hello(id, 2)).await;
         assert_eq!(kind, frame::kind::WELCOME, "its own node goes on with it");
+    });
+}
+
+/// Pulls without end, of what it does not hold, and reads every answer: so both directions always have room and bytes.
+#[test]
+fn a_flood_of_pulls_over_tls_does_not_keep_the_thread() {
+    run(async {
+        let authority = Arc::new(Authority::new());
+        let (thing, lender) = (Rc::<Thing>::default(), Lender::new(LenderId(50), Epoch(1), 16).expect("memory"));
+        let lending = Lending::new(Rc::new(RefCell::new(lender)), []);
+        let host = Host::start_secured(&thing, Options::default(), Some(lending), authority.keys("b"));
+        let (address, stop) = (host.near(), Arc::new(AtomicBool::new(false)));
+        let relay = Relay::start(address, 1, 0, Framing::Tls);
+        let remote = Remote::node(relay.address, node("b"), authority.keys("a"));
+        let client = dial::connect(remote, TEST.name, SHAPE, Options::default()).await.expect("a session");
+        let answered = Arc::new(AtomicU64::new(0));
+        let flood = std::thread::spawn({
+            let (authority, stop, answered) = (authority.clone(), stop.clone(), answered.clone());
+            move || {
+                let mut calls = by_hand(address, &authority, "c");
+                let (_, body) = exchange(&mut calls, kind::HELLO, &hello(0, 1).to_bytes());
+                let session = SessionId(u64::from_le_bytes(body[24..32].try_into().expect("eight bytes")));
+                let mut bulk = by_hand(address, &authority, "c");
+                let wanted = Bulk { session, number: 1, secret: hello(0, 1).secret };
+                let (kind, _) = exchange(&mut bulk, kind::BULK, &wanted.to_bytes());
+                assert_eq!(kind, frame::kind::READY);
+                let pull = Pull { lender: LenderId(50), index: 0, generation: 1, offset: 0, length: 1, tag: 0 };
+                let many = framed(frame::kind::PULL, &pull.to_bytes()).repeat(1000);
+                // So many are always under way that the host never runs out of them.
+                (0..8).for_each(|_| bulk.write_all(&many).expect("sent"));
+                // At most so long: a host that is kept by it could not say that it is.
+                let begun = Instant::now();
+                let mut answers = vec![0; 16 * 1000];
+                while !stop.load(Ordering::SeqCst) && begun.elapsed() < Duration::from_secs(20) {
+                    bulk.write_all(&many).expect("sent");
+                    bulk.read_exact(&mut answers).expect("answers");
+                    answered.fetch_add(1000, Ordering::SeqCst);
+                }
+                !stop.load(Ordering::SeqCst)
+            }
+        });
+        until(|| answered.load(Ordering::SeqCst) > 0).await;
+        for n in 0..100u8 {
+            assert_eq!(*client.call(request(client.root(), ECHO, &[n])).await.expect("echo").payload, [n]);
+        }
+        stop.store(true, Ordering::SeqCst);
+        until(|| flood.is_finished()).await;
+        assert!(!flood.join().expect("no panic"), "nobody else was served before it ended by itself");
+        assert_eq!(relay.connections(), 1, "nobody else took the host for dead");
     });
 }
 

@@ -112,7 +112,7 @@ impl Remote {
         let stream = Stream::connect(self.address, dead_after).await?;
         match &self.secured {
             None => Ok(stream),
-            Some((keys, node)) => stream.secured(keys.call(node)?).await,
+            Some((keys, node)) => stream.secured(keys.call(node)?, Some(node)).await,
         }
     }
 }

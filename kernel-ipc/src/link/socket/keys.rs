@@ -1,7 +1,8 @@
 //! Whom one talks to over a socket: certificates of one authority, which name nodes, and TLS 1.3 with them at both ends.
 //!
-//! - A node's certificate says its name as the DNS name `NAME.node.atoll`, and nothing else of it is looked at but its validity
-//!   and who signed it. A client calls a node by name, and hears nobody else; a host hears nobody without such a certificate.
+//! - A node's certificate says its name as the DNS name `NAME.node.atoll`, and no other name of that domain. Beside that it has to
+//!   be one for both ends of TLS (RFC 5280, 4.2.1.12, if it says so at all), valid now, and signed by the authority. A client
+//!   calls a node by name, and hears nobody else; a host hears nobody without such a certificate.
 //! - Both ends speak TLS 1.3 and no earlier version; no session is resumed and no early data is taken, so that what is said
 //!   in one connection cannot be said again in another.
 
@@ -97,6 +98,8 @@ impl Keys {
             .with_client_auth_cert(chain(), own())
             .map_err(BadKeys::Own)?;
         client.resumption = Resumption::disabled();
+        // A host has one certificate, and whom somebody calls is nobody else's business.
+        client.enable_sni = false;
         let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
             .build()
             .map_err(|error| BadKeys::Authority(rustls::Error::General(error.to_string())))?;
@@ -128,8 +131,11 @@ impl Keys {
 pub(super) fn node_of(connection: &Connection) -> Option<NodeName> {
     let certificate = connection.peer_certificates()?.first()?;
     let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
-    let mut names = certificate.valid_dns_names().filter_map(|name| NodeName::new(name.strip_suffix(DOMAIN)?));
-    names.next().filter(|_| names.next().is_none())
+    // Also those that are none, such as wildcards: whoever compares names in another way might take them for one.
+    let is_of_a_node = |name: &&str| name.to_ascii_lowercase().ends_with(DOMAIN);
+    let mut names = certificate.valid_dns_names().filter(is_of_a_node);
+    let name = names.next().filter(|_| names.next().is_none())?;
+    NodeName::new(name.strip_suffix(DOMAIN)?)
 }
 
 #[cfg(test)]

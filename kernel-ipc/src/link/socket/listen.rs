@@ -7,7 +7,8 @@
 //!   ends as if its client had closed it.
 //! - Strangers cost little: a bounded number of greetings is under way at a time, each for a bounded time, and nothing is
 //!   allocated for a session before its hello was checked. Who says nothing keeps nobody out: the one that has been silent
-//!   for longest gives way to a newcomer.
+//!   for longest gives way to a newcomer. (Very many at once do: a handshake takes some round trips, and until it has ended a
+//!   node is silent too.)
 //! - A session begins with its client's knowledge: one whose welcome could not be sent ends at once.
 
 use std::cell::{Cell, RefCell};
@@ -271,7 +272,7 @@ impl<S: Service> Desk<S> {
             None => stream,
             Some(keys) => {
                 let answer = keys.answer().map_err(|error| error.to_string())?;
-                let secured = stream.secured(answer).await;
+                let secured = stream.secured(answer, None).await;
                 secured.map_err(|error| format!("{address} did not prove which node it is: {error}"))?
             }
         };

@@ -88,11 +88,11 @@ impl Stream {
         Stream::new(file, dead_after)
     }
 
-    /// The same connection over TLS, once both ends have proven who they are.
+    /// The same connection over TLS, once both ends have proven who they are. `expected`: who the peer has to be.
     ///
     /// # Errors
     /// The connection is lost, or one end does not accept the other: `InvalidData`, which says why.
-    pub async fn secured(mut self, connection: Connection) -> io::Result<Stream> {
+    pub async fn secured(mut self, connection: Connection, expected: Option<&NodeName>) -> io::Result<Stream> {
         let mut tls = Tls::new(connection);
         while tls.is_shaking_hands() || tls.has_unsent() {
             if !tls.push(|bytes| self.send_raw(bytes))? {
@@ -112,8 +112,12 @@ impl Stream {
                 }
             }
         }
-        let node = node_of(tls.connection());
-        self.node = Some(node.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a certificate of no node"))?);
+        let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+        let node = node_of(tls.connection()).ok_or_else(|| invalid("a certificate of no node"))?;
+        if expected.is_some_and(|expected| *expected != node) {
+            return Err(invalid("a certificate of another node"));
+        }
+        self.node = Some(node);
         self.tls = Some(RefCell::new(tls));
         Ok(self)
     }
@@ -150,7 +154,7 @@ impl Stream {
         }
     }
 
-    /// Sends as much as is taken now; what is taken may [wait](Self::has_unsent) here for the kernel.
+    /// Sends as much as is taken now; what is taken may [wait](Self::has_unsent) here for the kernel, over TLS.
     ///
     /// # Errors
     /// `WouldBlock` if that is nothing; any other: the connection is lost.
@@ -224,7 +228,9 @@ impl Stream {
         }
     }
 
+    /// Gives way first: the kernel may take and bring bytes for as long as it likes, and nobody else would have a turn.
     async fn send_by_tls(&self, bytes: &[u8]) -> io::Result<()> {
+        runtime::yield_now().await;
         let mut sent = 0;
         while sent < bytes.len() || self.has_unsent() {
             match self.send(&bytes[sent..]) {
@@ -290,7 +296,9 @@ impl Stream {
         Ok(())
     }
 
+    /// Gives way first, as [`send_by_tls`](Self::send_by_tls).
     async fn receive_by_tls(&self, into: &mut [u8]) -> io::Result<usize> {
+        runtime::yield_now().await;
         loop {
             match self.receive(into) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -109,7 +109,11 @@ impl Tls {
                 Ok(0) => break,
                 Ok(count) => taken += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && !self.untaken.is_empty() => {
-                    self.decrypt()?
+                    // What was good before it is taken; the next look hears of it again.
+                    match self.decrypt() {
+                        Err(_) if taken > 0 => break,
+                        decrypted => decrypted?,
+                    }
                 }
                 Err(_) if taken > 0 => break,
                 Err(error) => return Err(error),
