@@ -14,6 +14,7 @@
 //! * [`Marking`] and [`Sweep`] end a subtree in bounded steps.
 
 mod carry;
+mod promise;
 mod realm;
 mod restore;
 mod revoke;
