@@ -130,20 +130,28 @@ impl Seen {
             return Err(Trouble::Broken(head.lines().next().unwrap_or_default().to_owned()));
         }
         let mut piece = [0; 16 << 10];
+        let mut wrong = Wrong::default();
         while got < BYTES {
-            stream.read_exact(&mut piece).map_err(|error| match error.kind() {
+            let more = stream.read_exact(&mut piece);
+            if more.is_err() && !wrong.0.is_empty() {
+                break;
+            }
+            more.map_err(|error| match error.kind() {
                 // Its sender has ended it in order, as if that were all: nothing tells its reader that it is not.
                 ErrorKind::UnexpectedEof => Trouble::Wrong(format!("it ends in the 16 KiB after {got} bytes")),
                 _ => broken(got)(error),
             })?;
             for (at, found) in (got..).step_by(8).zip(piece.chunks_exact(8)) {
                 if found != word(file, at) {
-                    return Err(Trouble::Wrong(format!("at {at}: {}", whose(found))));
+                    wrong.add(at, found);
                 }
             }
             got += piece.len() as u64;
             self.bytes.fetch_add(piece.len() as u64, Relaxed);
             std::thread::sleep(pause);
+        }
+        if !wrong.0.is_empty() {
+            return Err(Trouble::Wrong(wrong.told()));
         }
         match stream.read(&mut piece).map_err(broken(got))? {
             0 => Ok(()),
@@ -152,9 +160,32 @@ impl Seen {
     }
 }
 
+/// Wrong words of a download, in runs: where the first one stands, what it is, and how many bytes go on like it. How long they
+/// are tells a chunk that is another's from pages that were written over while they were sent.
+#[derive(Default)]
+struct Wrong(Vec<(u64, u64, u64)>);
+
+impl Wrong {
+    fn add(&mut self, at: u64, found: &[u8]) {
+        let found = u64::from_le_bytes(found.try_into().expect("eight bytes"));
+        match self.0.last_mut() {
+            Some((from, first, bytes)) if *from + *bytes == at && *first + *bytes == found => *bytes += 8,
+            _ => self.0.push((at, found, 8)),
+        }
+    }
+
+    fn told(&self) -> String {
+        let run = |(at, word, bytes): &(u64, u64, u64)| format!("at {at}: {bytes} bytes of {}", whose(*word));
+        let mut runs: Vec<String> = self.0.iter().take(20).map(run).collect();
+        if self.0.len() > runs.len() {
+            runs.push(format!("and {} runs more", self.0.len() - runs.len()));
+        }
+        runs.join("; ")
+    }
+}
+
 /// Where a word belongs that was found elsewhere.
-fn whose(word: &[u8]) -> String {
-    let word = u64::from_le_bytes(word.try_into().expect("eight bytes"));
+fn whose(word: u64) -> String {
     match (word >> 40, word & ((1 << 40) - 1)) {
         (file @ 1..=FILES, at) if at < BYTES => format!("what {}.bin has at {at}", file - 1),
         _ => format!("{word:#018x}"),

@@ -240,7 +240,7 @@ async fn until_ready(node: &Rc<Node>, index: usize, peer: &Rc<Peer>) -> Result<(
             component.crash.set(None);
             component.set_phase(Phase::Ready);
             steps::reach("restart/ready");
-            node.bury_ancestors(component);
+            node.bury_ancestors_of(peer);
             return Ok(());
         }
         Ok(Either::Second(())) => {}

@@ -42,7 +42,7 @@ pub struct Estate {
     endpoints: RefCell<BTreeSet<String>>,
     /// Of every run.
     lender: Cell<Option<LenderId>>,
-    /// Dead runs, until the next one is ready.
+    /// Dead runs, oldest first, until the next one is ready.
     ancestors: RefCell<BTreeMap<Incarnation, Option<Kept>>>,
     /// What was published of the memory, for reading, and by which run last.
     regions: RefCell<BTreeMap<RegionId, Published>>,
@@ -343,9 +343,16 @@ impl Node {
         }
     }
 
-    /// A run is ready: what its ancestors were lent and it has not inherited goes back.
-    pub(super) fn bury_ancestors(self: &Rc<Self>, component: &Component) {
-        let ancestors = component.estate.ancestors.take();
+    /// A run is ready: what its ancestors were lent and it has not inherited goes back. It may have died as soon as it was, and be
+    /// the ancestor of the next one: what it was lent itself does not.
+    pub(super) fn bury_ancestors_of(self: &Rc<Self>, run: &Peer) {
+        if let Some(component) = self.component_of(run) {
+            let later = component.estate.ancestors.borrow_mut().split_off(&run.incarnation);
+            self.bury(&component.estate.ancestors.replace(later));
+        }
+    }
+
+    fn bury(self: &Rc<Self>, ancestors: &BTreeMap<Incarnation, Option<Kept>>) {
         for host in self.living().into_iter().filter(|host| host.is_introducible() && host.who != Who::Guest) {
             for &client in ancestors.keys() {
                 let session = SessionId(0);
@@ -357,7 +364,7 @@ impl Node {
     /// A component is given up, or its node ends: nothing of it goes on.
     pub(super) fn give_up(self: &Rc<Self>, index: usize) {
         let component = &self.components[index];
-        self.bury_ancestors(component);
+        self.bury(&component.estate.ancestors.take());
         let regions: Vec<RegionId> = component.estate.regions.borrow().keys().copied().collect();
         component.estate.clear();
         component.holdings.clear();

@@ -80,9 +80,9 @@ impl Left {
         }
         for component in &node.components {
             let run = component.peer.borrow().clone().filter(|run| !run.ended.has_happened());
-            if component.phase.get() == Phase::Ready && run.is_some() {
+            if let Some(run) = run.filter(|_| component.phase.get() == Phase::Ready) {
                 // The last supervisor may not have come to it.
-                node.bury_ancestors(component);
+                node.bury_ancestors_of(&run);
             }
         }
         node.adoption.borrow_mut().deaths_are_told = true;
