@@ -1,6 +1,7 @@
 //! The command line, as clap reads it. What a verb does is in the module of its name.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -70,6 +71,9 @@ pub enum Verb {
     /// Look after the supervisor of the running system
     #[command(subcommand)]
     Supervisor(Supervisor),
+    /// Make this state directory a node of a cluster, and look after its nodes
+    #[command(subcommand)]
+    Node(Node),
     /// Kill, stop and slow down components of the running system, and say what its users felt
     Chaos(Chaos),
     /// Look at what is kept of crashes
@@ -369,6 +373,45 @@ pub enum Explain {
 pub enum Supervisor {
     /// Put another supervisor in its place, upgraded if the program has changed; everything else goes on
     Restart,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Node {
+    /// Begin a new cluster: this is its first node, and has its authority's key
+    Init {
+        /// What the node is called: lower-case letters, digits and hyphens
+        name: String,
+        /// Where it listens, and others call it; one machine's own address, not that of all
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7700")]
+        listen: SocketAddr,
+    },
+    /// Make a token, which lets one node in; only on the first node
+    Token {
+        /// How long it is good, for example 90s or 10m
+        #[arg(long = "for", value_name = "TIME", value_parser = time, default_value = "10m")]
+        duration: Duration,
+    },
+    /// Become a node of the cluster that made a token
+    Join {
+        /// Where the node that made it listens; its system has to be up
+        #[arg(value_name = "ADDRESS:PORT")]
+        address: SocketAddr,
+        /// The token; `-` reads it from standard input, where nobody sees it
+        token: String,
+        /// What this node is called: lower-case letters, digits and hyphens
+        #[arg(long)]
+        name: String,
+        /// Where it listens, and others call it
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7700")]
+        listen: SocketAddr,
+    },
+    /// List the nodes of the cluster
+    Ls,
+    /// Take a node out of the cluster: nobody hears it any more; only on the first node
+    Remove {
+        /// Its name
+        name: String,
+    },
 }
 
 /// Paths are those of the volume: `/www/index.html`, or the same without the first slash.

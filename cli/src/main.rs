@@ -11,6 +11,7 @@ mod bench;
 mod call;
 mod chaos;
 mod check;
+mod cluster;
 mod control;
 mod crash;
 mod demo;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         Verb::Explain(what) => explain::explain(&cli.common, what),
         Verb::Logs { component } => control::logs(&cli.common, component.as_deref()),
         Verb::Supervisor(args::Supervisor::Restart) => control::replace_supervisor(&cli.common),
+        Verb::Node(what) => cluster::node(&cli.common, what),
         Verb::Fs(verb) => fs::run(&cli.common, verb),
         Verb::Interface { what } => interface::interface(&cli.common, what.as_ref()),
         Verb::Call(what) => call::call(&cli.common, what),

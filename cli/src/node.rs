@@ -62,7 +62,8 @@ fn refused(state: &Path, error: &ContextError) -> Failed {
     }
 }
 
-fn no_runtime(error: &std::io::Error) -> Failed {
+/// What `atoll` says when there is no runtime.
+pub fn no_runtime(error: &std::io::Error) -> Failed {
     let failed = Failed::new(format!("cannot set up io_uring: {error}"));
     match error.raw_os_error() {
         Some(libc_errno::EPERM | libc_errno::ENOSYS) => {

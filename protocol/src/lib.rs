@@ -16,6 +16,7 @@ pub mod block;
 pub mod control;
 pub mod fs;
 pub mod net;
+pub mod node;
 pub mod null;
 
 /// An interface of the kit.
@@ -29,10 +30,11 @@ pub struct Known {
 }
 
 /// All of them.
-pub static INTERFACES: [Known; 5] = [
+pub static INTERFACES: [Known; 6] = [
     Known { description: &block::DESCRIPTION, released: include_str!("../released/block.json") },
     Known { description: &fs::DESCRIPTION, released: include_str!("../released/fs.json") },
     Known { description: &net::DESCRIPTION, released: include_str!("../released/net.json") },
     Known { description: &control::DESCRIPTION, released: include_str!("../released/control.json") },
+    Known { description: &node::DESCRIPTION, released: include_str!("../released/node.json") },
     Known { description: &null::DESCRIPTION, released: include_str!("../released/null.json") },
 ];

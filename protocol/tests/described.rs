@@ -15,7 +15,7 @@ use kernel_ipc::{Handle, LeaseName, LenderId};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use protocol::{INTERFACES, block, control, fs, net};
+use protocol::{INTERFACES, block, control, fs, net, node};
 use serde_json::{Map, Value, json};
 
 fn checked(description: &'static Description) -> Checked {
@@ -176,6 +176,12 @@ fn every_type_and_error_has_the_bytes_of_its_description() {
                 fs::Statfs, fs::CheckPage;
             errors: LookupError CreateError RemoveError RenameError StatError ReadError WriteError ReaddirError
                 SyncError CheckError;
+            private: &[]
+        ),
+        vectors!(
+            node,
+            types: node::Joined, node::Member, node::MemberPage;
+            errors: JoinError MembersError;
             private: &[]
         ),
         vectors!(

@@ -1,6 +1,7 @@
 //! Keeper and supervisor: what starts, connects, watches and ends the components of a node.
 #![deny(unsafe_code)]
 
+pub mod cluster;
 pub mod crash;
 pub mod ended;
 pub mod keeper;
@@ -16,3 +17,5 @@ pub mod up;
 mod check;
 mod parse;
 mod value;
+
+pub use node::logs::timestamp;

@@ -9,6 +9,7 @@
 
 mod adoption;
 mod books;
+mod cluster;
 mod component;
 mod control;
 mod crashes;
@@ -18,7 +19,7 @@ mod inside;
 mod introductions;
 mod launch;
 mod link;
-mod logs;
+pub(crate) mod logs;
 mod messages;
 mod peer;
 mod pulse;
@@ -296,6 +297,7 @@ fn report(to: &mut Option<&File>, progress: &Progress) {
 async fn supervise(checked: Checked, state: State, keeper: Rc<Link>, mut found: Found) {
     let goes_on = found.has(Kind::Lock);
     let (listener, is_up) = (found.take(Kind::Listener), found.has(Kind::Up));
+    let node_listener = found.take(Kind::NodeListener).and_then(|listener| listener.descriptor);
     let ending = found.take(Kind::Ending);
     let begun = Node::new(checked, state, keeper, &mut found).map(Rc::new);
     let begun = begun.and_then(|node| {
@@ -336,6 +338,9 @@ async fn supervise(checked: Checked, state: State, keeper: Rc<Link>, mut found: 
             Ok(listening) => drop(spawn(listening)),
             Err(error) => return node.fail(format!("{}: {error}", kernel_ipc::broker::GUEST_SOCKET)).await,
         },
+    }
+    if let Err(reason) = cluster::answer(&node, node_listener) {
+        return node.fail(reason).await;
     }
     if !node.stopping.has_happened() {
         match launch::start_all(&node, is_up).await {

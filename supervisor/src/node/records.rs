@@ -23,6 +23,7 @@
 //! Fact        component's hash of key   FactTag: key, value as JSON           (none)
 //! Held        component's hash of name  NamedTag: 0, name                     what is held
 //! Logbook     component's 0                                                   its logbook
+//! NodeListener 0          0                                                   where other nodes call
 //! ```
 
 use std::cell::{Cell, RefCell};
@@ -73,6 +74,8 @@ pub enum Kind {
     Held = 16,
     /// See the module's table.
     Logbook = 17,
+    /// See the module's table.
+    NodeListener = 18,
 }
 
 /// Most records: as many as the keeper has room for, and half as many as it may have descriptors.

@@ -3,17 +3,29 @@
 //! - A node's certificate says its name as the DNS name `NAME.node.atoll`, and no other name of that domain. Beside that it has to
 //!   be one for both ends of TLS (RFC 5280, 4.2.1.12, if it says so at all), valid now, and signed by the authority. A client
 //!   calls a node by name, and hears nobody else; a host hears nobody without such a certificate.
+//! - Between a certificate and the authority's there may be one other, that of the node by which it was signed ([`Keys::chained`]).
+//!   Who that was, [`issuer_of`] says: the chain that was shown has no other.
+//! - Who has no keys yet, a newcomer, knows the authority by the fingerprint of its certificate ([`Keys::newcomer`]), and is heard
+//!   only by a host that says so ([`Keys::answer_anyone`]).
 //! - Both ends speak TLS 1.3 and no earlier version; no session is resumed and no early data is taken, so that what is said
 //!   in one connection cannot be said again in another.
 
 use std::io;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
-use rustls::client::Resumption;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
+use rustls::crypto::ring::{cipher_suite, default_provider};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError, ClientConfig, ClientConnection, Connection, DigitallySignedStruct, RootCertStore, ServerConfig,
+    ServerConnection, SignatureScheme,
+};
 
 /// What stands behind a node's name in its certificate.
 const DOMAIN: &str = ".node.atoll";
@@ -69,12 +81,35 @@ impl std::fmt::Display for BadKeys {
 
 impl std::error::Error for BadKeys {}
 
-/// A node's keys. Clones are the same.
+/// Bytes of a [`fingerprint`].
+pub const FINGERPRINT_BYTES: usize = 32;
+
+/// What a certificate, or a secret, is known by: its SHA-256.
+pub fn fingerprint(bytes: &[u8]) -> [u8; FINGERPRINT_BYTES] {
+    let suite = cipher_suite::TLS13_AES_128_GCM_SHA256.tls13().expect("a suite of TLS 1.3");
+    let hash = suite.common.hash_provider.hash(bytes);
+    hash.as_ref().try_into().expect("SHA-256 has 32 bytes")
+}
+
+/// A node's keys. Clones are the same, also after they were [renewed](Keys::renew).
 #[derive(Clone, Debug)]
 pub struct Keys {
     client: Arc<ClientConfig>,
-    host: Arc<ServerConfig>,
+    /// `None`: a newcomer's, which nobody can call.
+    host: Option<Host>,
+    own: Arc<Own>,
 }
+
+/// The host's end, for those who prove who they are, and for everybody.
+#[derive(Clone, Debug)]
+struct Host {
+    proven: Arc<ServerConfig>,
+    anyone: Arc<ServerConfig>,
+}
+
+/// The certificate that is shown now.
+#[derive(Debug)]
+struct Own(RwLock<Option<Arc<CertifiedKey>>>);
 
 impl Keys {
     /// `authority`: the certificate that signs all nodes'. `certificate` and `key`: this node's own. All in DER (X.690),
@@ -83,35 +118,49 @@ impl Keys {
     /// # Errors
     /// See [`BadKeys`]. Whether the authority has signed the certificate is seen by the other end.
     pub fn new(authority: &[u8], certificate: &[u8], key: &[u8]) -> Result<Keys, BadKeys> {
+        Keys::chained(authority, &[certificate], key)
+    }
+
+    /// The same with the certificates between our own, the first of `chain`, and the authority's. Newcomers can call only who
+    /// shows the authority's too, as the last.
+    ///
+    /// # Errors
+    /// As [`new`](Keys::new).
+    pub fn chained(authority: &[u8], chain: &[&[u8]], key: &[u8]) -> Result<Keys, BadKeys> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from(authority).into_owned()).map_err(BadKeys::Authority)?;
         let roots = Arc::new(roots);
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let versions = &[&rustls::version::TLS13];
-        let chain = || vec![CertificateDer::from(certificate).into_owned()];
-        let own = || PrivateKeyDer::Pkcs8(key.to_vec().into());
+        let own = Arc::new(Own(RwLock::new(Some(certified(chain, key)?))));
+        let server = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider()).build();
+        let server = server.map_err(|error| BadKeys::Authority(rustls::Error::General(error.to_string())))?;
+        let clients = || WebPkiClientVerifier::builder_with_provider(roots.clone(), provider());
+        let failed =
+            |error: rustls::server::VerifierBuilderError| BadKeys::Authority(rustls::Error::General(error.to_string()));
+        let host = Host {
+            proven: host_config(clients().build().map_err(failed)?, &own)?,
+            anyone: host_config(clients().allow_unauthenticated().build().map_err(failed)?, &own)?,
+        };
+        Ok(Keys { client: client_config(server, &own)?, host: Some(host), own })
+    }
 
-        let mut client = ClientConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(versions)
-            .map_err(BadKeys::Own)?
-            .with_root_certificates(roots.clone())
-            .with_client_auth_cert(chain(), own())
-            .map_err(BadKeys::Own)?;
-        client.resumption = Resumption::disabled();
-        // A host has one certificate, and whom somebody calls is nobody else's business.
-        client.enable_sni = false;
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
-            .build()
-            .map_err(|error| BadKeys::Authority(rustls::Error::General(error.to_string())))?;
-        let mut host = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions)
-            .map_err(BadKeys::Own)?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(chain(), own())
-            .map_err(BadKeys::Own)?;
-        host.session_storage = Arc::new(NoServerSessionStorage {});
-        host.send_tls13_tickets = 0;
-        Ok(Keys { client: Arc::new(client), host: Arc::new(host) })
+    /// The keys of one that has none, and calls a node whose authority's certificate has this fingerprint.
+    ///
+    /// # Errors
+    /// What the cryptography says.
+    pub fn newcomer(authority: [u8; FINGERPRINT_BYTES]) -> Result<Keys, BadKeys> {
+        let own = Arc::new(Own(RwLock::new(None)));
+        let pinned = Arc::new(Pinned { authority, provider: provider() });
+        Ok(Keys { client: client_config(pinned, &own)?, host: None, own })
+    }
+
+    /// Shows this certificate from now on, everywhere where these keys are used. Connections that there are go on.
+    ///
+    /// # Errors
+    /// [`BadKeys::Own`].
+    pub fn renew(&self, chain: &[&[u8]], key: &[u8]) -> Result<(), BadKeys> {
+        let certified = certified(chain, key)?;
+        *self.own.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(certified);
+        Ok(())
     }
 
     /// The client's end of a connection to this node.
@@ -123,8 +172,155 @@ impl Keys {
 
     /// The host's end of a connection.
     pub(super) fn answer(&self) -> io::Result<Connection> {
-        Ok(ServerConnection::new(self.host.clone()).map_err(io::Error::other)?.into())
+        self.answer_with(|host| &host.proven)
     }
+
+    /// The same for somebody who may have no certificate. One that is shown has to be good.
+    pub(super) fn answer_anyone(&self) -> io::Result<Connection> {
+        self.answer_with(|host| &host.anyone)
+    }
+
+    fn answer_with(&self, which: impl FnOnce(&Host) -> &Arc<ServerConfig>) -> io::Result<Connection> {
+        let host = self.host.as_ref().ok_or_else(|| io::Error::other("a newcomer cannot be called"))?;
+        Ok(ServerConnection::new(which(host).clone()).map_err(io::Error::other)?.into())
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(default_provider())
+}
+
+/// A certificate, those above it, and the key.
+fn certified(chain: &[&[u8]], key: &[u8]) -> Result<Arc<CertifiedKey>, BadKeys> {
+    let chain = chain.iter().map(|certificate| CertificateDer::from(*certificate).into_owned()).collect();
+    let key = PrivateKeyDer::Pkcs8(key.to_vec().into());
+    CertifiedKey::from_der(chain, key, &default_provider()).map(Arc::new).map_err(BadKeys::Own)
+}
+
+fn client_config(server: Arc<dyn ServerCertVerifier>, own: &Arc<Own>) -> Result<Arc<ClientConfig>, BadKeys> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(BadKeys::Own)?
+        .dangerous()
+        .with_custom_certificate_verifier(server)
+        .with_client_cert_resolver(own.clone());
+    config.resumption = Resumption::disabled();
+    // A host has one certificate, and whom somebody calls is nobody else's business.
+    config.enable_sni = false;
+    Ok(Arc::new(config))
+}
+
+fn host_config(clients: Arc<dyn ClientCertVerifier>, own: &Arc<Own>) -> Result<Arc<ServerConfig>, BadKeys> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(BadKeys::Own)?
+        .with_client_cert_verifier(clients)
+        .with_cert_resolver(own.clone());
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+impl Own {
+    fn now(&self) -> Option<Arc<CertifiedKey>> {
+        self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+}
+
+impl ResolvesClientCert for Own {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.now()
+    }
+
+    fn has_certs(&self) -> bool {
+        self.now().is_some()
+    }
+}
+
+impl ResolvesServerCert for Own {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.now()
+    }
+}
+
+/// Believes the authority whose certificate has this fingerprint, which the host shows with its own.
+#[derive(Debug)]
+struct Pinned {
+    authority: [u8; FINGERPRINT_BYTES],
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let unknown = || rustls::Error::from(CertificateError::UnknownIssuer);
+        let authority = intermediates.iter().find(|shown| fingerprint(shown) == self.authority).ok_or_else(unknown)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone().into_owned())?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone()).build();
+        let verifier = verifier.map_err(|error| rustls::Error::General(error.to_string()))?;
+        verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Which end's certificate is not good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// The other end has not proven to be who was called.
+    Theirs,
+    /// The other end does not take ours.
+    Ours,
+}
+
+/// Whether a connection came to nothing because one end does not believe the other.
+pub fn doubt(error: &io::Error) -> Option<Doubt> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => Some(Doubt::Theirs),
+        rustls::Error::AlertReceived(_) => Some(Doubt::Ours),
+        _ => None,
+    }
+}
+
+/// The one certificate that the other end has shown beside its own: that of who signed it, if that was not the authority itself.
+/// `None`: there is none, or there are several, and which of them it was nobody knows.
+pub(super) fn issuer_of(connection: &Connection) -> Option<Rc<[u8]>> {
+    match connection.peer_certificates()? {
+        [_, issuer] => Some(issuer.as_ref().into()),
+        _ => None,
+    }
+}
+
+/// Whether the other end has shown a certificate at all.
+pub(super) fn is_proven(connection: &Connection) -> bool {
+    connection.peer_certificates().is_some()
 }
 
 /// The node that the other end has proven to be; `None`: its certificate names none, or several.

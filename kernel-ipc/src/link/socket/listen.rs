@@ -9,6 +9,8 @@
 //!   allocated for a session before its hello was checked. Who says nothing keeps nobody out: the one that has been silent
 //!   for longest gives way to a newcomer. (Very many at once do: a handshake takes some round trips, and until it has ended a
 //!   node is silent too.)
+//! - A listener that is [open to newcomers](Listener::to_newcomers) also hears those who prove nothing. They have a few sessions
+//!   among them, each for a short time, and the oldest of these gives way to another one.
 //! - A session begins with its client's knowledge: one whose welcome could not be sent ends at once.
 
 use std::cell::{Cell, RefCell};
@@ -37,6 +39,9 @@ use crate::wire::VERSION;
 const GREETINGS: usize = 64;
 /// Sessions that one listener has at most.
 pub const SESSIONS: usize = 1024;
+/// Sessions that all newcomers together have at most, and how long one lasts.
+const NEWCOMERS: usize = 16;
+const NEWCOMER_STAYS: Duration = Duration::from_secs(20);
 /// How long a listener rests that the kernel has no descriptor for.
 const EXHAUSTED: Duration = Duration::from_millis(10);
 
@@ -77,6 +82,7 @@ pub struct Listener {
     socket: File,
     address: SocketAddr,
     keys: Option<Keys>,
+    newcomers: bool,
 }
 
 /// Who is at the other end of a connection.
@@ -84,8 +90,10 @@ pub struct Listener {
 pub struct Peer {
     /// Where it is.
     pub address: SocketAddr,
-    /// The node that it has proven to be; `None` in the clear.
+    /// The node that it has proven to be; `None` in the clear, and of a newcomer.
     pub node: Option<NodeName>,
+    /// The certificate (DER) of who has signed that; `None`: the authority, or nobody.
+    pub issuer: Option<Rc<[u8]>>,
 }
 
 impl Listener {
@@ -113,7 +121,7 @@ impl Listener {
     /// # Errors
     /// The kernel's.
     pub fn adopt_secured(socket: OwnedFd, keys: Keys) -> Result<Listener, ListenError> {
-        Ok(Listener { address: local_address(&socket)?, socket: socket.into(), keys: Some(keys) })
+        Ok(Listener { address: local_address(&socket)?, socket: socket.into(), keys: Some(keys), newcomers: false })
     }
 
     /// Takes a socket that listens already, in the clear.
@@ -125,7 +133,12 @@ impl Listener {
         if !is_loopback(address) {
             return Err(ListenError::InTheClear(address));
         }
-        Ok(Listener { socket: socket.into(), address, keys: None })
+        Ok(Listener { socket: socket.into(), address, keys: None, newcomers: false })
+    }
+
+    /// Hears also who has no certificate: `admit` is told of it as of a peer that is no node.
+    pub fn to_newcomers(self) -> Listener {
+        Listener { newcomers: true, ..self }
     }
 
     /// Where it listens.
@@ -146,6 +159,7 @@ impl Listener {
         let desk = Rc::new(Desk {
             served: served.into(),
             keys: self.keys,
+            newcomers: self.newcomers,
             lending,
             options,
             admit: RefCell::new(Box::new(admit)),
@@ -175,6 +189,8 @@ type Admit = Box<dyn FnMut(&Peer) -> Option<(Grant, SessionInfo)>>;
 struct Desk<S: Service> {
     served: Served<S>,
     keys: Option<Keys>,
+    /// It hears those too who prove nothing.
+    newcomers: bool,
     lending: Option<Lending>,
     options: Options,
     admit: RefCell<Admit>,
@@ -271,12 +287,16 @@ impl<S: Service> Desk<S> {
         let stream = match &self.keys {
             None => stream,
             Some(keys) => {
-                let answer = keys.answer().map_err(|error| error.to_string())?;
+                let answer = if self.newcomers { keys.answer_anyone() } else { keys.answer() };
+                let answer = answer.map_err(|error| error.to_string())?;
                 let secured = stream.secured(answer, None).await;
                 secured.map_err(|error| format!("{address} did not prove which node it is: {error}"))?
             }
         };
-        let peer = Peer { address, node: stream.node().cloned() };
+        let peer = Peer { address, node: stream.node().cloned(), issuer: stream.issuer().cloned() };
+        if self.keys.is_some() && peer.node.is_none() && !self.newcomers {
+            return Err(format!("{address} did not prove which node it is"));
+        }
         let wanted = greeting::hear(&stream).await;
         has_spoken.set(true);
         let taken = match wanted {
@@ -317,6 +337,10 @@ impl<S: Service> Desk<S> {
         if self.closed.get() || self.sessions.borrow().len() >= SESSIONS {
             return Err(Refusal::Busy);
         }
+        let is_newcomer = self.newcomers && peer.node.is_none();
+        if is_newcomer {
+            self.make_room_for_newcomer();
+        }
         let (root, info) = (self.admit.borrow_mut())(peer).ok_or(Refusal::Forbidden)?;
         let id = info.id;
         let link = SocketLink::new(hello.shape);
@@ -337,7 +361,12 @@ impl<S: Service> Desk<S> {
         let options = self.options;
         runtime::spawn(async move {
             if let Some(entry) = keeper.upgrade() {
-                entry.keep(&options).await;
+                if is_newcomer {
+                    let _ = runtime::timeout(NEWCOMER_STAYS, entry.keep(&options)).await;
+                    entry.session.close();
+                } else {
+                    entry.keep(&options).await;
+                }
                 if let Some(bulk) = entry.bulk.take() {
                     bulk.cancel();
                 }
@@ -349,6 +378,18 @@ impl<S: Service> Desk<S> {
         });
         let welcome = entry.welcome(hello);
         Ok((entry, welcome, 0))
+    }
+
+    /// Ends the oldest session of a newcomer if there are as many as there may be.
+    fn make_room_for_newcomer(&self) {
+        let sessions = self.sessions.borrow();
+        let newcomers = || sessions.values().filter(|entry| entry.node.is_none() && entry.session.is_open());
+        let oldest = newcomers().min_by_key(|entry| entry.session.info().id).cloned();
+        if let Some(oldest) = oldest.filter(|_| newcomers().count() >= NEWCOMERS) {
+            drop(sessions);
+            oldest.session.close();
+            self.warnings.warn("the session of a newcomer gave way to that of another one");
+        }
     }
 
     /// A session that lost its connection.

@@ -23,7 +23,7 @@ use nix::sys::socket::{
 
 use rustls::Connection;
 
-use super::keys::{NodeName, node_of};
+use super::keys::{NodeName, is_proven, issuer_of, node_of};
 use super::tls::Tls;
 use crate::lease::{Extent, ReaderSlice};
 use crate::runtime::{self, io::File};
@@ -44,6 +44,8 @@ pub struct Stream {
     tls: Option<RefCell<Tls>>,
     /// Who the peer has proven to be.
     node: Option<NodeName>,
+    /// Who has signed that, if it was not the authority.
+    issuer: Option<Rc<[u8]>>,
 }
 
 impl Stream {
@@ -58,7 +60,7 @@ impl Stream {
         setsockopt(&file, sockopt::TcpUserTimeout, &timeout)?;
         let peer: SockaddrStorage = socket::getpeername(file.as_fd().as_raw_fd())?;
         let peer = address(&peer).ok_or(io::ErrorKind::Unsupported)?;
-        Ok(Stream { file, peer, tls: None, node: None })
+        Ok(Stream { file, peer, tls: None, node: None, issuer: None })
     }
 
     /// Dials. Waits for the peer's kernel, without blocking the thread.
@@ -88,7 +90,8 @@ impl Stream {
         Stream::new(file, dead_after)
     }
 
-    /// The same connection over TLS, once both ends have proven who they are. `expected`: who the peer has to be.
+    /// The same connection over TLS, once both ends have proven who they are. `expected`: who the peer has to be. One that shows no
+    /// certificate, if TLS was told to take that, is [no node](Self::node).
     ///
     /// # Errors
     /// The connection is lost, or one end does not accept the other: `InvalidData`, which says why.
@@ -107,19 +110,28 @@ impl Stream {
                     Err(error) => {
                         // The alert, so that the other end hears why.
                         let _ = tls.push(|bytes| self.send_raw(bytes));
+                        let _ = socket::shutdown(self.raw_fd(), socket::Shutdown::Write);
+                        let _ = runtime::timeout(LINGER, self.hear_out()).await;
                         return Err(error);
                     }
                 }
             }
         }
         let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
-        let node = node_of(tls.connection()).ok_or_else(|| invalid("a certificate of no node"))?;
-        if expected.is_some_and(|expected| *expected != node) {
+        if is_proven(tls.connection()) {
+            self.node = Some(node_of(tls.connection()).ok_or_else(|| invalid("a certificate of no node"))?);
+            self.issuer = issuer_of(tls.connection());
+        }
+        if expected.is_some() && self.node.as_ref() != expected {
             return Err(invalid("a certificate of another node"));
         }
-        self.node = Some(node);
         self.tls = Some(RefCell::new(tls));
         Ok(self)
+    }
+
+    /// The certificate (DER) by which the peer's own was signed; `None`: it was the authority's, or there is none.
+    pub fn issuer(&self) -> Option<&Rc<[u8]>> {
+        self.issuer.as_ref()
     }
 
     /// The node that the peer has proven to be; `None` in the clear.
@@ -309,6 +321,14 @@ impl Stream {
         }
     }
 
+    /// Reads, until the peer says no more, what nobody wants to hear.
+    async fn hear_out(&self) {
+        let mut memory = vec![0; 4096];
+        while let (Ok(1..), again) = runtime::io::recv(&self.file, memory, 0).await {
+            memory = again;
+        }
+    }
+
     /// Ends it at once.
     pub fn abort(self) {
         // A connection that is lost already has nothing to shut down.
@@ -334,10 +354,7 @@ impl Stream {
                     }
                     let _ = runtime::io::shutdown(&self.file, Shutdown::Write).await;
                 }
-                let mut memory = vec![0; 4096];
-                while let (Ok(1..), again) = runtime::io::recv(&self.file, memory, 0).await {
-                    memory = again;
-                }
+                self.hear_out().await;
             };
             let _ = runtime::timeout(LINGER, say_and_hear).await;
             let _ = runtime::io::shutdown(&self.file, Shutdown::Both).await;
