@@ -24,7 +24,7 @@ use std::cell::RefCell;
 use crate::capability::Grant;
 use crate::described::{Type, Types};
 use crate::lease::Lend;
-use crate::session::ClientSession;
+use crate::session::{ClientSession, Earlier};
 use crate::wire::{Handle, LeaseName};
 
 /// Bytes that are no value of the type they should be. Nothing of them was used.
@@ -303,6 +303,8 @@ pub struct Decoder<'a> {
     handles: &'a [Handle],
     leases: &'a [LeaseName],
     session: Option<&'a ClientSession>,
+    /// The call that is answered, if others may depend on it.
+    earlier: Option<&'a Earlier>,
 }
 
 impl<'a> Decoder<'a> {
@@ -312,7 +314,7 @@ impl<'a> Decoder<'a> {
     /// [`Malformed`] when it is shorter than its fixed part.
     pub fn new(fixed_bytes: usize, payload: &'a [u8]) -> Result<Decoder<'a>, Malformed> {
         let (fixed, tail) = payload.split_at_checked(fixed_bytes).ok_or(Malformed)?;
-        Ok(Decoder { fixed, tail, handles: &[], leases: &[], session: None })
+        Ok(Decoder { fixed, tail, handles: &[], leases: &[], session: None, earlier: None })
     }
 
     /// Adds the leases that came beside the payload.
@@ -325,14 +327,15 @@ impl<'a> Decoder<'a> {
         Decoder { handles, leases, ..self }
     }
 
-    /// Adds what came beside a reply on `session`.
+    /// Adds what came beside a reply on `session`, to `earlier` if others may depend on that call.
     pub(crate) fn with_reply(
         self,
         session: &'a ClientSession,
         handles: &'a [Handle],
         leases: &'a [LeaseName],
+        earlier: Option<&'a Earlier>,
     ) -> Decoder<'a> {
-        Decoder { handles, leases, session: Some(session), ..self }
+        Decoder { handles, leases, session: Some(session), earlier, ..self }
     }
 
     /// One value which is the whole payload.
@@ -393,6 +396,11 @@ impl<'a> Decoder<'a> {
     /// The session on which handles and leases are to be released. Only replies have one.
     pub(crate) fn session(&self) -> Result<&'a ClientSession, Malformed> {
         self.session.ok_or(Malformed)
+    }
+
+    /// The call that is answered, if others may depend on it.
+    pub(crate) fn earlier(&self) -> Option<&'a Earlier> {
+        self.earlier
     }
 
     /// Takes `count` things that travel beside the payload.

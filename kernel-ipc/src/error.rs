@@ -46,6 +46,12 @@ macro_rules! causes {
                 /// The number of the last one, which `atoll crash show` takes; 0 if nobody knows it.
                 crash: u32,
             },
+            /// The earlier call that was to bring a capability for this one has ended with an error of its operation. What that
+            /// means its own answer says. (If it failed otherwise, this one fails with the same cause.)
+            EarlierError {
+                /// The number of the error, of the earlier call's operation.
+                error: u16,
+            },
         }
 
         impl Cause {
@@ -55,6 +61,7 @@ macro_rules! causes {
                     $(Cause::$name => $number,)*
                     Cause::Busy { .. } => BUSY,
                     Cause::Poisoned { .. } => POISONED,
+                    Cause::EarlierError { .. } => EARLIER_ERROR,
                 }
             }
 
@@ -64,6 +71,7 @@ macro_rules! causes {
                     $(($number, 0) => Some(Cause::$name),)*
                     (BUSY, retry_after_us) => Some(Cause::Busy { retry_after_us }),
                     (POISONED, crash) => Some(Cause::Poisoned { crash }),
+                    (EARLIER_ERROR, error @ 0..=0xFFFF) => Some(Cause::EarlierError { error: error as u16 }),
                     _ => None,
                 }
             }
@@ -76,6 +84,7 @@ macro_rules! causes {
                     Cause::Busy { .. } => f.write_str("the host is busy"),
                     Cause::Poisoned { crash: 0 } => f.write_str(QUARANTINED),
                     Cause::Poisoned { crash } => write!(f, "{QUARANTINED} (crash {crash})"),
+                    Cause::EarlierError { error } => write!(f, "the call that it depends on ended with its error {error}"),
                 }
             }
         }
@@ -129,12 +138,16 @@ causes! {
     NoSuchTicket = 24, "there is no such ticket for this client";
     /// The connection to the host's machine was lost and could not be made again in time.
     LinkLost = 25, "the connection to the host was lost";
+    /// No earlier call that is outstanding, or was just answered, brings the capability that the call names.
+    NotBrought = 26, "no earlier call brings the capability that it names";
 }
 
 /// The number of [`Cause::Busy`].
 const BUSY: u16 = 8;
 /// The number of [`Cause::Poisoned`].
 const POISONED: u16 = 20;
+/// The number of [`Cause::EarlierError`].
+const EARLIER_ERROR: u16 = 27;
 const QUARANTINED: &str = "the request is quarantined: its host crashed twice on it";
 
 impl Cause {
@@ -146,11 +159,13 @@ impl Cause {
         Cause::Busy { retry_after_us: u32::try_from(time.as_micros()).unwrap_or(u32::MAX) }
     }
 
-    /// What a peer has to know beside the number: the time of [`Cause::Busy`], the crash of [`Cause::Poisoned`], else 0.
+    /// What a peer has to know beside the number: the time of [`Cause::Busy`], the crash of [`Cause::Poisoned`], the error of
+    /// [`Cause::EarlierError`], else 0.
     pub const fn detail(self) -> u32 {
         match self {
             Cause::Busy { retry_after_us } => retry_after_us,
             Cause::Poisoned { crash } => crash,
+            Cause::EarlierError { error } => error as u32,
             _ => 0,
         }
     }
@@ -174,6 +189,11 @@ impl Failure {
     /// A failure after which nobody can say whether the call ran.
     pub const fn unknown(cause: Cause) -> Failure {
         Failure { cause, executed: Executed::Unknown }
+    }
+
+    /// The failure of a call that depended on one which failed like this: the same cause, and it did not run.
+    pub const fn of_dependent(self) -> Failure {
+        Failure::not_executed(self.cause)
     }
 }
 
@@ -237,15 +257,15 @@ mod tests {
 
     #[test]
     fn every_cause_is_found_by_its_number_and_no_other_is() {
-        for number in 1..=25 {
+        for number in 1..=27 {
             assert_eq!(Cause::from_number(number, 0).map(Cause::number), Some(number));
         }
         assert_eq!(Cause::from_number(0, 0), None);
-        assert_eq!(Cause::from_number(26, 0), None);
+        assert_eq!(Cause::from_number(28, 0), None);
     }
 
     #[test]
-    fn only_a_quarantine_and_a_busy_host_have_a_detail() {
+    fn only_some_causes_have_a_detail() {
         let busy = Cause::busy_for(std::time::Duration::from_millis(3));
         assert_eq!(busy, Cause::Busy { retry_after_us: 3000 });
         assert_eq!(Cause::from_number(busy.number(), busy.detail()), Some(busy));
@@ -253,7 +273,10 @@ mod tests {
         let poisoned = Cause::Poisoned { crash: 7 };
         assert_eq!(Cause::from_number(poisoned.number(), poisoned.detail()), Some(poisoned));
         assert_eq!(poisoned.to_string(), "the request is quarantined: its host crashed twice on it (crash 7)");
-        for number in (1..=25).filter(|number| *number != BUSY && *number != POISONED) {
+        let earlier = Cause::EarlierError { error: u16::MAX };
+        assert_eq!(Cause::from_number(earlier.number(), earlier.detail()), Some(earlier));
+        assert_eq!(Cause::from_number(earlier.number(), 1 << 16), None);
+        for number in (1..=26).filter(|number| *number != BUSY && *number != POISONED) {
             assert_eq!(Cause::from_number(number, 7), None);
         }
     }

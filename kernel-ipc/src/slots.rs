@@ -12,7 +12,8 @@
 //! host    Idle(last) ──accept: seq > last──> Busy ──finish──> Idle(seq)
 //! ```
 
-use crate::wire::{Shape, Violation};
+use crate::error::{Cause, Failure};
+use crate::wire::{ExpectedHandle, Handle, Shape, Violation};
 
 /// What the client knows of one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,10 +210,12 @@ impl ClientSlots {
     }
 }
 
-/// The host's slots: a row of last seqs, and which are busy.
+/// The host's slots: a row of last seqs, and which are busy; and what the last answers were to calls that depend on them.
 #[derive(Debug)]
 pub struct HostSlots {
     slots: Box<[HostSlot]>,
+    /// By slot, as far as one was used that had something to remember.
+    answers: Vec<LastAnswer>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -221,10 +224,40 @@ struct HostSlot {
     busy: bool,
 }
 
+/// What the answer to the slot's call of this seq was. That of any other call brought nothing.
+#[derive(Debug, Default)]
+struct LastAnswer {
+    seq: u64,
+    brought: Vec<Handle>,
+    failure: Option<Failure>,
+}
+
+/// What is known of a capability that a call [expects](ExpectedHandle) from an earlier one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Brought {
+    /// The earlier call is under way.
+    NotYet,
+    /// This is its handle.
+    Here(Handle),
+    /// It does not come: how a call that expects it fails.
+    Never(Failure),
+}
+
+impl Brought {
+    /// What an answer means to a call that expects its capability of this number.
+    pub fn by(answer: Result<&[Handle], Failure>, number: u16) -> Brought {
+        match answer.map(|brought| brought.get(usize::from(number))) {
+            Ok(Some(handle)) => Brought::Here(*handle),
+            Ok(None) => Brought::Never(Failure::not_executed(Cause::NotBrought)),
+            Err(failure) => Brought::Never(failure.of_dependent()),
+        }
+    }
+}
+
 impl HostSlots {
     /// All slots idle; nothing was ever called.
     pub fn new(shape: Shape) -> HostSlots {
-        HostSlots { slots: vec![HostSlot::default(); usize::from(shape.all_slots())].into() }
+        HostSlots { slots: vec![HostSlot::default(); usize::from(shape.all_slots())].into(), answers: Vec::new() }
     }
 
     /// What a ledger says of a slot: the last call that began on it, whose answer is not owed any more.
@@ -253,6 +286,36 @@ impl HostSlots {
         if let Some(entry) = self.slots.get_mut(usize::from(slot)) {
             debug_assert!(entry.busy);
             entry.busy = false;
+        }
+    }
+
+    /// The slot's last call is answered by capabilities, or has failed: for calls that depend on it. Any other answer brings
+    /// nothing, and nothing has to be said.
+    pub fn answered(&mut self, slot: u16, seq: u64, answer: Result<&[Handle], Failure>) {
+        let index = usize::from(slot);
+        if self.answers.len() <= index {
+            self.answers.resize_with(index + 1, LastAnswer::default);
+        }
+        let last = &mut self.answers[index];
+        last.seq = seq;
+        last.failure = answer.err();
+        last.brought.clear();
+        last.brought.extend(answer.unwrap_or_default());
+    }
+
+    /// What is known of a capability that a call expects. Only the last call of each slot can bring one: a client uses a slot
+    /// again when it has the answer, and knows then what that brought.
+    pub fn brought(&self, expected: ExpectedHandle) -> Brought {
+        let ExpectedHandle { slot, seq, number } = expected;
+        match self.last(slot) {
+            Some((last, busy)) if last as u32 == seq && last != 0 => match self.answers.get(usize::from(slot)) {
+                _ if busy => Brought::NotYet,
+                Some(answer) if answer.seq == last => {
+                    Brought::by(answer.failure.map_or(Ok(&answer.brought), Err), number)
+                }
+                _ => Brought::by(Ok(&[]), number),
+            },
+            _ => Brought::by(Ok(&[]), number),
         }
     }
 

@@ -7,7 +7,7 @@
 //! segment
 //! offset  size  line  what                                       C-segment            S-segment
 //!      0     8   0    magic                                      "ATOLL-C1"           "ATOLL-S1"
-//!      8     4        version                                    2                    2
+//!      8     4        version                                    3                    3
 //!     12     2        slots (normal)                             asked                granted (the same)
 //!     14     2        control slots                              4                    4
 //!     16     8        epoch of the endpoint                      0 when not known     this epoch
@@ -49,20 +49,26 @@
 //!   payload             the operation's fixed part, then its variable tail; absent when it is inline
 //! ```
 //!
+//! In the place of a handle a call may name a capability that the answer of an earlier call is to bring: [`ExpectedHandle`].
+//!
 //! Values read from a peer stay [`RawDescriptor`]s until [`Submission::check`] or [`Completion::check`] has compared
 //! them with the session's [`Shape`]; a value that no correct peer writes is a [`Violation`] and ends the session.
+
+mod expected;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Cause, Executed, Failure};
 use crate::id::LenderId;
 
+pub use expected::{EXPECTED, ExpectedHandle};
+
 /// Magic of a C-segment.
 pub const MAGIC_CLIENT: u64 = u64::from_le_bytes(*b"ATOLL-C1");
 /// Magic of an S-segment.
 pub const MAGIC_HOST: u64 = u64::from_le_bytes(*b"ATOLL-S1");
 /// Version of the layout in this file.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Slots reserved for control calls, after the normal ones.
 pub const CONTROL_SLOTS: u16 = 4;

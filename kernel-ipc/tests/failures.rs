@@ -353,6 +353,8 @@ const WAYS: &[(u16, &[Way])] = &[
     (23, &[There("kernel-ipc/tests/capabilities.rs", "no(Cause::BadgeSet)")]),
     (24, &[There("kernel-ipc/tests/capabilities.rs", "no(Cause::NoSuchTicket)")]),
     (25, &[There("kernel-ipc/tests/socket/lost.rs", "Cause::LinkLost")]),
+    (26, &[There("kernel-ipc/tests/dependent/named.rs", "failed(Cause::NotBrought)")]),
+    (27, &[There("kernel-ipc/tests/dependent/main.rs", "Cause::EarlierError { error: 42 }")]),
 ];
 
 #[test]

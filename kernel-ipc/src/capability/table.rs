@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ledger::Tag;
 use crate::rights::Rights;
-use crate::wire::Handle;
+use crate::wire::{EXPECTED, Handle};
 
 /// A capability without its handle: an object, rights to it, and a badge. What a host grants, and what an entry says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -225,7 +225,7 @@ impl Table {
         let index = match self.first_free {
             NONE => {
                 // Only when none is free, so at most one per retired index beyond the quota.
-                let index = u32::try_from(self.lines.len()).ok().filter(|index| *index != NONE).ok_or(Quota)?;
+                let index = u32::try_from(self.lines.len()).ok().filter(|index| *index < EXPECTED).ok_or(Quota)?;
                 self.lines.push(Line::FRESH);
                 index
             }

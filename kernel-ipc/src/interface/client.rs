@@ -2,14 +2,15 @@
 
 use std::marker::PhantomData;
 use std::ops::{Bound, RangeBounds};
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::{Connection, Kind};
 use crate::codec::{Decode, Decoder, Encode, Encoder, Layout, Malformed};
 use crate::described::{Type, Types};
 use crate::error::{Cause, Failure};
-use crate::session::ClientSession;
 use crate::session::capability::{Inspected, Minting, Revoked, Ticket};
+use crate::session::{ClientSession, Expected};
 use crate::wire::{Handle, LeaseName};
 
 /// A capability that this client holds. Dropping it releases it; that never waits.
@@ -27,6 +28,8 @@ pub(super) enum Place {
     Root(Connection),
     /// An entry of one session.
     Session(ClientSession, Handle),
+    /// What a call brings that was made ahead.
+    Expected(Rc<Expected>),
 }
 
 impl<K: Kind> Cap<K> {
@@ -40,11 +43,17 @@ impl<K: Kind> Cap<K> {
         Cap { place: Place::Session(session, handle), kind: PhantomData }
     }
 
+    /// A capability that a call brings which may be under way.
+    pub(super) fn expected(expected: Rc<Expected>) -> Cap<K> {
+        Cap { place: Place::Expected(expected), kind: PhantomData }
+    }
+
     /// The session in which it is valid now.
     pub fn session(&self) -> ClientSession {
         match &self.place {
             Place::Root(connection) => connection.last_session(),
             Place::Session(session, _) => session.clone(),
+            Place::Expected(expected) => expected.session().clone(),
         }
     }
 }
@@ -117,6 +126,7 @@ impl<K: Kind> Cap<K> {
             }
             Place::Session(session, _) if !session.is_open() => Err(Failure::not_executed(Cause::StaleEpoch)),
             Place::Session(session, handle) => Ok((session.clone(), *handle)),
+            Place::Expected(expected) => Ok((expected.session().clone(), expected.handle()?)),
         }
     }
 }
@@ -135,6 +145,7 @@ impl<K> std::fmt::Debug for Cap<K> {
         match &self.place {
             Place::Root(_) => f.write_str("Cap(root)"),
             Place::Session(_, Handle { index, generation }) => write!(f, "Cap({index}.{generation})"),
+            Place::Expected(expected) => write!(f, "Cap({expected:?})"),
         }
     }
 }
@@ -149,8 +160,12 @@ impl<K: Kind> Layout for Cap<K> {
 
 impl<K: Kind> Decode<'_> for Cap<K> {
     fn decode(from: &mut Decoder<'_>) -> Result<Self, Malformed> {
-        let session = from.session()?.clone();
-        Ok(Cap::given(session, from.handle()?))
+        let session = from.session()?;
+        let handle = from.handle()?;
+        Ok(match from.earlier().and_then(|earlier| earlier.holder(handle)) {
+            Some(expected) => Cap::expected(expected),
+            None => Cap::given(session.clone(), handle),
+        })
     }
 
     /// A list of capabilities: its count is in the payload, they travel beside it.

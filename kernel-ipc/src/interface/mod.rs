@@ -1,13 +1,15 @@
 //! What `#[interface]` builds on: the description of an interface, and the typed ends of a call.
 //!
 //! * A client holds [`Cap`]s and [`Lease`]s, which release themselves when dropped, and makes calls through the
-//!   generated `Client`; each call is a [`Pending`] until it is awaited.
+//!   generated `Client`; each call is a [`Pending`] until it is awaited. What a call brings can be used before its answer:
+//!   [`Ahead`].
 //! * A host implements the generated `Handler`; it sees [`Granted`] objects and gives [`NewCap`]s and
 //!   [`Lend`](crate::lease::Lend)s.
 //! * [`Description`] is the interface as data.
 //!
 //! `docs/interfaces.md` shows how to write one and what is generated.
 
+mod ahead;
 mod client;
 mod description;
 mod host;
@@ -16,6 +18,7 @@ mod pending;
 mod under_way;
 
 pub use crate::component::{Client as Connect, Connection};
+pub use ahead::{Ahead, Brings};
 pub use client::{Cap, Lease, LeasePart};
 pub use description::{Description, HandleArgument, Operation, Retry};
 pub use host::{Granted, NewCap, Object, answer, refuse};

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::client::Place;
 use super::under_way::Begin;
-use super::{Cap, Connection, Kind, Operation, OperationError, Retry};
+use super::{Ahead, Cap, Connection, Kind, Operation, OperationError, Retry};
 use crate::codec::{Decode, Decoder, Encode, Encoder, Malformed};
-use crate::session::{self, ClientSession, Reply, Request, Sent};
+use crate::session::{self, ClientSession, Earlier, Reply, Request, Sent};
 use crate::wire::{Handle, LeaseName};
 use crate::{CallError, Cause, Executed, Failure, runtime};
 
@@ -28,6 +28,9 @@ pub trait Start {
     /// Begins the call.
     fn start(self, deadline: Option<Duration>) -> Self::Future;
 
+    /// Sends it as a call that others can depend on.
+    fn ahead(self, deadline: Option<Duration>) -> impl Future<Output = Result<Ahead<Self::Output>, Failure>>;
+
     /// Sends it as a one-way message.
     fn post(self, deadline: Option<Duration>) -> impl Future<Output = Result<(), Failure>>;
 }
@@ -46,6 +49,16 @@ impl<S: Start> Pending<S> {
     /// Waits for ever, whatever the operation's default.
     pub fn no_deadline(self) -> Pending<S> {
         Pending { deadline: None, ..self }
+    }
+
+    /// Sends the call and returns when it is on its way. What it [brings](Ahead::capability) can be used from then on, so that
+    /// calls which need it follow at once instead of after its answer: all of them together are one round trip. If all slots
+    /// are taken it waits for one. When its host dies before it has answered, and the session with it, it is not made again.
+    ///
+    /// # Errors
+    /// It was not sent.
+    pub async fn ahead(self) -> Result<Ahead<S::Output>, Failure> {
+        self.start.ahead(self.deadline).await
     }
 
     /// Sends the call as a one-way message: returns when it is on its way, and nobody hears its answer. If all slots are
@@ -122,6 +135,16 @@ impl<'a> Arguments<'a> {
                 self.session = Some(session);
                 (*handle, belongs)
             }
+            Place::Expected(expected) => {
+                let session = expected.session();
+                let belongs = self.session.is_none_or(|other| same(other, session));
+                self.session = Some(session);
+                let handle = expected.handle().unwrap_or_else(|failure| {
+                    self.failure = Some(failure);
+                    Handle::NONE
+                });
+                (handle, belongs)
+            }
         };
         if !belongs {
             self.failure = Some(Failure::not_executed(Cause::StaleHandle));
@@ -194,6 +217,16 @@ impl<'a> Arguments<'a> {
         session.post(self.request(operation, deadline)).await
     }
 
+    /// Sends it as a call that others can depend on, when there is a slot for it.
+    pub(super) async fn ahead(mut self, operation: &Operation, deadline: Option<Duration>) -> Result<Earlier, Failure> {
+        if let Some(failure) = self.failure {
+            return Err(failure);
+        }
+        let session = self.session(deadline).await?;
+        self.place_root(session.root());
+        session.call_ahead(self.request(operation, deadline)).await
+    }
+
     async fn attempt(
         &mut self,
         operation: &Operation,
@@ -264,20 +297,20 @@ fn same(one: &ClientSession, other: &ClientSession) -> bool {
     one.id() == other.id()
 }
 
-/// What a reply says. What it brought and nobody took is released.
+/// What a reply says, to `earlier` if others may depend on that call. What it brought and nobody took is released.
 pub(super) fn decoded<R, E>(
     session: &ClientSession,
     operation_error: Option<u16>,
     payload: &[u8],
-    capabilities: &[Handle],
-    leases: &[LeaseName],
+    (capabilities, leases): (&[Handle], &[LeaseName]),
+    earlier: Option<&Earlier>,
 ) -> Result<R, CallError<E>>
 where
     R: for<'p> Decode<'p>,
     E: OperationError,
 {
     let decoded = match operation_error {
-        None => decode_result(session, payload, capabilities, leases).map(Ok),
+        None => decode_result(session, payload, capabilities, leases, earlier).map(Ok),
         Some(number) => {
             release(session, capabilities, leases);
             E::decode(number, payload).map(|error| Err(CallError::Operation(error)))
@@ -295,13 +328,14 @@ fn decode_result<'p, R: Decode<'p>>(
     payload: &'p [u8],
     capabilities: &'p [Handle],
     leases: &'p [LeaseName],
+    earlier: Option<&'p Earlier>,
 ) -> Result<R, Malformed> {
     let decoder = Decoder::new(R::FIXED_BYTES, payload);
     let Ok(decoder) = decoder else {
         release(session, capabilities, leases);
         return Err(Malformed);
     };
-    let mut decoder = decoder.with_reply(session, capabilities, leases);
+    let mut decoder = decoder.with_reply(session, capabilities, leases, earlier);
     let value = R::decode(&mut decoder);
     let (capabilities, leases) = decoder.untaken();
     release(session, capabilities, leases);

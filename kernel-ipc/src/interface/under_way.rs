@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::pending::{Arguments, Start, decoded};
-use super::{Operation, OperationError};
+use super::{Ahead, Operation, OperationError};
 use crate::codec::Decode;
 use crate::session::{ClientSession, Reply, Sent};
 use crate::{CallError, Failure};
@@ -40,6 +40,10 @@ where
     fn start(self, deadline: Option<Duration>) -> Self::Future {
         let Begin { arguments, operation, result } = self;
         UnderWay { arguments: Some(arguments), operation, deadline, stage: Stage::Begin, result }
+    }
+
+    async fn ahead(self, deadline: Option<Duration>) -> Result<Ahead<Self::Output>, Failure> {
+        Ok(Ahead::new(self.arguments.ahead(self.operation, deadline).await?))
     }
 
     async fn post(mut self, deadline: Option<Duration>) -> Result<(), Failure> {
@@ -96,7 +100,7 @@ where
         if let Stage::Sent(sent) = &mut this.stage {
             let taken = sent.poll_with(
                 cx,
-                |session, error, payload| Ok(decoded(session, error, payload, &[], &[])),
+                |session, error, payload| Ok(decoded(session, error, payload, (&[], &[]), None)),
                 |session, reply| reply.map(|reply| decoded_reply(session, &reply)),
             );
             match taken {
@@ -139,5 +143,5 @@ where
     R: for<'p> Decode<'p>,
     E: OperationError,
 {
-    decoded(session, reply.operation_error, &reply.payload, &reply.capabilities, &reply.leases)
+    decoded(session, reply.operation_error, &reply.payload, (&reply.capabilities, &reply.leases), None)
 }

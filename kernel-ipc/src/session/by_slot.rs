@@ -4,12 +4,22 @@
 use std::cell::OnceCell;
 use std::ops::Index;
 
+use crate::wire::MAX_SLOTS;
+
 /// Slots for which it is made together.
 const TOGETHER: usize = 8;
 
 pub(super) struct BySlot<T> {
     groups: Box<[OnceCell<Box<[T; TOGETHER]>>]>,
     make: Box<dyn Fn() -> T>,
+}
+
+const _: () = assert!(MAX_SLOTS as u32 <= u64::BITS);
+
+/// The bit of a normal slot in a word that has one for each; of any other number 0, or that of a slot which is not there.
+#[inline]
+pub(super) fn bit(slot: u16) -> u64 {
+    1u64.checked_shl(slot.into()).unwrap_or(0)
 }
 
 impl<T> BySlot<T> {

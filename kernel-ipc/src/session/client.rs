@@ -30,6 +30,7 @@ use crate::wire::{Extent, Handle, LeaseName, Shape};
 
 mod control;
 mod deadlines;
+mod earlier;
 mod landing;
 mod log;
 mod messages;
@@ -40,6 +41,8 @@ mod submit;
 mod waits;
 
 use control::Pending;
+use earlier::EarlierCalls;
+pub use earlier::{Earlier, Expected};
 use messages::Mailbox;
 pub use messages::Messages;
 pub use offer::Offer;
@@ -122,6 +125,7 @@ impl ClientSession {
             on_end: Cell::new(None),
             log: OnceCell::new(),
             mailbox: Mailbox::default(),
+            earlier: EarlierCalls::default(),
         });
         let source = runtime::register(inner.clone());
         ClientSession(Rc::new(Registered { inner, _source: source }))
@@ -155,7 +159,7 @@ impl ClientSession {
     pub async fn call(&self, request: Request<'_>) -> Result<Reply, Failure> {
         let inner = &self.0.inner;
         let (extent, deadline) = inner.admit(&request)?;
-        inner.free_slot(deadline).await?;
+        inner.turn(&request, deadline).await?;
         self.submitted(inner.submit(&request, extent, deadline)?, deadline).await
     }
 
@@ -278,6 +282,7 @@ struct Inner {
     /// What others can see of its calls.
     log: OnceCell<UseLog>,
     mailbox: Mailbox,
+    earlier: EarlierCalls,
 }
 
 /// Where a caller waits for its answer.
@@ -354,8 +359,11 @@ impl Inner {
                     continue;
                 }
                 cell.answer.replace(failed);
-                cell.wake();
+                self.delivered(slot);
             }
+        }
+        if let Some(survival) = &self.survival {
+            survival.verdicts.happen();
         }
         let waiters = self.waiters.take();
         for waiter in waiters {

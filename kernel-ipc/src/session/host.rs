@@ -29,6 +29,7 @@ use crate::wire::{Handle, LeaseName, Shape, Violation};
 mod answer;
 mod cell;
 mod control;
+mod dependent;
 mod describe;
 mod log;
 mod names;
@@ -44,6 +45,7 @@ mod tickets;
 mod turns;
 
 use cell::SlotCell;
+use dependent::Dependents;
 use names::Names;
 pub(super) use names::extent_of;
 pub use parting::{Movable, Parted};
@@ -199,8 +201,10 @@ impl HostSession {
             lent: RefCell::new(Vec::new()),
             quiet: Quiet::default(),
             turns: Turns::default(),
+            dependents: Dependents::default(),
             is_held: Cell::new(false),
             scratch: RefCell::new(Vec::new()),
+            copies: RefCell::new(Vec::new()),
             description: OnceCell::new(),
             ended: Cell::new(None),
             on_end: Cell::new(None),
@@ -278,10 +282,14 @@ struct Inner<S> {
     lent: RefCell<Vec<Lent>>,
     quiet: Quiet,
     turns: Turns,
+    /// Calls that have been read and wait for what earlier ones bring.
+    dependents: Dependents,
     /// Calls stay unread in the client's ring.
     is_held: Cell<bool>,
     /// Payloads of calls that no slot's call object is filled with: of control calls, and questions for the description.
     scratch: RefCell<Vec<u8>>,
+    /// What stood in the window of a call that names several things.
+    copies: RefCell<Vec<u8>>,
     /// The description, once somebody has asked.
     description: OnceCell<Box<str>>,
     ended: Cell<Option<Option<Violation>>>,
@@ -356,6 +364,7 @@ impl<S: Service> Inner<S> {
         }
         self.ended.set(Some(violation));
         self.link.close();
+        self.dependents.clear();
         for (_, cell) in self.cells.used() {
             cell.cancel.set();
             cell.wake();

@@ -26,7 +26,7 @@ use crate::wire::{Handle, INLINE_BYTES, LeaseName, Violation, inline_bytes};
 pub use crate::capability::Grant;
 pub use call::Call;
 pub(crate) use client::Sent;
-pub use client::{ClientSession, Messages, Offer, Resumed, WeakSession};
+pub use client::{ClientSession, Earlier, Expected, Messages, Offer, Resumed, WeakSession};
 pub use host::{ComponentLedger, Heritage, HostSession, Ledgers, Movable, Parted, Served, in_process};
 
 /// One call, as a client makes it.

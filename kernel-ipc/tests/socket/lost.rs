@@ -15,7 +15,7 @@ use kernel_ipc::link::socket::dial::{self, DialError, Remote};
 use kernel_ipc::link::socket::frame::{Hello, kind};
 use kernel_ipc::link::socket::listen::Options;
 use kernel_ipc::runtime;
-use kernel_ipc::session::{Call, Grant, Request, Response, Service, SessionInfo};
+use kernel_ipc::session::{Call, ClientSession, Grant, Request, Response, Service, SessionInfo};
 use kernel_ipc::wire::Submission;
 use kernel_ipc::{Cause, Executed, Failure, Rights};
 
@@ -73,13 +73,13 @@ fn offers_are_answered_by_what_became_of_the_call() {
 #[derive(Default)]
 pub struct Counter {
     seen: RefCell<HashMap<u64, u64>>,
-    granted: Cell<u64>,
+    pub granted: Cell<u64>,
     dropped: Cell<u64>,
 }
 
-const COUNT: u16 = 1;
-const SLOW: u16 = 2;
-const GRANT: u16 = 3;
+pub const COUNT: u16 = 1;
+pub const SLOW: u16 = 2;
+pub const GRANT: u16 = 3;
 
 pub const fn counting(number: u16, name: &'static str, retry: Retry) -> Operation {
     Operation {
@@ -126,6 +126,32 @@ impl Service for Counter {
     }
 }
 
+/// A session with a [`Counter`] through a relay that cuts.
+pub async fn dial_through_cuts(remote: Remote) -> ClientSession {
+    loop {
+        // The first connection may be cut before it is greeted on; there is no session then that could resume.
+        match dial::connect(remote.clone(), Counter::INTERFACE.name, SHAPE, Options::default()).await {
+            Ok(client) => return client,
+            Err(DialError::Io(..)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+impl Counter {
+    /// The last connection lasts, and all `calls` have run, once each.
+    pub async fn has_counted(&self, calls: u64, (relay, client): (&Relay, &ClientSession), seed: u64) {
+        relay.be_kind();
+        relay.cut_all();
+        let last = client.call(request(client.root(), COUNT, &u64::MAX.to_le_bytes())).await;
+        last.expect("over a connection that lasts");
+        let made: u64 = self.seen.borrow().values().sum();
+        let distinct = self.seen.borrow().len() as u64;
+        assert_eq!((made, distinct), (calls + 1, calls + 1), "SEED={seed}: calls that ran, and different ones");
+        until(|| self.dropped.get() == self.granted.get()).await;
+    }
+}
+
 /// Calls through a relay that cuts every few frames. Gives how often it did.
 pub async fn count_through_cuts(seed: u64, calls: u64, most: u64, authority: Option<&Authority>) -> u64 {
     let counter: Rc<Counter> = Rc::default();
@@ -138,14 +164,7 @@ pub async fn count_through_cuts(seed: u64, calls: u64, most: u64, authority: Opt
         None => Remote::from(relay.address),
         Some(of) => Remote::node(relay.address, node("b"), of.keys("a")),
     };
-    let client = loop {
-        // The first connection may be cut before it is greeted on; there is no session then that could resume.
-        match dial::connect(remote.clone(), Counter::INTERFACE.name, SHAPE, Options::default()).await {
-            Ok(client) => break client,
-            Err(DialError::Io(..)) => {}
-            Err(error) => panic!("{error}"),
-        }
-    };
+    let client = dial_through_cuts(remote).await;
     let mut random = Random(seed ^ 1);
     let callers: Vec<_> = (0..12u64)
         .map(|caller| {
@@ -169,14 +188,7 @@ pub async fn count_through_cuts(seed: u64, calls: u64, most: u64, authority: Opt
         caller.await.expect("not cancelled");
     }
     // The next connection lasts, and brings the farewell: a host whose client is cut off on leaving waits for it.
-    relay.be_kind();
-    relay.cut_all();
-    client.call(request(client.root(), COUNT, &u64::MAX.to_le_bytes())).await.expect("over a connection that lasts");
-    let made: u64 = counter.seen.borrow().values().sum();
-    let distinct = counter.seen.borrow().len() as u64;
-    let all = 12 * calls + 1;
-    assert_eq!((made, distinct), (all, all), "SEED={seed}: calls that ran, and different ones");
-    until(|| counter.dropped.get() == counter.granted.get()).await;
+    counter.has_counted(12 * calls, (&relay, &client), seed).await;
     drop(client);
     until(|| counter.dropped.get() == counter.granted.get() + 1).await;
     relay.cuts()

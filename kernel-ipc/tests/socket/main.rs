@@ -4,6 +4,7 @@ mod authority;
 mod bulk;
 #[path = "../common/mod.rs"]
 mod common;
+mod dependent;
 mod ends;
 mod greetings;
 mod lost;

@@ -1,7 +1,8 @@
 //! A relay that cuts: it passes the bytes of connections on, and ends each after a number of frames that its seed decides.
 //!
 //! It runs in a thread of its own and understands the frames' lengths and nothing else. A connection is cut in the middle of a
-//! frame, after it, or with all that the other side has sent still unread.
+//! frame, after it, or with all that the other side has sent still unread. It can also hold back what a host says, so that one sees
+//! what a client does without an answer.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -25,6 +26,10 @@ struct Shared {
     connections: AtomicU64,
     ended: AtomicBool,
     refuses: AtomicBool,
+    /// Nothing that a host says passes.
+    holds: AtomicBool,
+    /// Messages of hosts that are held back.
+    held: AtomicU64,
     /// What passes now.
     open: Mutex<Vec<TcpStream>>,
 }
@@ -65,6 +70,8 @@ impl Relay {
             connections: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
+            holds: AtomicBool::new(false),
+            held: AtomicU64::new(0),
             open: Mutex::default(),
         });
         let accepting = shared.clone();
@@ -84,12 +91,12 @@ impl Relay {
                     accepting.open.lock().expect("no panic").push(socket.try_clone().expect("dup"));
                 }
                 // One budget of each direction, and where in the frame it ends.
-                for (from, to) in [(&client, &host), (&host, &client)] {
+                for (from, to, of_host) in [(&client, &host, false), (&host, &client, true)] {
                     let (from, to) = (from.try_clone().expect("dup"), to.try_clone().expect("dup"));
                     let most = accepting.most.load(Ordering::SeqCst);
                     let frames = if most == 0 { u64::MAX } else { 1 + random.below(most) };
                     let (part, shared) = (random.below(3), accepting.clone());
-                    std::thread::spawn(move || pass(from, to, (frames, part), framing, &shared));
+                    std::thread::spawn(move || pass(from, to, (frames, part), of_host, framing, &shared));
                 }
             }
         });
@@ -123,6 +130,17 @@ impl Relay {
         self.shared.most.store(0, Ordering::SeqCst);
     }
 
+    /// Holds back what hosts say from now on, or lets it pass, what was held first.
+    pub fn hold_answers(&self, holds: bool) {
+        self.shared.held.store(0, Ordering::SeqCst);
+        self.shared.holds.store(holds, Ordering::SeqCst);
+    }
+
+    /// Messages that are held back.
+    pub fn held(&self) -> u64 {
+        self.shared.held.load(Ordering::SeqCst)
+    }
+
     /// From now on new connections end at once.
     pub fn refuse(&self) {
         self.shared.refuses.store(true, Ordering::SeqCst);
@@ -141,8 +159,17 @@ impl Drop for Relay {
 }
 
 /// Passes `frames` frames, then a third, two thirds or nothing of the next, and ends the connection both ways.
-fn pass(mut from: TcpStream, mut to: TcpStream, (frames, part): (u64, u64), framing: Framing, shared: &Shared) {
+fn pass(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    (frames, part): (u64, u64),
+    of_host: bool,
+    framing: Framing,
+    shared: &Shared,
+) {
     let mut frame = Vec::new();
+    // What is held back: kept here, so that a host that says more is heard.
+    let mut kept = Vec::new();
     for number in 0..=frames {
         frame.resize(framing.header_bytes(), 0);
         if from.read_exact(&mut frame).is_err() {
@@ -163,8 +190,14 @@ fn pass(mut from: TcpStream, mut to: TcpStream, (frames, part): (u64, u64), fram
             let _ = to.write_all(&frame[..sent]);
             break;
         }
-        if to.write_all(&frame).is_err() {
+        if of_host && shared.holds.load(Ordering::SeqCst) {
+            kept.extend_from_slice(&frame);
+            // A heartbeat has no body.
+            shared.held.fetch_add(u64::from(frame.len() > header), Ordering::SeqCst);
+        } else if to.write_all(&kept).and_then(|()| to.write_all(&frame)).is_err() {
             break;
+        } else {
+            kept.clear();
         }
         frame.clear();
     }

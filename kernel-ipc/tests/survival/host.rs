@@ -296,7 +296,11 @@ impl Node {
     pub fn replace(&self, client: &ClientSession) {
         self.kill();
         client.suspend();
-        let offer = client.offer().unwrap();
+        self.resume(client, client.offer().unwrap());
+    }
+
+    /// Starts the next host for a client that is suspended.
+    pub fn resume(&self, client: &ClientSession, offer: Offer) {
         let segment = self.start(offer.fd());
         client.resume(offer, segment, Epoch(self.epoch.get())).expect("the session goes on");
     }

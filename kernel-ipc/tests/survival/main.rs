@@ -4,6 +4,7 @@
 mod capabilities;
 #[path = "../common/mod.rs"]
 mod common;
+mod dependent;
 mod host;
 
 use std::cell::{Cell, RefCell};
@@ -33,42 +34,54 @@ async fn list(client: &ClientSession) -> Vec<u64> {
     }
 }
 
+/// Makes calls from several places while the host is killed again and again. A call has a number, adds it to the host's list and
+/// says where it stands there: all of them do, once each.
+async fn through_kills(call: impl AsyncFn(&ClientSession, u64) -> u64 + Clone + 'static) -> ClientSession {
+    let node = Rc::new(Node::new());
+    let client = node.open();
+    let stop = Rc::new(Cell::new(false));
+    let answers = Rc::new(RefCell::new(HashMap::new()));
+    let next = Rc::new(Cell::new(1u64));
+    let callers: Vec<_> = (0..12)
+        .map(|_| {
+            let (client, stop, answers, next) = (client.clone(), stop.clone(), answers.clone(), next.clone());
+            let call = call.clone();
+            runtime::spawn(async move {
+                while !stop.get() && next.get() < 100_000 {
+                    let n = next.replace(next.get() + 1);
+                    let at = call(&client, n).await;
+                    assert!(answers.borrow_mut().insert(n, at).is_none());
+                    runtime::sleep(Duration::from_millis(2)).await;
+                }
+            })
+        })
+        .collect();
+    for kill in 0..kills() {
+        runtime::sleep(Duration::from_micros(u64::from(kill * 7919 % 9000))).await;
+        node.replace(&client);
+    }
+    stop.set(true);
+    for caller in callers {
+        caller.await.expect("not cancelled");
+    }
+    let list = list(&client).await;
+    let answers = answers.borrow();
+    assert_eq!(list.len(), answers.len(), "as many effects as answered calls");
+    for (at, n) in list.iter().enumerate() {
+        assert_eq!(answers.get(n), Some(&(at as u64)), "the effect of {n} is where its answer says");
+    }
+    client
+}
+
 #[test]
 fn no_call_is_lost_and_none_runs_twice_however_often_the_host_is_killed() {
     run(async {
-        let node = Rc::new(Node::new());
-        let client = node.open();
-        let stop = Rc::new(Cell::new(false));
-        let answers = Rc::new(RefCell::new(HashMap::new()));
-        let next = Rc::new(Cell::new(1u64));
-        let callers: Vec<_> = (0..12)
-            .map(|_| {
-                let (client, stop, answers, next) = (client.clone(), stop.clone(), answers.clone(), next.clone());
-                runtime::spawn(async move {
-                    while !stop.get() && next.get() < 100_000 {
-                        let n = next.replace(next.get() + 1);
-                        let reply = client.call(request(client.root(), ADD, &n.to_le_bytes())).await.expect("answered");
-                        assert_eq!(number(&reply.payload[8..16]), n);
-                        assert!(answers.borrow_mut().insert(n, number(&reply.payload[..8])).is_none());
-                        runtime::sleep(Duration::from_millis(2)).await;
-                    }
-                })
-            })
-            .collect();
-        for kill in 0..kills() {
-            runtime::sleep(Duration::from_micros(u64::from(kill * 7919 % 9000))).await;
-            node.replace(&client);
-        }
-        stop.set(true);
-        for caller in callers {
-            caller.await.expect("not cancelled");
-        }
-        let list = list(&client).await;
-        let answers = answers.borrow();
-        assert_eq!(list.len(), answers.len(), "as many effects as answered calls");
-        for (at, n) in list.iter().enumerate() {
-            assert_eq!(answers.get(n), Some(&(at as u64)), "the effect of {n} is where its answer says");
-        }
+        through_kills(async |client: &ClientSession, n| {
+            let reply = client.call(request(client.root(), ADD, &n.to_le_bytes())).await.expect("answered");
+            assert_eq!(number(&reply.payload[8..16]), n);
+            number(&reply.payload[..8])
+        })
+        .await;
     });
 }
 

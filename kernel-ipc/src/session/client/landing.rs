@@ -64,7 +64,7 @@ impl Inner {
         let cell = &self.cells[slot];
         if is_awaited && matches!(*cell.answer.borrow(), Answered::Nothing) {
             cell.answer.replace(answer);
-            cell.wake();
+            self.delivered(slot);
         } else {
             self.release(&answer);
         }

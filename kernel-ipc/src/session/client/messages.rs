@@ -48,7 +48,7 @@ impl ClientSession {
     pub async fn post(&self, request: Request<'_>) -> Result<(), Failure> {
         let inner = &self.0.inner;
         let (extent, deadline) = inner.admit(&request)?;
-        inner.free_slot(deadline).await?;
+        inner.turn(&request, deadline).await?;
         self.submitted(inner.submit(&request, extent, deadline)?, deadline).post();
         inner.look_at_once();
         Ok(())

@@ -25,7 +25,7 @@ impl Inner {
                 let cell = &self.cells[completion.slot];
                 self.read(completion, &mut cell.answer.borrow_mut());
                 if !self.lands(completion) {
-                    cell.wake();
+                    self.delivered(completion.slot);
                 }
             }
             Ended::Discard => {

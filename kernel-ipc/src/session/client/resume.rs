@@ -9,7 +9,8 @@
 //!    LOST if it began. What did not happen is sent again with the same seq; so is what began and may run twice. Of the
 //!    rest the caller hears that nobody knows. From a call that may have run before, a later `No` is `Unknown` (R19).
 //!
-//! A call that is sent again is the same to its caller: same future, same deadline.
+//! A call that is sent again is the same to its caller: same future, same deadline. One that depends on another is sent after
+//! it, with the handle in the place of its name if that was answered; if that failed, it fails.
 //!
 //! Over a socket it is the same exchange, on the next connection and with the same host ([`ClientSession::cut`],
 //! [`ClientSession::reconnected`]): its link keeps what it had sent, and the host answers each RESUME by the completion that
@@ -17,6 +18,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use super::waits::Answered;
 use super::{ClientSession, Inner, Offer};
@@ -24,7 +26,8 @@ use crate::error::{Cause, Failure};
 use crate::id::Epoch;
 use crate::interface::Retry;
 use crate::link::{Body, Link, shm};
-use crate::session::OpenError;
+use crate::runtime::{self, Changes};
+use crate::session::{OpenError, Request, now};
 use crate::slots::{ClientState, Ended};
 use crate::steps;
 use crate::trace::Outcome;
@@ -45,6 +48,10 @@ pub struct Resumed {
 pub(super) struct Survival {
     calls: Box<[Remembered]>,
     resumed: Cell<Resumed>,
+    /// How many calls were submitted.
+    submitted: Cell<u64>,
+    /// A call that was offered to the present host has been answered for.
+    pub(super) verdicts: Changes,
     /// What answers is the host that knew the calls, over another connection.
     host_lives: Cell<bool>,
 }
@@ -54,6 +61,8 @@ struct Remembered {
     /// As it was submitted.
     submission: Cell<Submission>,
     retry: Cell<Retry>,
+    /// How many were submitted before it.
+    before: Cell<u64>,
     /// A host that died may have begun it.
     seen: Cell<bool>,
     /// The host that lives may have begun it: it was sent on a connection that is lost.
@@ -67,7 +76,13 @@ struct Remembered {
 impl Survival {
     pub(super) fn new(shape: Shape) -> Survival {
         let calls = (0..shape.all_slots()).map(|_| Remembered::default()).collect();
-        Survival { calls, resumed: Cell::default(), host_lives: Cell::new(false) }
+        Survival {
+            calls,
+            resumed: Cell::default(),
+            submitted: Cell::new(0),
+            verdicts: Changes::default(),
+            host_lives: Cell::new(false),
+        }
     }
 
     /// A call was submitted.
@@ -75,6 +90,8 @@ impl Survival {
         let call = &self.calls[usize::from(submission.slot)];
         call.submission.set(*submission);
         call.retry.set(retry);
+        call.before.set(self.submitted.get());
+        self.submitted.set(self.submitted.get() + 1);
         call.seen.set(false);
         call.in_doubt.set(false);
         call.offered.set(false);
@@ -91,10 +108,20 @@ impl Survival {
         self.calls.get(usize::from(slot)).is_some_and(|call| call.seen.get())
     }
 
+    #[cold]
+    fn awaits_verdict_of(&self, request: &Request<'_>) -> bool {
+        let named = request.capabilities.iter().chain([&request.handle]);
+        named.filter_map(|handle| handle.expected()).any(|expected| {
+            let call = self.calls.get(usize::from(expected.slot));
+            call.is_some_and(|call| call.offered.get() && call.submission.get().seq as u32 == expected.seq)
+        })
+    }
+
     /// A call's own completion has come.
     pub(super) fn completed(&self, slot: u16) {
         if self.calls[usize::from(slot)].offered.replace(false) {
             self.count(|resumed| resumed.from_ledger += 1);
+            self.verdicts.happen();
         }
     }
 
@@ -240,8 +267,11 @@ impl Inner {
         let Some(survival) = self.survival.as_ref().filter(|_| self.suspended.get()) else {
             return Err(Violation::Epoch);
         };
-        let (control, normal): (Vec<_>, Vec<_>) =
+        let (control, mut normal): (Vec<_>, Vec<_>) =
             self.slots.borrow().outstanding().into_iter().partition(|(slot, _)| self.shape.is_control(*slot));
+        // In the order of their submission, so that the host's answers come in it too: of a call that depends on another one
+        // nothing is heard before that other one is answered, sent again, or known to be under way.
+        normal.sort_unstable_by_key(|(slot, _)| survival.calls[usize::from(*slot)].before.get());
         for (slot, _) in normal {
             let call = &survival.calls[usize::from(slot)];
             call.offered.set(true);
@@ -280,6 +310,7 @@ impl Inner {
         if call.submission.get().seq != seq || !call.offered.replace(false) {
             return Err(Violation::Unexpected);
         }
+        survival.verdicts.happen();
         let again = match raw.flags() {
             flag::RUNNING if survival.host_lives.get() => {
                 survival.count(|resumed| resumed.running += 1);
@@ -298,25 +329,69 @@ impl Inner {
             _ => return Err(Violation::Reserved),
         };
         let wanted = matches!(self.slots.borrow().state(slot), ClientState::Wanted | ClientState::Posted);
+        let mut failure = Failure::unknown(Cause::PeerDied);
         if again && wanted {
-            survival.count(|resumed| resumed.repeated += 1);
-            self.send_again(slot)?;
-            steps::reach("resume/sent-again");
-            return Ok(());
+            match self.name_again(call) {
+                Ok(()) => {
+                    survival.count(|resumed| resumed.repeated += 1);
+                    self.send_again(slot)?;
+                    steps::reach("resume/sent-again");
+                    return Ok(());
+                }
+                Err(of_dependent) => failure = self.truthful(slot, of_dependent),
+            }
         }
         let ended = self.slots.borrow_mut().complete(slot, seq)?;
-        let failure = Failure::unknown(Cause::PeerDied);
         self.log_ended(slot, || Outcome::Failed(failure));
         match ended {
             Ended::Deliver => {
-                let cell = &self.cells[slot];
-                cell.answer.replace(Answered::Failed(failure));
-                cell.wake();
+                self.cells[slot].answer.replace(Answered::Failed(failure));
+                self.delivered(slot);
             }
             Ended::Discard => self.slot_is_free(),
-            Ended::Settle => self.settle(&Answered::Failed(Failure::unknown(Cause::PeerDied))),
+            Ended::Settle => self.settle(&Answered::Failed(failure)),
         }
         Ok(())
+    }
+
+    /// Names in a call that is sent again what it depends on as it is named now.
+    ///
+    /// # Errors
+    /// Something of it does not come.
+    fn name_again(&self, call: &Remembered) -> Result<(), Failure> {
+        let submission = call.submission.get();
+        let mut window = call.window.borrow_mut();
+        let arguments = submission.extent.capabilities_offset()..submission.extent.payload_offset();
+        let words = window.as_mut().and_then(|window| window.get_mut(arguments)).unwrap_or_default().as_chunks_mut().0;
+        let mut handles: Vec<Handle> = words.iter().map(|word| Handle::from_word(u64::from_le_bytes(*word))).collect();
+        let handle = self.resolve(submission.handle, &mut handles)?;
+        call.submission.set(Submission { handle, ..submission });
+        for (word, handle) in words.iter_mut().zip(handles) {
+            *word = handle.to_word().to_le_bytes();
+        }
+        Ok(())
+    }
+
+    /// Whether a request depends on a call that was offered to the present host, which may not know it: the host would not
+    /// find what it names.
+    #[inline]
+    pub(super) fn is_early(&self, request: &Request<'_>) -> bool {
+        request.is_dependent() && self.survival.as_ref().is_some_and(|survival| survival.awaits_verdict_of(request))
+    }
+
+    /// Waits until one more call that was offered to the present host has been answered for.
+    ///
+    /// # Errors
+    /// The deadline, as on the wire, has passed.
+    pub(super) async fn next_verdict(&self, deadline: u64) -> Result<(), Failure> {
+        let Some(survival) = &self.survival else { return Ok(()) };
+        let verdict = survival.verdicts.next();
+        if deadline == 0 {
+            verdict.await;
+            return Ok(());
+        }
+        let left = Duration::from_nanos(deadline.saturating_sub(now()));
+        runtime::timeout(left, verdict).await.map_err(|_| Failure::not_executed(Cause::Deadline))
     }
 
     /// A refusal, as the caller has to take it: one that is of this time only says nothing of the times before.

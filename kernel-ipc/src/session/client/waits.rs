@@ -117,7 +117,7 @@ impl ClientSession {
     pub(crate) fn begin(&self, request: &Request<'_>) -> Result<Option<Sent>, Failure> {
         let inner = &self.0.inner;
         let (extent, deadline) = inner.admit(request)?;
-        if !inner.has_turn() {
+        if !inner.has_turn() || inner.is_early(request) {
             return Ok(None);
         }
         let sent = self.submitted(inner.submit(request, extent, deadline)?, deadline);
@@ -130,7 +130,25 @@ impl ClientSession {
     }
 }
 
+impl Inner {
+    /// Ready when the request can be published: a slot is free, it is this caller's turn, and what it depends on is with the
+    /// host.
+    pub(super) async fn turn(&self, request: &Request<'_>, deadline: u64) -> Result<(), Failure> {
+        self.free_slot(deadline).await?;
+        while self.is_early(request) {
+            self.next_verdict(deadline).await?;
+            self.free_slot(deadline).await?;
+        }
+        Ok(())
+    }
+}
+
 impl Sent {
+    /// Its slot and seq.
+    pub(super) fn call(&self) -> (u16, u64) {
+        (self.slot, self.seq)
+    }
+
     /// What is left of its deadline.
     pub(crate) fn left(&self) -> Option<Duration> {
         (self.deadline != 0).then(|| Duration::from_nanos(self.deadline.saturating_sub(now())))

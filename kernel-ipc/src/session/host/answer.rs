@@ -152,6 +152,9 @@ impl<S: Service> Inner<S> {
             return Ok(());
         }
         self.slots.borrow_mut().finish(call.slot);
+        if !capabilities.is_empty() || status != Status::Done || self.dependents.await_some(call.slot) {
+            self.dependents_hear(call, status, capabilities);
+        }
         let completion = self.completion(call, status, leases, capabilities, payload).ok_or(Violation::Length)?;
         let payload = if completion.extent.is_inline() { &[] } else { payload };
         self.reconnect.answers(call.slot);

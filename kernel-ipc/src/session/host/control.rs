@@ -1,7 +1,9 @@
 //! What control calls ask for, and leases that go back.
 
 use super::Inner;
+use super::dependent::Rest;
 use super::names::long_entries;
+use crate::error::Cause;
 use crate::lease::{Ended, reclaim_later};
 use crate::session::Service;
 use crate::steps;
@@ -14,13 +16,16 @@ impl<S: Service> Inner<S> {
             return Err(Violation::Reserved);
         }
         let mut payload = self.scratch.take();
-        self.read_payload(call, &mut payload);
+        self.read_payload(call, Rest::Window, &mut payload);
         match call.operation {
             control::CANCEL => {
                 for [slot, seq] in long_entries(&payload)? {
                     let slot = u16::try_from(slot).ok().filter(|slot| !self.shape.is_control(*slot));
                     if let Some(slot) = slot.filter(|slot| self.slots.borrow().in_progress(*slot) == Some(seq)) {
-                        self.cells[slot].cancel.set();
+                        match self.dependents.take(slot) {
+                            Some(dependent) => self.refuse_dependent(&dependent, Cause::Cancelled)?,
+                            None => self.cells[slot].cancel.set(),
+                        }
                     }
                 }
             }

@@ -1,6 +1,7 @@
 //! What a call goes through before its handler: it is read once, checked, and handed to its slot.
 
 use super::Inner;
+use super::dependent::Rest;
 use super::turns::Turn;
 use crate::described::DESCRIBE;
 use crate::error::{Cause, Failure};
@@ -65,23 +66,36 @@ impl<S: Service> Inner<S> {
             return self.answer(call, Status::Done, &[], &[], &[]);
         }
         let seen = self.log_saw(call);
-        match turn.admit(&self.turns, call).and_then(|()| self.check(call, seen)) {
+        if let Err(cause) = turn.admit(&self.turns, call) {
+            return self.refuse(call, seen, Failure::not_executed(cause));
+        }
+        if call.handle.is_expected() || call.extent.capabilities > 0 {
+            return self.accept_naming(call, seen);
+        }
+        self.begin(call, Rest::Window, seen)
+    }
+
+    /// Begins a call whose handles are all known: it is refused or answered at once, or handed to its slot.
+    pub(super) fn begin(&self, call: &Submission, rest: Rest<'_>, seen: Seen) -> Result<(), Violation> {
+        match self.check(call, rest, seen) {
             Ok(()) => {
                 self.start(call.slot);
                 Ok(())
             }
-            Err(Cause::UnknownOperation) if call.operation == DESCRIBE => self.describe(call),
-            Err(Cause::UnknownOperation) => self.standard(call),
-            Err(cause) => {
-                let failure = Failure::not_executed(cause);
-                self.log_refused(call, seen, failure);
-                self.answer(call, Status::Failed(failure), &[], &[], &[])
-            }
+            Err(Cause::UnknownOperation) if call.operation == DESCRIBE => self.describe(call, rest),
+            Err(Cause::UnknownOperation) => self.standard(call, rest),
+            Err(cause) => self.refuse(call, seen, Failure::not_executed(cause)),
         }
     }
 
+    /// Answers a call that does not begin.
+    pub(super) fn refuse(&self, call: &Submission, seen: Seen, failure: Failure) -> Result<(), Violation> {
+        self.log_refused(call, seen, failure);
+        self.answer(call, Status::Failed(failure), &[], &[], &[])
+    }
+
     /// Everything that the service need not check, and the copy of the arguments into the slot's call object.
-    fn check(&self, submission: &Submission, seen: Seen) -> Result<(), Cause> {
+    fn check(&self, submission: &Submission, rest: Rest<'_>, seen: Seen) -> Result<(), Cause> {
         let operation = S::INTERFACE.operation(submission.operation).ok_or(Cause::UnknownOperation)?;
         self.begun(submission, operation.retry);
         if submission.deadline != 0 && submission.deadline <= now() {
@@ -110,32 +124,41 @@ impl<S: Service> Inner<S> {
         uses.push(submission.handle.index);
         for i in 0..submission.extent.leases {
             let mut name = [0; LeaseName::BYTES];
-            self.link.read_window(submission.slot, usize::from(i) * LeaseName::BYTES, &mut name);
+            self.read(submission.slot, rest, usize::from(i) * LeaseName::BYTES, &mut name);
             call.leases.push(LeaseName::from_bytes(name));
         }
         for (i, argument) in operation.handles.iter().enumerate() {
             let mut handle = [0; Handle::BYTES];
             let offset = submission.extent.capabilities_offset() + i * Handle::BYTES;
-            self.link.read_window(submission.slot, offset, &mut handle);
+            self.read(submission.slot, rest, offset, &mut handle);
             let handle = Handle::from_word(u64::from_le_bytes(handle));
             call.capabilities.push(*realm.lookup(self.member, handle, argument.kind, argument.requires, now)?);
             uses.push(handle.index);
         }
         uses.iter().for_each(|index| realm.begun(self.member, *index));
-        self.read_payload(submission, &mut call.payload);
+        self.read_payload(submission, rest, &mut call.payload);
         self.runs(submission.slot, call);
         steps::reach("call/begun");
         Ok(())
     }
 
-    pub(super) fn read_payload(&self, submission: &Submission, payload: &mut Vec<u8>) {
+    pub(super) fn read_payload(&self, submission: &Submission, rest: Rest<'_>, payload: &mut Vec<u8>) {
         let length = submission.extent.length as usize;
         payload.clear();
         if submission.extent.is_inline() {
             payload.extend(inline_bytes(submission.inline).iter().take(length));
         } else {
             payload.resize(length, 0);
-            self.link.read_window(submission.slot, submission.extent.payload_offset(), payload);
+            self.read(submission.slot, rest, submission.extent.payload_offset(), payload);
+        }
+    }
+
+    /// Copies from where the rest of a call stands.
+    #[inline]
+    fn read(&self, slot: u16, rest: Rest<'_>, offset: usize, bytes: &mut [u8]) {
+        match rest {
+            Rest::Window => self.link.read_window(slot, offset, bytes),
+            Rest::Copy(copy) => bytes.copy_from_slice(&copy[offset..][..bytes.len()]),
         }
     }
 

@@ -13,7 +13,8 @@ use std::cell::Cell;
 use super::Inner;
 use crate::link::Body;
 use crate::session::Service;
-use crate::wire::{MAX_SLOTS, Outstanding, RawDescriptor, Violation, flag};
+use crate::session::by_slot::bit;
+use crate::wire::{Outstanding, RawDescriptor, Violation, flag};
 
 /// What the client of a session over a socket owes.
 #[derive(Default)]
@@ -24,8 +25,6 @@ pub(super) struct Reconnect {
     answered: Cell<u64>,
 }
 
-const _: () = assert!(MAX_SLOTS as u32 <= u64::BITS);
-
 impl Reconnect {
     /// A call was answered on the present connection.
     #[inline]
@@ -34,11 +33,6 @@ impl Reconnect {
             self.answered.set(self.answered.get() | bit(slot));
         }
     }
-}
-
-/// Of a normal slot.
-fn bit(slot: u16) -> u64 {
-    1u64.checked_shl(slot.into()).unwrap_or(0)
 }
 
 /// A new connection, for a session whose service's type is forgotten.

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::dependent::Rest;
 use super::names::Names;
 use super::tickets::LASTS_MAX;
 use super::{Inner, Service};
@@ -32,9 +33,9 @@ enum Given {
 
 impl<S: Service> Inner<S> {
     /// Serves a call of one of these operations, if it is one.
-    pub(super) fn standard(&self, call: &Submission) -> Result<(), Violation> {
+    pub(super) fn standard(&self, call: &Submission, rest: Rest<'_>) -> Result<(), Violation> {
         let mut payload = self.scratch.take();
-        self.read_payload(call, &mut payload);
+        self.read_payload(call, rest, &mut payload);
         let given = self.serve_standard(call, &payload);
         self.scratch.replace(payload);
         match given {

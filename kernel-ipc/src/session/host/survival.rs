@@ -289,6 +289,7 @@ impl<S: Service> Inner<S> {
         let cause = Cause::Poisoned { crash: u32::try_from(crash).unwrap_or(0) };
         let failure = Failure { cause, executed };
         self.slots.borrow_mut().recovered(slot, seq);
+        self.slots.borrow_mut().answered(slot, seq, Err(failure));
         let call = Submission { slot, seq, operation: cell.operation, ..Submission::default() };
         let refused = self.completion(&call, Status::Failed(failure), &[], &[], &[]).ok_or(Violation::Length)?;
         self.link.send(&refused.to_raw(), slot, &Body::default())
@@ -312,8 +313,14 @@ impl<S: Service> Inner<S> {
         if !is_usable {
             let failure = Failure { cause: Cause::Revoked, executed: Executed::Yes };
             let refused = Completion { extent: Default::default(), status: Status::Failed(failure), ..kept.completion };
+            self.slots.borrow_mut().answered(slot, seq, Err(failure));
             return self.link.send(&refused.to_raw(), slot, &Body::default());
         }
+        // What it brought, for calls that depend on it.
+        let extent = kept.completion.extent;
+        let brought = kept.window[extent.capabilities_offset()..extent.payload_offset()].as_chunks().0;
+        let brought: Vec<Handle> = brought.iter().map(|word| Handle::from_word(u64::from_le_bytes(*word))).collect();
+        self.slots.borrow_mut().answered(slot, seq, Ok(&brought));
         // The names and the payload, as they stood.
         self.link.send(&kept.completion.to_raw(), slot, &Body { payload: &kept.window, ..Body::default() })?;
         steps::reach("resume/repeated");

@@ -1,0 +1,191 @@
+//! Calls that name capabilities which earlier calls of their session are to bring: *dependent calls*.
+//!
+//! - The ring is read in order, and a client uses a slot again only when it has the answer. So when a dependent call is read,
+//!   the slot's present call is the one that is meant: under way, or just answered. Anything else is refused; as a call can
+//!   only wait for one that was read before it, none ever waits for itself.
+//! - If the earlier call is under way the dependent one waits, in its own slot: it was counted in its session's turn when it
+//!   was read, and can be cancelled. At most all slots wait. It begins when the earlier call is answered, as if it had just
+//!   been read: only then is it checked, and is there a target for its rights.
+//! - A call that fails fails those that depend on it, with the same cause; they did not run. Of an operation's own error they
+//!   hear the number.
+
+use std::cell::{Cell, RefCell};
+
+use super::Inner;
+use crate::error::{Cause, Failure};
+use crate::logbook::Seen;
+use crate::runtime;
+use crate::session::Service;
+use crate::session::by_slot::bit;
+use crate::slots::Brought;
+use crate::wire::{ExpectedHandle, Handle, Status, Submission, Violation};
+
+/// Where the rest of a call stands: what is not in its descriptor.
+#[derive(Clone, Copy)]
+pub(super) enum Rest<'a> {
+    /// In the client's window: it was not read yet.
+    Window,
+    /// In a copy of what of the window belongs to the call.
+    Copy(&'a [u8]),
+}
+
+/// The dependent calls of a session that have not begun.
+#[derive(Default)]
+pub(super) struct Dependents {
+    waiting: RefCell<Vec<Dependent>>,
+    /// Slots whose answers they wait for. A bit each.
+    awaited: Cell<u64>,
+}
+
+/// One of them.
+pub(super) struct Dependent {
+    call: Submission,
+    /// What stood in the window.
+    rest: Vec<u8>,
+    seen: Seen,
+    /// It does not begin any more, and fails like this.
+    failure: Option<Failure>,
+}
+
+impl Dependents {
+    /// Whether one of them waits for the answer on this slot.
+    #[inline]
+    pub(super) fn await_some(&self, slot: u16) -> bool {
+        self.awaited.get() & bit(slot) != 0
+    }
+
+    /// Takes out the one on this slot.
+    pub(super) fn take(&self, slot: u16) -> Option<Dependent> {
+        let mut waiting = self.waiting.borrow_mut();
+        let place = waiting.iter().position(|dependent| dependent.call.slot == slot)?;
+        Some(waiting.remove(place))
+    }
+
+    /// The session has ended.
+    pub(super) fn clear(&self) {
+        self.waiting.borrow_mut().clear();
+        self.awaited.set(0);
+    }
+
+    fn push(&self, dependent: Dependent) {
+        self.awaited.set(self.awaited.get() | dependent.awaits());
+        self.waiting.borrow_mut().push(dependent);
+    }
+
+    /// Puts in place what a slot's answer brought. True: some wait for nothing more.
+    fn hear(&self, slot: u16, brought: impl Fn(ExpectedHandle) -> Brought) -> bool {
+        let mut waiting = self.waiting.borrow_mut();
+        for dependent in &mut *waiting {
+            dependent.resolve(|expected| if expected.slot == slot { brought(expected) } else { Brought::NotYet });
+        }
+        self.awaited.set(waiting.iter().fold(0, |slots, dependent| slots | dependent.awaits()));
+        waiting.iter().any(|dependent| dependent.awaits() == 0)
+    }
+
+    /// Takes out the first that waits for nothing more.
+    fn next_ready(&self) -> Option<Dependent> {
+        let mut waiting = self.waiting.borrow_mut();
+        let place = waiting.iter().position(|dependent| dependent.awaits() == 0)?;
+        Some(waiting.remove(place))
+    }
+}
+
+impl Dependent {
+    /// Puts handles in the place of what `brought` knows, until something does not come.
+    fn resolve(&mut self, brought: impl Fn(ExpectedHandle) -> Brought) {
+        let Dependent { call, rest, failure, .. } = self;
+        let mut put = |handle: &mut Handle| match handle.expected().map(&brought) {
+            None | Some(Brought::NotYet) => {}
+            Some(Brought::Here(here)) => *handle = here,
+            Some(Brought::Never(why)) => *failure = failure.or(Some(why)),
+        };
+        put(&mut call.handle);
+        for word in arguments(&call.extent, rest) {
+            let mut handle = Handle::from_word(u64::from_le_bytes(*word));
+            put(&mut handle);
+            *word = handle.to_word().to_le_bytes();
+        }
+    }
+
+    /// The slots that it waits for, a bit each.
+    fn awaits(&self) -> u64 {
+        if self.failure.is_some() {
+            return 0;
+        }
+        let arguments =
+            self.rest[self.call.extent.capabilities_offset()..self.call.extent.payload_offset()].as_chunks();
+        let arguments = arguments.0.iter().map(|word| Handle::from_word(u64::from_le_bytes(*word)));
+        let expected = arguments.chain([self.call.handle]).filter_map(Handle::expected);
+        expected.fold(0, |slots, expected| slots | bit(expected.slot))
+    }
+}
+
+/// The handle arguments in what stood in a window.
+fn arguments<'a>(extent: &crate::wire::Extent, rest: &'a mut [u8]) -> &'a mut [[u8; Handle::BYTES]] {
+    rest[extent.capabilities_offset()..extent.payload_offset()].as_chunks_mut().0
+}
+
+impl<S: Service> Inner<S> {
+    /// Receives a call that has handle arguments, or a target that is no handle: begins it if everything that it names is
+    /// there.
+    #[cold]
+    pub(super) fn accept_naming(&self, call: &Submission, seen: Seen) -> Result<(), Violation> {
+        let payload = if call.extent.is_inline() { 0 } else { call.extent.length as usize };
+        let mut rest = self.copies.take();
+        rest.resize(call.extent.payload_offset() + payload, 0);
+        self.link.read_window(call.slot, 0, &mut rest);
+        let mut dependent = Dependent { call: *call, rest, seen, failure: None };
+        dependent.resolve(|expected| match expected.slot == call.slot || self.shape.is_control(expected.slot) {
+            true => Brought::by(Ok(&[]), expected.number),
+            false => self.slots.borrow().brought(expected),
+        });
+        if dependent.awaits() != 0 {
+            self.dependents.push(dependent);
+            return Ok(());
+        }
+        self.begin_dependent(dependent)
+    }
+
+    /// Begins a call that waits for nothing more.
+    fn begin_dependent(&self, dependent: Dependent) -> Result<(), Violation> {
+        let Dependent { call, rest, seen, failure } = dependent;
+        let begun = match failure {
+            Some(failure) => self.refuse(&call, seen, failure),
+            None => self.begin(&call, Rest::Copy(&rest), seen),
+        };
+        self.copies.replace(rest);
+        begun
+    }
+
+    /// Answers a call that has not begun and does not begin.
+    pub(super) fn refuse_dependent(&self, dependent: &Dependent, cause: Cause) -> Result<(), Violation> {
+        self.refuse(&dependent.call, dependent.seen, Failure::not_executed(cause))
+    }
+
+    /// A call is being answered on which others depend, or may. Those that wait for nothing more begin in a task of their own:
+    /// however long a chain of them is, none runs inside of another.
+    #[cold]
+    pub(super) fn dependents_hear(&self, call: &Submission, status: Status, brought: &[Handle]) {
+        let answer = match status {
+            Status::Done => Ok(brought),
+            Status::OperationError(error) => Err(Failure::not_executed(Cause::EarlierError { error })),
+            Status::Failed(failure) => Err(failure),
+        };
+        if self.shape.is_control(call.slot) {
+            return;
+        }
+        self.slots.borrow_mut().answered(call.slot, call.seq, answer);
+        if !self.dependents.await_some(call.slot) {
+            return;
+        }
+        let are_ready = self.dependents.hear(call.slot, |expected| Brought::by(answer, expected.number));
+        let Some(this) = self.this.upgrade().filter(|_| are_ready) else { return };
+        runtime::spawn(async move {
+            while let Some(dependent) = this.dependents.next_ready() {
+                if let Err(violation) = this.begin_dependent(dependent) {
+                    this.end(Some(violation));
+                }
+            }
+        });
+    }
+}
