@@ -1,5 +1,5 @@
 //! Atoll's calls beside those of other systems, in turns in one run: 64 bytes there and back between two processes, each
-//! pinned to a core of its own, one call at a time and 64 outstanding.
+//! pinned to a core of its own, one call at a time and 64 outstanding; on one machine, and over TCP as between two.
 //!
 //! ```sh
 //! cargo build --release                                    # the workspace: target/release/atoll
@@ -13,18 +13,27 @@ mod plain;
 mod plot;
 mod rpc;
 mod shared;
+mod wire;
 
 use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use measure::{BYTES, DEPTH, Row, cores, of_calls, pin};
 use serde_json::{Value, json};
+use wire::Listener;
 
 capnp::generated_code!(pub mod echo_capnp);
 
-const PEERS: [&str; 8] = ["iceoryx2", "pipe", "unix", "ipc-channel", "tarpc", "grpc", "capnp", "dbus"];
+const LOCAL: [&str; 8] = ["iceoryx2", "pipe", "unix", "ipc-channel", "tarpc", "grpc", "capnp", "dbus"];
+const OVER_TCP: [&str; 4] = ["tcp", "tarpc-tcp", "grpc-tcp", "capnp-tcp"];
+
+/// How a place of Atoll's is called in the table.
+const PLACES: [(&str, &str); 3] =
+    [("process", "Atoll"), ("socket", "Atoll over TCP"), ("socket-encrypted", "Atoll over TLS 1.3")];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -38,9 +47,11 @@ fn main() {
     let atoll = std::env::var("ATOLL").unwrap_or_else(|_| "target/release/atoll".into());
     let mut all = Vec::new();
     for round in 0..rounds {
-        eprintln!("round {} of {rounds}: atoll", round + 1);
-        all.extend(of_atoll(&atoll, duration));
-        for peer in PEERS {
+        for (place, name) in PLACES {
+            eprintln!("round {} of {rounds}: {name}", round + 1);
+            all.extend(of_atoll(&atoll, place, name, duration));
+        }
+        for peer in LOCAL.into_iter().chain(OVER_TCP) {
             eprintln!("round {} of {rounds}: {peer}", round + 1);
             all.extend(of_peer(peer, duration));
         }
@@ -58,16 +69,19 @@ fn main() {
     }
 }
 
-/// The rows of `atoll bench ipc --place process` that are about the same: 64 bytes, a core each.
-fn of_atoll(atoll: &str, duration: Duration) -> Vec<Row> {
+/// The rows of `atoll bench ipc --place PLACE` that are about the same: 64 bytes, a core each.
+fn of_atoll(atoll: &str, place: &str, name: &str, duration: Duration) -> Vec<Row> {
     let seconds = duration.as_secs().max(1).to_string();
     let output = Command::new(atoll)
-        .args(["bench", "ipc", "--place", "process", "--json", "--seconds", &seconds])
+        .args(["bench", "ipc", "--place", place, "--json", "--seconds", &seconds])
         .output()
         .unwrap_or_else(|error| panic!("{atoll}: {error}; build it, or say with ATOLL where it is"));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let rows: Vec<Value> = serde_json::from_slice(&output.stdout).expect("rows");
-    let floor = rows.iter().find(|row| row["wait"] == "spin" && row["pin"] == "apart" && row["size"] == 0);
+    let is_memory = place == "process";
+    let floor = rows.iter()
+        .filter(|_| is_memory)
+        .find(|row| row["wait"] == "spin" && row["pin"] == "apart" && row["size"] == 0);
     let mut found: Vec<Row> = rows
         .iter()
         .filter(|row| row["pin"] == "apart" && row["size"] == BYTES && [1, DEPTH].iter().any(|d| row["depth"] == *d))
@@ -79,8 +93,8 @@ fn of_atoll(atoll: &str, duration: Duration) -> Vec<Row> {
                 _ => "block",
             };
             Row {
-                peer: "Atoll".into(),
-                place: "shm",
+                peer: name.into(),
+                place: if is_memory { "shm" } else { "tcp" },
                 wait,
                 pin: "apart",
                 size: BYTES,
@@ -128,10 +142,14 @@ fn call_peer(peer: &str, path: &Path, duration: Duration) -> Vec<Row> {
         "iceoryx2" => of_calls("iceoryx2", "spin", &mut shared::Iceoryx::connect(path), duration),
         "ipc-channel" => of_calls("ipc-channel", "block", &mut shared::Channels::connect(path), duration),
         "pipe" => of_calls("two pipes", "block", &mut plain::Pipes::connect(path), duration),
-        "unix" => of_calls("unix socket", "block", &mut plain::Socket::connect(path), duration),
-        "tarpc" => local.block_on(&runtime, rpc::tarpc_echo::measure(path, duration)),
-        "grpc" => local.block_on(&runtime, rpc::grpc_echo::measure(path, duration)),
-        "capnp" => local.block_on(&runtime, rpc::capnp_echo::measure(path, duration)),
+        "unix" => of_calls("unix socket", "block", &mut plain::Socket::<UnixStream>::connect(path), duration),
+        "tcp" => of_calls("TCP socket", "block", &mut plain::Socket::<TcpStream>::connect(path), duration),
+        "tarpc" => local.block_on(&runtime, rpc::tarpc_echo::measure("tarpc", path, duration)),
+        "tarpc-tcp" => local.block_on(&runtime, rpc::tarpc_echo::measure("tarpc over TCP", path, duration)),
+        "grpc" => local.block_on(&runtime, rpc::grpc_echo::measure("gRPC (tonic)", path, duration)),
+        "grpc-tcp" => local.block_on(&runtime, rpc::grpc_echo::measure("gRPC (tonic) over TCP", path, duration)),
+        "capnp" => local.block_on(&runtime, rpc::capnp_echo::measure("Cap'n Proto (capnp-rpc)", path, duration)),
+        "capnp-tcp" => local.block_on(&runtime, rpc::capnp_echo::measure("Cap'n Proto over TCP", path, duration)),
         "dbus" => local.block_on(&runtime, rpc::dbus_echo::measure(path, duration)),
         other => panic!("no peer is called {other}"),
     }
@@ -149,10 +167,17 @@ fn serve_peer(peer: &str, path: &Path) {
         "iceoryx2" => shared::Iceoryx::serve(path, ready),
         "ipc-channel" => shared::Channels::serve(path, ready),
         "pipe" => plain::Pipes::serve(path, ready),
-        "unix" => plain::Socket::serve(path, ready),
-        "tarpc" => local.block_on(&runtime, rpc::tarpc_echo::serve(path, ready)),
-        "grpc" => local.block_on(&runtime, rpc::grpc_echo::serve(path, ready)),
-        "capnp" => local.block_on(&runtime, rpc::capnp_echo::serve(path, ready)),
+        "unix" => plain::Socket::<UnixStream>::serve(path, ready),
+        "tcp" => plain::Socket::<TcpStream>::serve(path, ready),
+        "tarpc" | "tarpc-tcp" => local.block_on(&runtime, async {
+            rpc::tarpc_echo::serve(Listener::bind(path, peer.ends_with("-tcp")).await, ready).await;
+        }),
+        "grpc" | "grpc-tcp" => local.block_on(&runtime, async {
+            rpc::grpc_echo::serve(Listener::bind(path, peer.ends_with("-tcp")).await, ready).await;
+        }),
+        "capnp" | "capnp-tcp" => local.block_on(&runtime, async {
+            rpc::capnp_echo::serve(Listener::bind(path, peer.ends_with("-tcp")).await, ready).await;
+        }),
         "dbus" => local.block_on(&runtime, rpc::dbus_echo::serve(path, ready)),
         other => panic!("no peer is called {other}"),
     }

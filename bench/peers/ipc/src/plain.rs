@@ -1,15 +1,17 @@
 //! Floors: what the kernel itself offers between two processes.
 
 use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use crate::measure::{BYTES, Calls};
 
-pub struct Socket(UnixStream);
+/// A stream socket of either kind.
+pub struct Socket<S>(S);
 
-impl Socket {
-    pub fn connect(path: &Path) -> Socket {
+impl Socket<UnixStream> {
+    pub fn connect(path: &Path) -> Self {
         Socket(UnixStream::connect(path).expect("the server listens"))
     }
 
@@ -17,13 +19,36 @@ impl Socket {
     pub fn serve(path: &Path, ready: impl FnOnce()) {
         let listener = UnixListener::bind(path).expect("a new path");
         ready();
-        let (mut stream, _) = listener.accept().expect("a client");
-        let mut bytes = [0; BYTES];
-        while stream.read_exact(&mut bytes).is_ok() && stream.write_all(&bytes).is_ok() {}
+        echo(listener.accept().expect("a client").0);
     }
 }
 
-impl Calls for Socket {
+impl Socket<TcpStream> {
+    /// The path says the port.
+    pub fn connect(path: &Path) -> Self {
+        let address = std::fs::read_to_string(path).expect("the server's address");
+        let stream = TcpStream::connect(address).expect("the server listens");
+        stream.set_nodelay(true).expect("an option of every TCP socket");
+        Socket(stream)
+    }
+
+    /// Echoes until the client is gone.
+    pub fn serve(path: &Path, ready: impl FnOnce()) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        std::fs::write(path, listener.local_addr().expect("an address").to_string()).expect("a new path");
+        ready();
+        let stream = listener.accept().expect("a client").0;
+        stream.set_nodelay(true).expect("an option of every TCP socket");
+        echo(stream);
+    }
+}
+
+fn echo(mut stream: impl Read + Write) {
+    let mut bytes = [0; BYTES];
+    while stream.read_exact(&mut bytes).is_ok() && stream.write_all(&bytes).is_ok() {}
+}
+
+impl<S: Read + Write> Calls for Socket<S> {
     fn send(&mut self) {
         self.0.write_all(&[7; BYTES]).expect("the server lives");
     }

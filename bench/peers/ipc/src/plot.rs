@@ -23,7 +23,7 @@ pub fn svg(rows: &[Row]) -> String {
         y += LINE;
         for row in of_depth {
             let width = WIDTH * (value(row).log10() - low) / (high - low).max(1.0);
-            let colour = if row.peer == "Atoll" { "#1f77b4" } else { "#b0b0b0" };
+            let colour = if row.peer.starts_with("Atoll") { "#1f77b4" } else { "#b0b0b0" };
             let number = if depth == 1 { format!("{:.2}", value(row)) } else { format!("{:.0}", value(row)) };
             body += &format!(
                 "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}, {}</text>\n\

@@ -1,4 +1,5 @@
-//! Peers that are called by futures, over unix sockets: tarpc, gRPC (tonic), Cap'n Proto, D-Bus between two (zbus).
+//! Peers that are called by futures: tarpc, gRPC (tonic) and Cap'n Proto, each over a unix socket and over TCP, and D-Bus between two
+//! (zbus).
 
 use std::future::Future;
 use std::path::Path;
@@ -7,14 +8,17 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::StreamExt;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
 
 use crate::measure::{BYTES, Row, of_futures};
+use crate::wire::{Listener, Wire, connect};
 
 pub mod tarpc_echo {
     use super::*;
     use tarpc::server::{BaseChannel, Channel};
     use tarpc::tokio_serde::formats::Bincode;
+    use tarpc::tokio_util::codec::{Framed, LengthDelimitedCodec};
 
     #[tarpc::service]
     trait Echo {
@@ -30,19 +34,21 @@ pub mod tarpc_echo {
         }
     }
 
-    pub async fn serve(path: &Path, ready: impl FnOnce()) {
-        let mut incoming = tarpc::serde_transport::unix::listen(path, Bincode::default).await.expect("a new path");
+    fn framed(stream: impl Wire) -> Framed<Box<dyn Wire>, LengthDelimitedCodec> {
+        Framed::new(Box::new(stream), LengthDelimitedCodec::new())
+    }
+
+    pub async fn serve(listener: Listener, ready: impl FnOnce()) {
         ready();
-        let transport = incoming.next().await.expect("a client").expect("a client");
+        let transport = tarpc::serde_transport::new(framed(listener.accept().await), Bincode::default());
         BaseChannel::with_defaults(transport)
             .execute(Server.serve())
             .for_each(|call| async { drop(tokio::spawn(call)) })
             .await;
     }
 
-    pub async fn measure(path: &Path, duration: Duration) -> Vec<Row> {
-        let transport =
-            tarpc::serde_transport::unix::connect(path, Bincode::default).await.expect("the server listens");
+    pub async fn measure(name: &str, path: &Path, duration: Duration) -> Vec<Row> {
+        let transport = tarpc::serde_transport::new(framed(connect(path).await), Bincode::default());
         let client = EchoClient::new(tarpc::client::Config::default(), transport).spawn();
         let call = move || {
             let client = client.clone();
@@ -51,7 +57,7 @@ pub mod tarpc_echo {
                 assert_eq!(echoed.len(), BYTES);
             }
         };
-        of_futures("tarpc", "block", call, duration).await
+        of_futures(name, "block", call, duration).await
     }
 }
 
@@ -109,21 +115,55 @@ pub mod grpc_echo {
         const NAME: &'static str = <Echo as tonic::server::NamedService>::NAME;
     }
 
-    pub async fn serve(path: &Path, ready: impl FnOnce()) {
-        let listener = UnixListener::bind(path).expect("a new path");
-        ready();
-        let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
-        Server::builder().add_service(Service).serve_with_incoming(incoming).await.expect("a server");
+    /// What tonic wants to know of a connection: nothing.
+    struct Served(Box<dyn Wire>);
+
+    impl tonic::transport::server::Connected for Served {
+        type ConnectInfo = ();
+        fn connect_info(&self) {}
     }
 
-    pub async fn measure(path: &Path, duration: Duration) -> Vec<Row> {
+    impl AsyncRead for Served {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            to: &mut tokio::io::ReadBuf<'_>,
+        ) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, to)
+        }
+    }
+
+    impl AsyncWrite for Served {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<std::io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, from)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    pub async fn serve(listener: Listener, ready: impl FnOnce()) {
+        ready();
+        let accepted = futures::stream::unfold(listener, |listener| async {
+            let stream = Served(Box::new(listener.accept().await));
+            Some((Ok::<_, std::io::Error>(stream), listener))
+        });
+        Server::builder().add_service(Service).serve_with_incoming(accepted).await.expect("a server");
+    }
+
+    pub async fn measure(name: &str, path: &Path, duration: Duration) -> Vec<Row> {
         let path = path.to_owned();
-        let connect = move |_: http::Uri| {
+        let connector = move |_: http::Uri| {
             let path = path.clone();
-            async move { Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(UnixStream::connect(path).await?)) }
+            async move { Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(connect(&path).await)) }
         };
         let endpoint = Endpoint::from_static("http://localhost");
-        let channel = endpoint.connect_with_connector(tower::service_fn(connect)).await.expect("the server listens");
+        let channel = endpoint.connect_with_connector(tower::service_fn(connector)).await.expect("the server listens");
         let call = move || {
             let mut grpc = tonic::client::Grpc::new(channel.clone());
             async move {
@@ -134,7 +174,7 @@ pub mod grpc_echo {
                 assert_eq!(answer.expect("an answer").into_inner().bytes.len(), BYTES);
             }
         };
-        of_futures("gRPC (tonic)", "block", call, duration).await
+        of_futures(name, "block", call, duration).await
     }
 }
 
@@ -159,8 +199,8 @@ pub mod capnp_echo {
         }
     }
 
-    fn system(stream: UnixStream, side: Side, bootstrap: Option<capnp::capability::Client>) -> RpcSystem<Side> {
-        let (read, write) = stream.into_split();
+    fn system(stream: impl Wire, side: Side, bootstrap: Option<capnp::capability::Client>) -> RpcSystem<Side> {
+        let (read, write) = tokio::io::split(stream);
         let network = twoparty::VatNetwork::new(
             futures::io::BufReader::new(read.compat()),
             futures::io::BufWriter::new(write.compat_write()),
@@ -170,16 +210,15 @@ pub mod capnp_echo {
         RpcSystem::new(Box::new(network), bootstrap)
     }
 
-    pub async fn serve(path: &Path, ready: impl FnOnce()) {
-        let listener = UnixListener::bind(path).expect("a new path");
+    pub async fn serve(listener: Listener, ready: impl FnOnce()) {
         ready();
-        let (stream, _) = listener.accept().await.expect("a client");
+        let stream = listener.accept().await;
         let client: echo::Client = capnp_rpc::new_client(Server);
         let _ = system(stream, Side::Server, Some(client.client)).await;
     }
 
-    pub async fn measure(path: &Path, duration: Duration) -> Vec<Row> {
-        let stream = UnixStream::connect(path).await.expect("the server listens");
+    pub async fn measure(name: &str, path: &Path, duration: Duration) -> Vec<Row> {
+        let stream = connect(path).await;
         let mut system = system(stream, Side::Client, None);
         let client: echo::Client = system.bootstrap(Side::Server);
         drop(tokio::task::spawn_local(system));
@@ -191,7 +230,7 @@ pub mod capnp_echo {
                 assert_eq!(answer.get().and_then(|answer| answer.get_bytes()).expect("bytes").len(), BYTES);
             }
         };
-        of_futures("Cap'n Proto (capnp-rpc)", "block", call, duration).await
+        of_futures(name, "block", call, duration).await
     }
 }
 
@@ -208,7 +247,7 @@ pub mod dbus_echo {
     }
 
     pub async fn serve(path: &Path, ready: impl FnOnce()) {
-        let listener = UnixListener::bind(path).expect("a new path");
+        let listener = tokio::net::UnixListener::bind(path).expect("a new path");
         ready();
         let (stream, _) = listener.accept().await.expect("a client");
         let stream = stream.into_std().expect("a socket");
