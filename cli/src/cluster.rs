@@ -176,6 +176,6 @@ fn facts(members: &[Member]) -> Vec<Value> {
 
 /// `2026-11-27`.
 fn day(seconds: u64) -> String {
-    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-    timestamp(time).chars().take(10).collect()
+    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+    time.map_or_else(|| "?".to_owned(), |time| timestamp(time).chars().take(10).collect())
 }

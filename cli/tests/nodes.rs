@@ -336,3 +336,22 @@ fn a_node_listens_only_where_it_can_be_called() {
     drop(taken);
     node.up();
 }
+
+/// Law 7: what does not work at another start does not end what runs.
+#[test]
+fn a_supervisor_that_cannot_answer_other_nodes_lets_everything_run_and_tries_again() {
+    let a = Node::first();
+    let facts = a.system.file("node/facts");
+    let good = std::fs::read(&facts).expect("a file");
+    let null = a.system.pid("null");
+    std::fs::write(&facts, "nonsense").expect("it can be written");
+    a.system.ok(&["supervisor", "restart"]);
+    wait_for("what it says", || a.system.supervisor_log().contains("does not answer others"));
+    assert_eq!(a.system.pid("null"), null, "it runs on");
+    // The next one finds the socket that all of them had.
+    std::fs::write(&facts, good).expect("it can be written");
+    a.system.ok(&["supervisor", "restart"]);
+    let b = Node::joined(&a, "b");
+    assert!(b.nodes().1);
+    assert_eq!(a.system.pid("null"), null);
+}

@@ -7,11 +7,12 @@ use std::path::Path;
 
 /// Writes a file that only its owner may read (0600), in the place of one that is there. Durable when it returns.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
+    // Its own, also beside another process that writes the same file.
+    let new = path.with_extension(format!("{}.new", std::process::id()));
     let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    rename(&new, path)
+    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| rename(&new, path));
+    // If it has its name already there is nothing to remove.
+    written.inspect_err(|_| drop(fs::remove_file(&new)))
 }
 
 /// Renames, durably.

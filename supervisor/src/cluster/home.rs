@@ -220,8 +220,9 @@ impl Home {
         for (file, bytes) in contents {
             files::write(&new.join(file), bytes).map_err(failed)?;
         }
-        Members::at(new.join("members")).replace(members).map_err(failed)?;
-        files::rename(&new, &at).map_err(|error| HomeError::Io(at.clone(), error))?;
+        let moved = Members::at(new.join("members")).replace(members).and_then(|()| files::rename(&new, &at));
+        // A key that is of no use is not left lying about.
+        moved.inspect_err(|_| drop(fs::remove_dir_all(&new))).map_err(|error| HomeError::Io(at.clone(), error))?;
         Ok(Home { directory: at, name: name.clone(), listen, by })
     }
 
@@ -331,6 +332,32 @@ impl Home {
         authority::sign_node(&key, name, public_key, now, now + lifetime).map_err(HomeError::Signing)
     }
 
+    /// The first node signs its own certificate anew when half of its time has passed: nobody else could, and with it all would end.
+    /// Says whether it did.
+    ///
+    /// # Errors
+    /// See [`HomeError`].
+    pub fn renew_itself(&self, now: SystemTime) -> Result<bool, HomeError> {
+        if self.by.is_some() {
+            return Ok(false);
+        }
+        let members = self.members();
+        let failed = |error| HomeError::Io(self.directory.join("members"), error);
+        let Some(known) = members.find(&self.name).map_err(failed)? else { return Ok(false) };
+        let until = seconds(now + NODE_FOR);
+        if known.until_s > seconds(now + NODE_FOR / 2) && known.until_s <= until {
+            return Ok(false);
+        }
+        let public_key = authority::public_key(&self.read("key")?).map_err(HomeError::Signing)?;
+        let certificate = self.sign(&self.name, &public_key, now, NODE_FOR)?;
+        let path = self.directory.join("certificate");
+        files::write(&path, &certificate).map_err(|error| HomeError::Io(path, error))?;
+        // Last: until it is written down that this was done, it is done again.
+        let itself = Member { fingerprint: fingerprint(&certificate).to_vec(), until_s: until, ..known };
+        members.put(&itself).map_err(failed)?;
+        Ok(true)
+    }
+
     /// A new certificate of its own supervisor or of one of its components, with its key.
     ///
     /// # Errors
@@ -370,5 +397,30 @@ impl Home {
     fn read(&self, file: &str) -> Result<Vec<u8>, HomeError> {
         let path = self.directory.join(file);
         fs::read(&path).map_err(|error| HomeError::Io(path, error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_node_renews_its_own_certificate_when_half_of_its_time_has_passed() {
+        let state = tempfile::tempdir().unwrap();
+        let name = NodeName::new("a").unwrap();
+        let home = Home::init(state.path(), &name, "127.0.0.1:7700".parse().unwrap()).unwrap();
+        let (now, before) = (SystemTime::now(), home.certificate().unwrap());
+        assert!(!home.renew_itself(now).unwrap() && home.certificate().unwrap() == before);
+        let later = now + NODE_FOR / 2 + Duration::from_secs(60);
+        assert!(home.renew_itself(later).unwrap() && !home.renew_itself(later).unwrap());
+        let after = home.certificate().unwrap();
+        assert_ne!(after, before);
+        assert!(home.members().has(&name, &after).unwrap() && !home.members().has(&name, &before).unwrap());
+        assert_eq!(home.known().unwrap()[0].until_s, seconds(later + NODE_FOR));
+        // Its name is still its own, and what it signs is good.
+        home.host_keys().unwrap();
+        // The clock is set back.
+        assert!(home.renew_itself(now).unwrap());
+        assert_eq!(home.known().unwrap()[0].until_s, seconds(now + NODE_FOR));
     }
 }

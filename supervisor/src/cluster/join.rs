@@ -2,14 +2,17 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::SystemTime;
 
 use kernel_ipc::link::socket::keys::{Keys, NodeName, fingerprint};
 use kernel_ipc::{CallError, Failure};
 use protocol::node::{self, Joined, Member};
 
-use super::authority::{self, Certified};
+use super::authority::{self, Certified, NODE_FOR};
 use super::home::{Home, HomeError, is_address};
+use super::members::is_possible;
 use super::neighbour::{Neighbour, NeighbourError};
+use super::seconds;
 use super::token::{BadToken, Token};
 
 /// Why a machine is no node of a cluster.
@@ -97,16 +100,17 @@ pub async fn join(
     let by = Neighbour::call(&keys, &token.node, address).await?;
     let Joined { certificate, authority, by: first } = ask(&by, &token, name, listen, &public_key).await?;
     let refused = || JoinError::Answer(token.node.clone(), address);
-    if fingerprint(&authority) != token.authority {
+    if fingerprint(&authority) != token.authority || !is_possible(&first) {
         return Err(refused());
     }
+    let now = SystemTime::now();
     let own = Certified { certificate, key };
     let itself = Member {
         name: name.to_string(),
         address: listen.to_string(),
         fingerprint: fingerprint(&own.certificate).to_vec(),
-        since_s: first.since_s,
-        until_s: 0,
+        since_s: seconds(now),
+        until_s: seconds(now + NODE_FOR),
         authority: false,
     };
     // By the address at which it was reached: what it says of itself may be another network's.

@@ -5,9 +5,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use kernel_ipc::link::socket::keys::{NodeName, fingerprint};
+use kernel_ipc::link::socket::keys::{FINGERPRINT_BYTES, NodeName, fingerprint};
 use protocol::node::Member;
 use serde::{Deserialize, Serialize};
 
@@ -38,15 +39,19 @@ impl Members {
     /// # Errors
     /// A file cannot be read, or is none of ours.
     pub fn all(&self) -> io::Result<Vec<Member>> {
-        let mut names = BTreeSet::new();
-        for entry in fs::read_dir(&self.0)? {
-            let name = entry?.file_name();
-            // What was not written to its end has a name that is none.
-            names.extend(name.to_str().and_then(NodeName::new));
-        }
+        let names = self.names()?;
         let members = names.iter().map(|name| self.find(name));
         // One may be removed meanwhile.
         members.filter_map(io::Result::transpose).collect()
+    }
+
+    fn names(&self) -> io::Result<BTreeSet<NodeName>> {
+        let mut names = BTreeSet::new();
+        for entry in fs::read_dir(&self.0)? {
+            // What was not written to its end has a name that is none.
+            names.extend(entry?.file_name().to_str().and_then(NodeName::new));
+        }
+        Ok(names)
     }
 
     /// The node of this name.
@@ -62,7 +67,8 @@ impl Members {
         let Written { address, fingerprint, since_s, until_s, authority } =
             serde_json::from_slice(&text).map_err(|_| wrong())?;
         let fingerprint = unhex(&fingerprint).ok_or_else(wrong)?;
-        Ok(Some(Member { name: name.to_string(), address, fingerprint, since_s, until_s, authority }))
+        let member = Member { name: name.to_string(), address, fingerprint, since_s, until_s, authority };
+        if is_possible(&member) { Ok(Some(member)) } else { Err(wrong()) }
     }
 
     /// Whether this certificate (DER) is that of the node of this name.
@@ -78,7 +84,8 @@ impl Members {
     /// # Errors
     /// Of the system; its name is none.
     pub fn put(&self, member: &Member) -> io::Result<()> {
-        let name = NodeName::new(&member.name).ok_or_else(|| io::Error::other("a node without a name"))?;
+        let name = NodeName::new(&member.name).filter(|_| is_possible(member));
+        let name = name.ok_or_else(|| io::Error::other("what is said of a node makes no sense"))?;
         let written = Written {
             address: member.address.clone(),
             fingerprint: hex(&member.fingerprint),
@@ -105,15 +112,25 @@ impl Members {
     /// # Errors
     /// As [`put`](Members::put).
     pub fn replace(&self, members: &[Member]) -> io::Result<()> {
-        for known in self.all()? {
-            if !members.iter().any(|member| member.name == known.name)
-                && let Some(name) = NodeName::new(&known.name)
-            {
-                self.remove(&name)?;
+        // By their names: what is written of one may be damaged.
+        for known in self.names()? {
+            if !members.iter().any(|member| member.name == known.as_str()) {
+                self.remove(&known)?;
             }
         }
         members.iter().try_for_each(|member| self.put(member))
     }
+}
+
+/// The last second of the year 9999: as late as people can be told.
+const LAST_S: u64 = 253_402_300_799;
+
+/// Whether what somebody says of a node can be true.
+pub fn is_possible(member: &Member) -> bool {
+    NodeName::new(&member.name).is_some()
+        && member.address.parse::<SocketAddr>().is_ok()
+        && member.fingerprint.len() == FINGERPRINT_BYTES
+        && member.since_s.max(member.until_s) <= LAST_S
 }
 
 #[cfg(test)]
@@ -122,7 +139,7 @@ mod tests {
 
     fn member(name: &str) -> Member {
         let address = "10.0.0.1:7700".into();
-        Member { name: name.into(), address, fingerprint: vec![1, 2, 3], since_s: 4, until_s: 5, authority: false }
+        Member { name: name.into(), address, fingerprint: vec![1; 32], since_s: 4, until_s: 5, authority: false }
     }
 
     #[test]
@@ -146,5 +163,25 @@ mod tests {
         members.replace(&[member("b"), member("a")]).unwrap();
         assert_eq!(members.all().unwrap(), [member("a"), member("b")]);
         assert!(members.put(&member("../b")).is_err());
+        // One that is damaged is replaced as well.
+        std::fs::write(directory.path().join("a"), "{}").unwrap();
+        members.replace(&[member("a")]).unwrap();
+        assert_eq!(members.all().unwrap(), [member("a")]);
+    }
+
+    #[test]
+    fn what_cannot_be_true_of_a_node_is_not_written_down() {
+        let directory = tempfile::tempdir().unwrap();
+        let members = Members::at(directory.path().into());
+        for impossible in [
+            Member { name: "A".into(), ..member("a") },
+            Member { address: "10.0.0.1".into(), ..member("a") },
+            Member { fingerprint: vec![1; 31], ..member("a") },
+            Member { since_s: u64::MAX, ..member("a") },
+            Member { until_s: LAST_S + 1, ..member("a") },
+        ] {
+            assert!(members.put(&impossible).is_err(), "{impossible:?}");
+        }
+        assert_eq!(members.all().unwrap(), []);
     }
 }

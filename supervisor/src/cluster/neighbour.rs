@@ -10,6 +10,11 @@ use kernel_ipc::wire::Shape;
 use kernel_ipc::{CallError, Failure};
 use protocol::node::{self, Member, MembersError};
 
+use super::members::is_possible;
+
+/// Nodes of a cluster that another one may name.
+const MOST: usize = 10_000;
+
 /// A session with another node's supervisor.
 pub struct Neighbour {
     pub(super) client: node::Client,
@@ -30,6 +35,8 @@ pub enum NeighbourError {
     Stranger(NodeName, SocketAddr),
     /// The call did not come to an end.
     Failed(NodeName, SocketAddr, Failure),
+    /// It has said of a node what cannot be true, or of too many.
+    Nonsense(NodeName, SocketAddr),
     /// It cannot do it; its log says why.
     Trouble(NodeName, SocketAddr),
 }
@@ -49,6 +56,9 @@ impl std::fmt::Display for NeighbourError {
             }
             NeighbourError::Failed(node, address, failure) => {
                 write!(f, "node {node} at {address}: the call failed ({:?})", failure.cause)
+            }
+            NeighbourError::Nonsense(node, address) => {
+                write!(f, "what node {node} at {address} says of the cluster makes no sense")
             }
             NeighbourError::Trouble(node, address) => {
                 write!(f, "node {node} at {address} cannot do it; its log says why")
@@ -100,6 +110,9 @@ impl Neighbour {
             // A list that does not go on would never end.
             let goes_on = page.members.last().is_some_and(|last| last.name.as_str() > after);
             members.extend(page.members);
+            if members.len() > MOST || !members.iter().all(is_possible) {
+                return Err(NeighbourError::Nonsense(self.name.clone(), self.address));
+            }
             if !(page.more && goes_on) {
                 return Ok(members);
             }
@@ -125,10 +138,11 @@ impl Neighbour {
     }
 }
 
-/// What the connection came to nothing by, without where that was.
+/// What the connection came to nothing by, without where that was. It may have words of the other end's in it.
 fn reason(error: &DialError) -> String {
-    match error {
+    let words = match error {
         DialError::Io(_, error) => error.to_string(),
         other => other.to_string(),
-    }
+    };
+    words.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect()
 }

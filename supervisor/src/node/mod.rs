@@ -339,7 +339,9 @@ async fn supervise(checked: Checked, state: State, keeper: Rc<Link>, mut found: 
             Err(error) => return node.fail(format!("{}: {error}", kernel_ipc::broker::GUEST_SOCKET)).await,
         },
     }
-    if let Err(reason) = cluster::answer(&node, node_listener) {
+    if is_up {
+        spawn(cluster::answer_again(node.clone(), node_listener));
+    } else if let Err(reason) = cluster::answer(&node, node_listener) {
         return node.fail(reason).await;
     }
     if !node.stopping.has_happened() {

@@ -10,6 +10,8 @@
 //! - Both ends speak TLS 1.3 and no earlier version; no session is resumed and no early data is taken, so that what is said
 //!   in one connection cannot be said again in another.
 
+mod short;
+
 use std::io;
 use std::rc::Rc;
 use std::sync::{Arc, RwLock};
@@ -23,9 +25,11 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CertificateError, ClientConfig, ClientConnection, Connection, DigitallySignedStruct, RootCertStore, ServerConfig,
-    ServerConnection, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, DigitallySignedStruct,
+    RootCertStore, ServerConfig, ServerConnection, SignatureScheme,
 };
+
+use short::Short;
 
 /// What stands behind a node's name in its certificate.
 const DOMAIN: &str = ".node.atoll";
@@ -137,10 +141,10 @@ impl Keys {
         let failed =
             |error: rustls::server::VerifierBuilderError| BadKeys::Authority(rustls::Error::General(error.to_string()));
         let host = Host {
-            proven: host_config(clients().build().map_err(failed)?, &own)?,
-            anyone: host_config(clients().allow_unauthenticated().build().map_err(failed)?, &own)?,
+            proven: host_config(Arc::new(Short(clients().build().map_err(failed)?)), &own)?,
+            anyone: host_config(Arc::new(Short(clients().allow_unauthenticated().build().map_err(failed)?)), &own)?,
         };
-        Ok(Keys { client: client_config(server, &own)?, host: Some(host), own })
+        Ok(Keys { client: client_config(Arc::new(Short(server)), &own)?, host: Some(host), own })
     }
 
     /// The keys of one that has none, and calls a node whose authority's certificate has this fingerprint.
@@ -149,7 +153,7 @@ impl Keys {
     /// What the cryptography says.
     pub fn newcomer(authority: [u8; FINGERPRINT_BYTES]) -> Result<Keys, BadKeys> {
         let own = Arc::new(Own(RwLock::new(None)));
-        let pinned = Arc::new(Pinned { authority, provider: provider() });
+        let pinned = Arc::new(Short(Arc::new(Pinned { authority, provider: provider() })));
         Ok(Keys { client: client_config(pinned, &own)?, host: None, own })
     }
 
@@ -304,9 +308,23 @@ pub enum Doubt {
 pub fn doubt(error: &io::Error) -> Option<Doubt> {
     match error.get_ref()?.downcast_ref::<rustls::Error>()? {
         rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => Some(Doubt::Theirs),
-        rustls::Error::AlertReceived(_) => Some(Doubt::Ours),
+        rustls::Error::AlertReceived(alert) if is_about_certificates(*alert) => Some(Doubt::Ours),
         _ => None,
     }
+}
+
+fn is_about_certificates(alert: AlertDescription) -> bool {
+    matches!(
+        alert,
+        AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            | AlertDescription::CertificateRequired
+    )
 }
 
 /// The one certificate that the other end has shown beside its own: that of who signed it, if that was not the authority itself.
