@@ -13,7 +13,7 @@ use kernel_ipc::link::socket::bulk::serve::Lending;
 use kernel_ipc::link::socket::dial::{self, DialError, Remote};
 use kernel_ipc::link::socket::frame::{self, Bulk, Hello, Pull, Refusal, kind};
 use kernel_ipc::link::socket::keys::Keys;
-use kernel_ipc::link::socket::listen::{Listener, Options};
+use kernel_ipc::link::socket::listen::{Listener, Options, SESSIONS_OF_A_NODE};
 use kernel_ipc::runtime;
 use kernel_ipc::wire::Shape;
 use kernel_ipc::{Epoch, LenderId, SessionId};
@@ -62,6 +62,31 @@ fn nodes_of_one_authority_call_each_other_also_beyond_loopback() {
         }
         drop(client);
         until(|| thing.closed.get() == 1).await;
+    });
+}
+
+#[test]
+fn a_node_that_has_as_many_sessions_as_one_may_keeps_no_other_out() {
+    run(async {
+        let authority = Authority::new();
+        let thing: Rc<Thing> = Rc::default();
+        let host = Host::start_secured(&thing, Options::default(), None, authority.keys("b"));
+        let (greedy, other) = (authority.keys("a"), authority.keys("c"));
+        let open = async |keys: &Keys| {
+            let remote = Remote::node(host.near(), node("b"), keys.clone());
+            dial::connect(remote, TEST.name, Shape { slots: 1, window_bytes: 4096 }, Options::default()).await
+        };
+        let mut sessions = Vec::new();
+        for _ in 0..SESSIONS_OF_A_NODE {
+            sessions.push(open(&greedy).await.expect("a session"));
+        }
+        let one_more = open(&greedy).await.map(drop);
+        assert!(matches!(one_more, Err(DialError::Refused(_, Refusal::Busy))), "{one_more:?}");
+        let _others = open(&other).await.expect("another node is let in");
+        // What it gives back it may have again.
+        sessions.pop();
+        until(|| thing.closed.get() == 1).await;
+        open(&greedy).await.expect("a session");
     });
 }
 

@@ -37,8 +37,10 @@ use crate::wire::VERSION;
 
 /// Greetings that may be under way at a time.
 const GREETINGS: usize = 64;
-/// Sessions that one listener has at most.
+/// Sessions that one listener has at most, newcomers' apart.
 pub const SESSIONS: usize = 1024;
+/// And how many of them one node may have: what it holds, others do not get.
+pub const SESSIONS_OF_A_NODE: usize = 256;
 /// Sessions that all newcomers together have at most, and how long one lasts.
 const NEWCOMERS: usize = 16;
 const NEWCOMER_STAYS: Duration = Duration::from_secs(20);
@@ -333,11 +335,11 @@ impl<S: Service> Desk<S> {
         if interface_bytes(S::INTERFACE.name) != Ok(hello.interface) {
             return Err(Refusal::Interface);
         }
+        let is_newcomer = self.newcomers && peer.node.is_none();
         // A greeting may end after its listener has.
-        if self.closed.get() || self.sessions.borrow().len() >= SESSIONS {
+        if self.closed.get() || (!is_newcomer && !self.has_room_for(peer)) {
             return Err(Refusal::Busy);
         }
-        let is_newcomer = self.newcomers && peer.node.is_none();
         if is_newcomer {
             self.make_room_for_newcomer();
         }
@@ -378,6 +380,17 @@ impl<S: Service> Desk<S> {
         });
         let welcome = entry.welcome(hello);
         Ok((entry, welcome, 0))
+    }
+
+    /// Whether there may be one more session of this peer, which is no newcomer.
+    fn has_room_for(&self, peer: &Peer) -> bool {
+        let sessions = self.sessions.borrow();
+        let (mut all, mut of_peer) = (0, 0);
+        for entry in sessions.values() {
+            all += usize::from(!self.newcomers || entry.node.is_some());
+            of_peer += usize::from(entry.node == peer.node);
+        }
+        all < SESSIONS && (peer.node.is_none() || of_peer < SESSIONS_OF_A_NODE)
     }
 
     /// Ends the oldest session of a newcomer if there are as many as there may be.
