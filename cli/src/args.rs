@@ -112,11 +112,36 @@ pub enum Verb {
     /// Measure, each time beside a floor in the same run
     #[command(subcommand)]
     Bench(Bench),
+    /// Run sessions, links and ledgers in a simulation that lets everything go wrong, seed by seed
+    Simulate(Simulate),
     /// Print a completion script for a shell
     Completions {
         /// The shell
         shell: Shell,
     },
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+A seed decides who there is, in which order they have their turns, when connections are cut, held up and made, and when \
+processes stop and die; calls must have happened as their callers were told. The same seed is the same run each time. \
+Exit code 1: a seed violates the model; what happened in it is printed.
+
+  atoll simulate --seeds 1000000 --state run.json   # Ctrl-C ends it; the same again goes on where it was
+  atoll simulate --from 7 --seeds 1 --trace         # what happens in seed 7")]
+pub struct Simulate {
+    /// How many seeds in all
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000_000))]
+    pub seeds: u64,
+    /// The first seed
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub from: u64,
+    /// Note in this file how far it has come, and go on from there
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub state: Option<PathBuf>,
+    /// Print what happens in the first seed
+    #[arg(long)]
+    pub trace: bool,
 }
 
 #[derive(Debug, Args)]

@@ -23,6 +23,7 @@ mod interrupt;
 mod node;
 mod output;
 mod serve;
+mod simulate;
 mod up;
 mod why;
 
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         Verb::Interface { what } => interface::interface(&cli.common, what.as_ref()),
         Verb::Call(what) => call::call(&cli.common, what),
         Verb::Bench(what) => bench::bench(&cli.common, what),
+        Verb::Simulate(what) => simulate::simulate(&cli.common, what),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

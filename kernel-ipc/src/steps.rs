@@ -5,12 +5,15 @@
 //! - A test puts [`Steps`] into the state directory before it starts the node. It has a row for each process and step: at which
 //!   passing from now on the process kills itself, how often it has passed, how often it has died. A node without that file,
 //!   and a step without a row, costs a look that finds nothing.
+//! - A simulation, whose processes are threads' turns, [hears](hear) of the steps of its own thread instead.
 //! - Only builds with debug assertions have any of this, as `cargo test` makes them. In others both functions are empty.
 
+use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::OnceLock;
 
 use nix::sys::signal::{Signal, kill};
@@ -30,6 +33,29 @@ const DIED: u64 = 56;
 /// What this process walks through, if anything.
 static WALKED: OnceLock<Walked> = OnceLock::new();
 
+/// Hears of steps.
+pub type Hears = Rc<dyn Fn(&'static str)>;
+
+thread_local! {
+    static HEARS: RefCell<Option<Hears>> = const { RefCell::new(None) };
+}
+
+/// Whether this build has steps.
+pub const ARE_THERE: bool = cfg!(debug_assertions);
+
+/// From now on `hears` hears of each step that this thread reaches, before anything comes of it; it may unwind.
+pub fn hear(hears: Option<Hears>) {
+    HEARS.replace(hears);
+}
+
+#[cold]
+fn tell(step: &'static str) {
+    let hears = HEARS.with_borrow(Clone::clone);
+    if let Some(hears) = hears {
+        hears(step);
+    }
+}
+
 /// From now on the steps that this process reaches are those of `process`, in the node of this state directory. Once.
 pub fn walk(state: &Path, process: &str) {
     if cfg!(debug_assertions)
@@ -43,10 +69,11 @@ pub fn walk(state: &Path, process: &str) {
 /// This process has come to a step. If a test wants it so, it does not come further.
 #[inline(always)]
 pub fn reach(step: &'static str) {
-    if cfg!(debug_assertions)
-        && let Some(walked) = WALKED.get()
-    {
-        walked.reach(step);
+    if ARE_THERE {
+        tell(step);
+        if let Some(walked) = WALKED.get() {
+            walked.reach(step);
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use common::bytes;
 use kernel_ipc::link::socket::SocketLink;
 use kernel_ipc::link::{Body, Link, in_process, shm, socket};
+use kernel_ipc::runtime::simulated::{Network, Weather};
 use kernel_ipc::runtime::{self, Sleep, Source, Waiting};
 use kernel_ipc::sys::doorbell::EventDoorbell;
 use kernel_ipc::sys::futex;
@@ -60,16 +61,29 @@ fn over_loopback() -> Ends {
     (Box::new(client), Box::new(host))
 }
 
+fn over_a_simulated_network() -> Ends {
+    let weather = Weather { delay_ns: (0, 0), capacity: 1 << 20, trickles: 3 };
+    let (client, host) = Network::new(7, weather, |_| {}).pair();
+    (Box::new(SocketLink::simulated(client, SHAPE)), Box::new(SocketLink::simulated(host, SHAPE)))
+}
+
 /// A carrier's name, and how to make both ends of a link over it.
 type Carrier = (&'static str, fn() -> Ends);
 
-const CARRIERS: [Carrier; 4] = [
+const CARRIERS: [Carrier; 5] = [
     ("futex", shm_with_futex),
     ("eventfd", shm_with_eventfd),
     ("in process", inside_one_process),
     (SOCKET, over_loopback),
+    (SIMULATED, over_a_simulated_network),
 ];
 const SOCKET: &str = "socket";
+const SIMULATED: &str = "simulated";
+
+/// Whether bytes go through a connection: what was sent is seen when it was flushed, and nobody counts what flies.
+fn is_connection(carrier: &str) -> bool {
+    carrier == SOCKET || carrier == SIMULATED
+}
 
 /// Runs a test over each carrier, in both directions.
 fn over_each_carrier(test: impl Fn(&str, &dyn Link, &dyn Link)) {
@@ -103,7 +117,7 @@ fn next(to: &dyn Link) -> RawDescriptor {
 /// Lets the peer see what was sent, at the least cost at which the carrier does.
 fn publish(carrier: &str, from: &dyn Link) {
     from.publish();
-    if carrier == SOCKET {
+    if is_connection(carrier) {
         from.flush();
     }
 }
@@ -126,7 +140,7 @@ fn what_is_unread_is_counted() {
         }
         from.flush();
         // Of what is in the kernel nobody knows without taking it.
-        assert_eq!(to.unread(), if carrier == SOCKET { 0 } else { 5 }, "{carrier}");
+        assert_eq!(to.unread(), if is_connection(carrier) { 0 } else { 5 }, "{carrier}");
         next(to);
         assert_eq!(to.unread(), 4, "{carrier}");
         while to.receive().is_some() {}
@@ -229,7 +243,7 @@ fn a_peer_that_reads_nothing_is_an_overrun_after_a_ring() {
         publish(carrier, from);
         next(to);
         // The kernel has all of them, so nobody knows that it is only one.
-        assert_eq!(from.read_by_peer(), if carrier == SOCKET { entries } else { 1 });
+        assert_eq!(from.read_by_peer(), if is_connection(carrier) { entries } else { 1 });
         assert_eq!(send(from, entries), Ok(()), "{carrier}");
     });
 }
@@ -458,7 +472,7 @@ fn a_closed_end_is_seen_after_its_last_message() {
         assert!(!to.is_closed_by_peer());
         send(from, 0).expect("room");
         from.close();
-        if carrier != SOCKET {
+        if !is_connection(carrier) {
             assert!(to.is_closed_by_peer(), "{carrier}");
             assert_eq!(to.prepare_sleep(), Ok(Sleep::Work), "{carrier}");
             to.cancel_sleep();

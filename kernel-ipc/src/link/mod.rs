@@ -7,7 +7,7 @@
 //! - [`socket`]: a TCP connection between two processes that share nothing.
 //! - [`in_process`]: two queues inside one thread, for a server that runs inside its client.
 //!
-//! All pass the same conformance suite (`tests/links.rs`).
+//! A simulation's connections ([`simulated`](crate::runtime::simulated)) carry the same socket link. All pass the same conformance suite (`tests/links.rs`).
 
 pub mod dekker;
 pub mod in_process;

@@ -20,11 +20,13 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use super::{Body, Link};
+use crate::runtime::simulated::Pipe;
 use crate::runtime::{self, Signal, Sleep};
 use crate::session::now;
 use crate::wire::{RawDescriptor, Shape, Violation};
 
 pub mod bulk;
+mod carrier;
 pub mod dial;
 pub mod frame;
 mod greeting;
@@ -36,6 +38,7 @@ mod stream;
 mod tls;
 mod warnings;
 
+use carrier::Carrier;
 use frame::{FrameError, kind};
 use inbox::{Frame, Inbox};
 use outbox::Outbox;
@@ -136,8 +139,17 @@ impl SocketLink {
     /// # Errors
     /// It is not a TCP connection, or is one no more.
     pub fn over(socket: OwnedFd, shape: Shape) -> io::Result<SocketLink> {
+        SocketLink::carried(Carrier::Socket(socket.into()), shape)
+    }
+
+    /// The same over a connection of a simulated network.
+    pub fn simulated(pipe: Pipe, shape: Shape) -> SocketLink {
+        SocketLink::carried(Carrier::Simulated(pipe), shape).expect("a pipe refuses no option")
+    }
+
+    fn carried(carrier: Carrier, shape: Shape) -> io::Result<SocketLink> {
         let link = SocketLink::new(shape);
-        link.attach(Stream::new(socket.into(), dial::Options::default().dead_after)?);
+        link.attach(Stream::new(carrier, dial::Options::default().dead_after)?);
         Ok(link)
     }
 
@@ -338,12 +350,12 @@ impl SocketLink {
     /// Looks again when something has come.
     #[cold]
     fn look_later(&self) {
-        let file = self.0.stream.borrow().as_ref().map(|stream| stream.file().clone());
-        let Some(file) = file.filter(|_| runtime::is_running()) else { return };
+        let carrier = self.0.stream.borrow().as_ref().map(|stream| stream.carrier().clone());
+        let Some(carrier) = carrier.filter(|_| runtime::is_running()) else { return };
         self.0.is_cold.set(true);
         let this = Rc::downgrade(&self.0);
         runtime::spawn(async move {
-            let _ = runtime::io::poll_readable(&file).await;
+            let _ = carrier.readable().await;
             if let Some(this) = this.upgrade() {
                 this.is_cold.set(false);
                 this.vain_looks.set(0);
@@ -358,9 +370,9 @@ impl SocketLink {
             return;
         }
         self.0.is_blocked.set(true);
-        let (this, file) = (Rc::downgrade(&self.0), stream.file().clone());
+        let (this, carrier) = (Rc::downgrade(&self.0), stream.carrier().clone());
         runtime::spawn(async move {
-            let _ = runtime::io::poll_writable(&file).await;
+            let _ = carrier.writable().await;
             let Some(this) = this.upgrade().map(SocketLink) else { return };
             this.0.is_blocked.set(false);
             this.0.flush(&this);
@@ -493,7 +505,7 @@ impl Link for SocketLink {
         Ok(match &*self.0.stream.borrow() {
             // What was decrypted and not taken makes no descriptor readable.
             Some(stream) if stream.holds_more() => Sleep::Work,
-            Some(stream) if !self.0.is_cold.get() => Sleep::EventFd(stream.raw_fd()),
+            Some(stream) if !self.0.is_cold.get() => stream.sleep(),
             // A task waits for it, or for the next connection.
             _ => Sleep::Nothing,
         })

@@ -8,12 +8,14 @@
 //!   `io_uring_enter` that waits for both.
 //! - Futures are not `Send`; wakers are.
 
+pub mod clock;
 pub mod io;
 mod mailbox;
 mod park;
 mod ready;
 mod remote;
 pub(crate) mod signal;
+pub mod simulated;
 mod source;
 mod tasks;
 mod timers;
@@ -89,6 +91,8 @@ struct Core {
     idle_since: Cell<Option<Instant>>,
     /// How long that was when the clock was looked at last: near enough to learn from, and free.
     waited: Cell<Duration>,
+    /// What it has for a network, if that is a simulated one.
+    nic: Option<simulated::Nic>,
 }
 
 thread_local! {
@@ -104,6 +108,11 @@ pub(crate) fn is_running() -> bool {
 /// Calls `f` with this thread's running core, if there is one.
 fn with_current<R>(f: impl FnOnce(&Rc<Core>) -> R) -> Option<R> {
     CURRENT.try_with(|current| current.borrow().as_ref().map(f)).ok().flatten()
+}
+
+/// The network of this thread's runtime, if it is a simulated one.
+pub(crate) fn simulated_nic() -> Option<simulated::Nic> {
+    with_current(|core| core.nic.clone()).flatten()
 }
 
 fn current() -> Rc<Core> {
@@ -149,18 +158,23 @@ impl Runtime {
         if options.without_ring_futex {
             ring.forget_futex();
         }
+        Ok(Runtime::with(Rc::new(RefCell::new(ring)), options.waiting, None))
+    }
+
+    fn with(ring: SharedRing, waiting: Waiting, nic: Option<simulated::Nic>) -> Runtime {
         let core = Core {
             tasks: Tasks::new(),
             timers: RefCell::default(),
             sources: Sources::default(),
-            ring: Rc::new(RefCell::new(ring)),
-            ladder: RefCell::new(Ladder::new(options.waiting)),
+            ring,
+            ladder: RefCell::new(Ladder::new(waiting)),
             park: park::Park::default(),
             rest: RefCell::default(),
             idle_since: Cell::new(None),
             waited: Cell::new(Duration::ZERO),
+            nic,
         };
-        Ok(Runtime { core: Rc::new(core) })
+        Runtime { core: Rc::new(core) }
     }
 
     /// Runs `future` to its end on this thread, and spawned tasks beside it. Tasks that are left keep their
@@ -237,7 +251,7 @@ impl Core {
         if self.timers.borrow().next().is_none() {
             return;
         }
-        let now = Instant::now();
+        let now = clock::now();
         loop {
             let due = self.timers.borrow_mut().expire(now);
             match due {
@@ -364,7 +378,7 @@ pub async fn yield_now() {
 pub fn sleep(duration: Duration) -> SleepUntil {
     // Thirty years are for ever, and an `Instant` can hold them.
     const FOR_EVER: Duration = Duration::from_secs(1_000_000_000);
-    sleep_until(Instant::now() + duration.min(FOR_EVER))
+    sleep_until(clock::now() + duration.min(FOR_EVER))
 }
 
 /// Waits until `deadline`.
@@ -401,7 +415,7 @@ impl Future for SleepUntil {
                     Poll::Ready(())
                 }
             },
-            None if self.deadline <= Instant::now() => Poll::Ready(()),
+            None if self.deadline <= clock::now() => Poll::Ready(()),
             None => {
                 let core = current();
                 let key = core.timers.borrow_mut().insert(self.deadline, cx.waker().clone());

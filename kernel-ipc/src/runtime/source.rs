@@ -88,6 +88,16 @@ impl Sources {
         }
     }
 
+    /// Looks once at the source of a position. Gives whether it found something; `None`: there are not so many.
+    pub fn poll_at(&self, position: usize) -> Option<bool> {
+        self.at(position).map(|source| source.poll())
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.in_use.borrow().len() + self.at_rest.borrow().len()
+    }
+
     /// Polls each source that is in use once, and a few of the others. True when one of them found something.
     pub fn poll_all(&self) -> bool {
         let mut found = false;

@@ -145,6 +145,13 @@ impl Tasks {
         Some(index)
     }
 
+    /// Takes the `nth` of the ready tasks, out of turn.
+    pub fn take_ready(&self, nth: usize) -> Option<u32> {
+        let index = self.ready.borrow_mut().remove(nth)?;
+        self.slots.borrow_mut()[index as usize].queued = false;
+        Some(index)
+    }
+
     /// A waker of the main future.
     pub fn main_waker(&self) -> Waker {
         self.slots.borrow()[MAIN as usize].waker.clone().expect("the main slot keeps its waker")

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{Grant, SessionInfo, nanoseconds, now};
 use crate::logbook::Seen;
+use crate::runtime::clock;
 use crate::wire::{Handle, LeaseName};
 
 /// One call, as a host sees it: every handle is resolved and its rights are checked.
@@ -87,7 +88,7 @@ impl Call {
     /// When the caller stops waiting.
     pub fn deadline(&self) -> Option<Instant> {
         let left = || Duration::from_nanos(self.deadline.saturating_sub(now()));
-        (self.deadline != 0).then(|| Instant::now() + left().min(Duration::from_secs(1 << 32)))
+        (self.deadline != 0).then(|| clock::now() + left().min(Duration::from_secs(1 << 32)))
     }
 
     /// Whether the caller has stopped waiting, or the session has ended. A hint: finishing is always allowed, and what

@@ -15,12 +15,11 @@ use std::future::Future;
 use std::ops::Deref;
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
-
 use crate::error::Failure;
 use crate::id::{Epoch, Incarnation, SessionId};
 use crate::interface::{Description, Retry};
 use crate::lease::Lend;
+use crate::runtime::clock;
 use crate::wire::{Handle, INLINE_BYTES, LeaseName, Violation, inline_bytes};
 
 pub use crate::capability::Grant;
@@ -229,9 +228,9 @@ impl From<Violation> for OpenError {
 
 /// `CLOCK_MONOTONIC` in nanoseconds, a few milliseconds behind: a third of the cost of the exact time. Deadlines are
 /// compared with it, so one can be late by [`CLOCK_LAG`], never early.
+#[inline]
 pub(crate) fn now() -> u64 {
-    let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("Linux has had this clock since 2.6.32");
-    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+    clock::coarse_ns()
 }
 
 /// How far [`now`] can be behind the time: one tick of the slowest kernel (100 a second).

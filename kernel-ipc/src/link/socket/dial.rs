@@ -17,7 +17,7 @@ use super::keys::{Keys, NodeName};
 use super::stream::Stream;
 use super::{SocketLink, Standing};
 use crate::id::SessionId;
-use crate::runtime;
+use crate::runtime::{self, clock};
 use crate::session::{ClientSession, WeakSession};
 use crate::sys::random::random_words;
 use crate::wire::Shape;
@@ -228,9 +228,11 @@ impl Keeper {
         loop {
             match self.link.standing() {
                 Standing::Connected => {
-                    let connected = Instant::now();
+                    let connected = clock::now();
                     watch(&self.link, &self.options).await;
-                    if self.link.was_of_use() || connected.elapsed() >= self.options.heartbeat {
+                    if self.link.was_of_use()
+                        || clock::now().saturating_duration_since(connected) >= self.options.heartbeat
+                    {
                         self.patience = Patience::new(self.options.give_up);
                     }
                 }
@@ -251,7 +253,7 @@ impl Keeper {
     async fn again(&mut self) -> bool {
         let mut why = String::from("each connection ends at once");
         loop {
-            let Some(pause) = self.patience.before_next(Instant::now()) else {
+            let Some(pause) = self.patience.before_next(clock::now()) else {
                 tracing::warn!("the session with {} is given up: {why}", self.remote.address);
                 return self.over(ClientSession::link_lost);
             };

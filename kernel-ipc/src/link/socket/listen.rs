@@ -19,19 +19,20 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::bulk::serve::{Lending, serve};
+use super::carrier::{Carrier, Door, local_address};
 pub use super::dial::Options;
 use super::dial::{is_loopback, watch};
 use super::frame::{BadHello, Bulk, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
 use super::greeting::{self, Unanswered, Wanted};
 use super::keys::{Keys, NodeName};
-use super::stream::{Stream, local_address};
+use super::stream::Stream;
 use super::warnings::Warnings;
 use super::{SocketLink, Standing};
 use crate::id::SessionId;
-use crate::runtime::{self, JoinHandle, io::File};
+use crate::runtime::{self, JoinHandle, clock};
 use crate::session::{Grant, HostSession, Served, Service, SessionInfo};
 use crate::wire::VERSION;
 
@@ -81,7 +82,7 @@ impl From<io::Error> for ListenError {
 /// A listening socket of this machine.
 #[derive(Debug)]
 pub struct Listener {
-    socket: File,
+    door: Door,
     address: SocketAddr,
     keys: Option<Keys>,
     newcomers: bool,
@@ -107,6 +108,9 @@ impl Listener {
         if !is_loopback(address) {
             return Err(ListenError::InTheClear(address));
         }
+        if let Some(nic) = runtime::simulated_nic() {
+            return Ok(Listener { door: Door::Simulated(nic.listen(address)?), address, keys: None, newcomers: false });
+        }
         Listener::adopt(TcpListener::bind(address)?.into())
     }
 
@@ -123,7 +127,8 @@ impl Listener {
     /// # Errors
     /// The kernel's.
     pub fn adopt_secured(socket: OwnedFd, keys: Keys) -> Result<Listener, ListenError> {
-        Ok(Listener { address: local_address(&socket)?, socket: socket.into(), keys: Some(keys), newcomers: false })
+        let (address, door) = (local_address(&socket)?, Door::Socket(socket.into()));
+        Ok(Listener { address, door, keys: Some(keys), newcomers: false })
     }
 
     /// Takes a socket that listens already, in the clear.
@@ -135,7 +140,7 @@ impl Listener {
         if !is_loopback(address) {
             return Err(ListenError::InTheClear(address));
         }
-        Ok(Listener { socket: socket.into(), address, keys: None, newcomers: false })
+        Ok(Listener { door: Door::Socket(socket.into()), address, keys: None, newcomers: false })
     }
 
     /// Hears also who has no certificate: `admit` is told of it as of a peer that is no node.
@@ -172,10 +177,10 @@ impl Listener {
         });
         // The tasks of this listener see by it that nobody listens any more.
         let _closing = Closing(desk.clone());
-        let mut connections = runtime::io::accept(&self.socket);
+        let mut connections = self.door.arrivals();
         loop {
             match connections.next().await {
-                Ok(socket) => desk.clone().receive(socket),
+                Ok(connection) => desk.clone().receive(connection),
                 Err(error) => {
                     tracing::warn!("a connection could not be taken: {error}");
                     runtime::sleep(EXHAUSTED).await;
@@ -251,7 +256,7 @@ impl Drop for Unknown {
 
 impl<S: Service> Desk<S> {
     /// Hears what a connection wants.
-    fn receive(self: Rc<Self>, socket: OwnedFd) {
+    fn receive(self: Rc<Self>, connection: Carrier) {
         if !self.has_place() {
             // Dropped without a word: whoever dials tries again.
             return;
@@ -259,7 +264,7 @@ impl<S: Service> Desk<S> {
         let has_spoken: Rc<Cell<bool>> = Rc::default();
         let (desk, speaks) = (self.clone(), has_spoken.clone());
         let task = runtime::spawn(async move {
-            match runtime::timeout(desk.options.greeting, desk.greet(socket, &speaks)).await {
+            match runtime::timeout(desk.options.greeting, desk.greet(connection, &speaks)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(why)) => desk.warnings.warn(why),
                 Err(runtime::Elapsed) => desk.warnings.warn("a connection that did not say what it wanted was dropped"),
@@ -283,8 +288,8 @@ impl<S: Service> Desk<S> {
         true
     }
 
-    async fn greet(self: &Rc<Self>, socket: OwnedFd, has_spoken: &Cell<bool>) -> Result<(), String> {
-        let stream = Stream::new(socket.into(), self.options.dead_after).map_err(|error| error.to_string())?;
+    async fn greet(self: &Rc<Self>, connection: Carrier, has_spoken: &Cell<bool>) -> Result<(), String> {
+        let stream = Stream::new(connection, self.options.dead_after).map_err(|error| error.to_string())?;
         let address = stream.peer();
         let stream = match &self.keys {
             None => stream,
@@ -489,15 +494,15 @@ impl Entry {
 
     /// Returns when the session is over.
     async fn keep(&self, options: &Options) {
-        let mut cut_since = Instant::now();
+        let mut cut_since = clock::now();
         while self.session.is_open() {
             match self.link.standing() {
                 Standing::Connected => {
                     watch(&self.link, options).await;
-                    cut_since = Instant::now();
+                    cut_since = clock::now();
                 }
                 Standing::Cut => {
-                    let left = options.give_up.saturating_sub(cut_since.elapsed());
+                    let left = options.give_up.saturating_sub(clock::now().saturating_duration_since(cut_since));
                     let waited = runtime::timeout(left, self.link.until_changed()).await;
                     if waited.is_err() && self.link.standing() == Standing::Cut {
                         tracing::warn!("the client of session {} did not come back", self.session.info().id);

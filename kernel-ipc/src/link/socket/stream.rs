@@ -10,24 +10,17 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::{IpAddr, Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::net::{Shutdown, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{
-    self, AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, getsockopt, setsockopt, sockopt,
-};
-
 use rustls::Connection;
 
+use super::carrier::Carrier;
 use super::keys::{NodeName, is_proven, issuer_of, node_of};
 use super::tls::Tls;
 use crate::lease::{Extent, ReaderSlice};
-use crate::runtime::{self, io::File};
-use crate::sys::calls;
+use crate::runtime::{self, Sleep, io::File};
 
 /// How long the end of a connection may wait for its peer's.
 const LINGER: Duration = Duration::from_secs(1);
@@ -38,7 +31,7 @@ const RECORD: usize = 16 * 1024;
 /// See the module's contract.
 #[derive(Debug)]
 pub struct Stream {
-    file: File,
+    carrier: Carrier,
     peer: SocketAddr,
     /// `None`: in the clear.
     tls: Option<RefCell<Tls>>,
@@ -54,13 +47,8 @@ impl Stream {
     ///
     /// # Errors
     /// The socket is not connected any more, or not one.
-    pub fn new(file: File, dead_after: Duration) -> io::Result<Stream> {
-        setsockopt(&file, sockopt::TcpNoDelay, &true)?;
-        let timeout = u32::try_from(dead_after.as_millis()).unwrap_or(u32::MAX);
-        setsockopt(&file, sockopt::TcpUserTimeout, &timeout)?;
-        let peer: SockaddrStorage = socket::getpeername(file.as_fd().as_raw_fd())?;
-        let peer = address(&peer).ok_or(io::ErrorKind::Unsupported)?;
-        Ok(Stream { file, peer, tls: None, node: None, issuer: None })
+    pub(super) fn new(carrier: Carrier, dead_after: Duration) -> io::Result<Stream> {
+        Ok(Stream { peer: carrier.begin(dead_after)?, carrier, tls: None, node: None, issuer: None })
     }
 
     /// Dials. Waits for the peer's kernel, without blocking the thread.
@@ -68,26 +56,7 @@ impl Stream {
     /// # Errors
     /// `connect(2)`'s.
     pub async fn connect(to: SocketAddr, dead_after: Duration) -> io::Result<Stream> {
-        let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket = socket::socket(family, SockType::Stream, flags, None)?;
-        let begun = socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to));
-        let file = File::from(socket);
-        match begun {
-            Ok(()) => {}
-            Err(Errno::EINPROGRESS) => {
-                runtime::io::poll_writable(&file).await?;
-                match getsockopt(&file, sockopt::SocketError)? {
-                    0 => {}
-                    error => return Err(io::Error::from_raw_os_error(error)),
-                }
-            }
-            Err(error) => return Err(error.into()),
-        }
-        // Operations of the ring give up at once on a socket that does not block.
-        let flags = OFlag::from_bits_retain(fcntl(&file, FcntlArg::F_GETFL)?) - OFlag::O_NONBLOCK;
-        fcntl(&file, FcntlArg::F_SETFL(flags))?;
-        Stream::new(file, dead_after)
+        Stream::new(Carrier::connect(to).await?, dead_after)
     }
 
     /// The same connection over TLS, once both ends have proven who they are. `expected`: who the peer has to be. One that shows no
@@ -98,19 +67,19 @@ impl Stream {
     pub async fn secured(mut self, connection: Connection, expected: Option<&NodeName>) -> io::Result<Stream> {
         let mut tls = Tls::new(connection);
         while tls.is_shaking_hands() || tls.has_unsent() {
-            if !tls.push(|bytes| self.send_raw(bytes))? {
-                runtime::io::poll_writable(&self.file).await?;
+            if !tls.push(|bytes| self.carrier.send(bytes))? {
+                self.carrier.writable().await?;
             } else if tls.is_shaking_hands() {
-                match tls.look(|room| self.receive_raw(room)) {
+                match tls.look(|room| self.carrier.receive(room)) {
                     Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                     Ok(_) => {}
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        runtime::io::poll_readable(&self.file).await?;
+                        self.carrier.readable().await?;
                     }
                     Err(error) => {
                         // The alert, so that the other end hears why.
-                        let _ = tls.push(|bytes| self.send_raw(bytes));
-                        let _ = socket::shutdown(self.raw_fd(), socket::Shutdown::Write);
+                        let _ = tls.push(|bytes| self.carrier.send(bytes));
+                        self.carrier.shutdown(Shutdown::Write);
                         let _ = runtime::timeout(LINGER, self.hear_out()).await;
                         return Err(error);
                     }
@@ -144,14 +113,19 @@ impl Stream {
         self.peer
     }
 
-    /// The socket, for operations that wait.
-    pub fn file(&self) -> &File {
-        &self.file
+    /// The connection, for operations that wait.
+    pub(super) fn carrier(&self) -> &Carrier {
+        &self.carrier
     }
 
-    /// The socket's number, for a ring that polls it.
-    pub fn raw_fd(&self) -> RawFd {
-        self.file.as_fd().as_raw_fd()
+    /// What a thread that sleeps has to wait for.
+    pub(super) fn sleep(&self) -> Sleep {
+        self.carrier.sleep()
+    }
+
+    /// The socket, if the kernel moves bytes between it and memory; else they are copied.
+    fn direct(&self) -> Option<&File> {
+        self.carrier.file().filter(|_| self.tls.is_none())
     }
 
     /// Receives what is there. 0: the peer sends no more. At most one system call.
@@ -161,8 +135,8 @@ impl Stream {
     #[inline]
     pub fn receive(&self, into: &mut [u8]) -> io::Result<usize> {
         match &self.tls {
-            None => self.receive_raw(into),
-            Some(tls) => tls.borrow_mut().receive(into, |room| self.receive_raw(room)),
+            None => self.carrier.receive(into),
+            Some(tls) => tls.borrow_mut().receive(into, |room| self.carrier.receive(room)),
         }
     }
 
@@ -173,8 +147,8 @@ impl Stream {
     #[inline]
     pub fn send(&self, bytes: &[u8]) -> io::Result<usize> {
         match &self.tls {
-            None => self.send_raw(bytes),
-            Some(tls) => tls.borrow_mut().send(bytes, |bytes| self.send_raw(bytes)),
+            None => self.carrier.send(bytes),
+            Some(tls) => tls.borrow_mut().send(bytes, |bytes| self.carrier.send(bytes)),
         }
     }
 
@@ -190,24 +164,14 @@ impl Stream {
         self.tls.as_ref().is_some_and(|tls| tls.borrow_mut().holds_more())
     }
 
-    fn receive_raw(&self, into: &mut [u8]) -> io::Result<usize> {
-        calls::count(|made| made.sockets += 1);
-        Ok(socket::recv(self.raw_fd(), into, MsgFlags::MSG_DONTWAIT)?)
-    }
-
-    fn send_raw(&self, bytes: &[u8]) -> io::Result<usize> {
-        calls::count(|made| made.sockets += 1);
-        Ok(socket::send(self.raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
-    }
-
     /// Sends all of it, waiting for the kernel as often as it must. `more` comes right behind.
     ///
     /// # Errors
     /// The connection is lost.
     pub async fn send_all(&self, bytes: Vec<u8>, more: bool) -> io::Result<()> {
-        match self.tls {
-            None => self.send_memory(bytes, more).await,
-            Some(_) => self.send_by_tls(&bytes).await,
+        match self.direct() {
+            Some(file) => send_memory(file, bytes, more).await,
+            None => self.send_copied(&bytes).await,
         }
     }
 
@@ -217,41 +181,35 @@ impl Stream {
     /// # Errors
     /// The connection is lost.
     pub async fn send_leased<K: 'static>(&self, range: ReaderSlice, keep: K) -> io::Result<()> {
-        if self.tls.is_none() {
-            return self.send_memory((range, keep), false).await;
+        if let Some(file) = self.direct() {
+            return send_memory(file, (range, keep), false).await;
         }
         let mut bytes = vec![0; RECORD.min(range.len())];
         let mut sent = 0;
         while sent < range.len() {
             let count = bytes.len().min(range.len() - sent);
             range.copy_out(sent, &mut bytes[..count]).map_err(|_| io::ErrorKind::InvalidInput)?;
-            self.send_by_tls(&bytes[..count]).await?;
+            self.send_copied(&bytes[..count]).await?;
             sent += count;
         }
         Ok(())
     }
 
-    async fn send_memory(&self, memory: impl runtime::IoMemory, more: bool) -> io::Result<()> {
-        let length = memory.io_len();
-        let flags = libc::MSG_WAITALL | if more { libc::MSG_MORE } else { 0 };
-        match runtime::io::send(&self.file, memory, flags).await.0? {
-            sent if sent == length => Ok(()),
-            _ => Err(io::ErrorKind::WriteZero.into()),
-        }
-    }
-
     /// Gives way first: the kernel may take and bring bytes for as long as it likes, and nobody else would have a turn.
-    async fn send_by_tls(&self, bytes: &[u8]) -> io::Result<()> {
+    async fn send_copied(&self, bytes: &[u8]) -> io::Result<()> {
         runtime::yield_now().await;
         let mut sent = 0;
         while sent < bytes.len() || self.has_unsent() {
-            match self.send(&bytes[sent..]) {
-                Ok(count) => sent += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            let is_full = match self.send(&bytes[sent..]) {
+                Ok(count) => {
+                    sent += count;
+                    self.has_unsent()
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
                 Err(error) => return Err(error),
-            }
-            if self.has_unsent() {
-                runtime::io::poll_writable(&self.file).await?;
+            };
+            if is_full {
+                self.carrier.writable().await?;
             }
         }
         Ok(())
@@ -265,14 +223,14 @@ impl Stream {
         let mut bytes = [0; N];
         let mut filled = 0;
         while filled < N {
-            let count = match self.tls {
-                None => {
-                    let (received, part) = runtime::io::recv(&self.file, vec![0; N - filled], 0).await;
+            let count = match self.direct() {
+                Some(file) => {
+                    let (received, part) = runtime::io::recv(file, vec![0; N - filled], 0).await;
                     let count = received?;
                     bytes[filled..filled + count].copy_from_slice(&part[..count]);
                     count
                 }
-                Some(_) => self.receive_by_tls(&mut bytes[filled..]).await?,
+                None => self.receive_copied(&mut bytes[filled..]).await?,
             };
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -288,17 +246,20 @@ impl Stream {
     /// As [`receive_all`](Self::receive_all).
     pub async fn receive_leased(&self, extent: &Rc<Extent>, offset: usize, length: usize) -> io::Result<()> {
         let mut filled = 0;
-        let mut bytes = vec![0; if self.tls.is_some() { RECORD.min(length) } else { 0 }];
+        let mut bytes = vec![0; if self.direct().is_none() { RECORD.min(length) } else { 0 }];
         while filled < length {
             let (at, left) = (offset + filled, length - filled);
-            let count = if self.tls.is_some() {
-                let room = left.min(bytes.len());
-                let count = self.receive_by_tls(&mut bytes[..room]).await?;
-                extent.copy_in(at, &bytes[..count]).map_err(|_| io::ErrorKind::InvalidInput)?;
-                count
-            } else {
-                let room = extent.slice(at, left).map_err(|_| io::ErrorKind::InvalidInput)?;
-                runtime::io::recv(&self.file, (room, extent.clone()), libc::MSG_WAITALL).await.0?
+            let count = match self.direct() {
+                None => {
+                    let room = left.min(bytes.len());
+                    let count = self.receive_copied(&mut bytes[..room]).await?;
+                    extent.copy_in(at, &bytes[..count]).map_err(|_| io::ErrorKind::InvalidInput)?;
+                    count
+                }
+                Some(file) => {
+                    let room = extent.slice(at, left).map_err(|_| io::ErrorKind::InvalidInput)?;
+                    runtime::io::recv(file, (room, extent.clone()), libc::MSG_WAITALL).await.0?
+                }
             };
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -308,14 +269,12 @@ impl Stream {
         Ok(())
     }
 
-    /// Gives way first, as [`send_by_tls`](Self::send_by_tls).
-    async fn receive_by_tls(&self, into: &mut [u8]) -> io::Result<usize> {
+    /// Gives way first, as [`send_copied`](Self::send_copied).
+    async fn receive_copied(&self, into: &mut [u8]) -> io::Result<usize> {
         runtime::yield_now().await;
         loop {
             match self.receive(into) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    runtime::io::poll_readable(&self.file).await?
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.carrier.readable().await?,
                 received => return received,
             }
         }
@@ -324,22 +283,27 @@ impl Stream {
     /// Reads, until the peer says no more, what nobody wants to hear.
     async fn hear_out(&self) {
         let mut memory = vec![0; 4096];
-        while let (Ok(1..), again) = runtime::io::recv(&self.file, memory, 0).await {
-            memory = again;
+        loop {
+            match self.carrier.receive(&mut memory) {
+                Ok(1..) => runtime::yield_now().await,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let _ = self.carrier.readable().await;
+                }
+                _ => return,
+            }
         }
     }
 
     /// Ends it at once.
     pub fn abort(self) {
-        // A connection that is lost already has nothing to shut down.
-        let _ = socket::shutdown(self.raw_fd(), socket::Shutdown::Both);
+        self.carrier.shutdown(Shutdown::Both);
     }
 
-    /// Sends `rest` and then no more, and reads the peer's last words before the socket is closed. Does not wait.
+    /// Sends `rest` and then no more, and reads the peer's last words before the connection is closed. Does not wait.
     pub fn retire(self, rest: Vec<u8>) {
         let is_in_the_clear = self.tls.is_none();
         if rest.is_empty() && is_in_the_clear {
-            let _ = socket::shutdown(self.raw_fd(), socket::Shutdown::Write);
+            self.carrier.shutdown(Shutdown::Write);
         }
         if !runtime::is_running() {
             return;
@@ -350,31 +314,23 @@ impl Stream {
                     let _ = self.send_all(rest, false).await;
                     if let Some(tls) = &self.tls {
                         tls.borrow_mut().say_farewell();
-                        let _ = self.send_by_tls(&[]).await;
+                        let _ = self.send_copied(&[]).await;
                     }
-                    let _ = runtime::io::shutdown(&self.file, Shutdown::Write).await;
+                    self.carrier.shutdown(Shutdown::Write);
                 }
                 self.hear_out().await;
             };
             let _ = runtime::timeout(LINGER, say_and_hear).await;
-            let _ = runtime::io::shutdown(&self.file, Shutdown::Both).await;
+            self.carrier.shutdown(Shutdown::Both);
         });
     }
 }
 
-/// The address in the kernel's form, if it is one of the Internet's.
-fn address(from: &SockaddrStorage) -> Option<SocketAddr> {
-    if let Some(four) = from.as_sockaddr_in() {
-        return Some(SocketAddr::new(IpAddr::V4(four.ip()), four.port()));
+async fn send_memory(to: &File, memory: impl runtime::IoMemory, more: bool) -> io::Result<()> {
+    let length = memory.io_len();
+    let flags = libc::MSG_WAITALL | if more { libc::MSG_MORE } else { 0 };
+    match runtime::io::send(to, memory, flags).await.0? {
+        sent if sent == length => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
     }
-    from.as_sockaddr_in6().map(|six| SocketAddr::new(IpAddr::V6(six.ip()), six.port()))
-}
-
-/// Where a listening socket listens.
-///
-/// # Errors
-/// It is no socket of the Internet.
-pub fn local_address(socket: &impl AsFd) -> io::Result<SocketAddr> {
-    let here: SockaddrStorage = socket::getsockname(socket.as_fd().as_raw_fd())?;
-    address(&here).ok_or_else(|| io::ErrorKind::Unsupported.into())
 }

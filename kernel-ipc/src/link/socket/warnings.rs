@@ -5,6 +5,8 @@ use std::cell::Cell;
 use std::fmt::Display;
 use std::time::{Duration, Instant};
 
+use crate::runtime::clock;
+
 /// Between two warnings that are written.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -18,7 +20,7 @@ pub struct Warnings {
 impl Warnings {
     /// Warns, unless it was done just now.
     pub fn warn(&self, what: impl Display) {
-        match self.admit(Instant::now()) {
+        match self.admit(clock::now()) {
             Some(0) => tracing::warn!("{what}"),
             Some(withheld) => tracing::warn!("{what} ({withheld} other warnings about connections were left out)"),
             None => {}

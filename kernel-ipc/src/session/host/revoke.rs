@@ -16,7 +16,7 @@ use super::shared::Shared;
 use super::{Inner, Service};
 use crate::capability::{Marked, Marking, Member};
 use crate::lease::{Ended, reclaim_later};
-use crate::runtime;
+use crate::runtime::{self, clock};
 use crate::session::capability::Revoked;
 use crate::wire::{Handle, LeaseName};
 
@@ -39,7 +39,7 @@ impl<S: Service> Shared<S> {
         derived_only: bool,
         grace: Duration,
     ) -> (Revoked, Option<Marked>) {
-        let until = Instant::now() + grace;
+        let until = clock::now() + grace;
         let begun = Marking::of(&mut self.realm.borrow_mut(), member, handle, derived_only);
         // Nothing by that name, nothing derived from it: an earlier revoke has ended it, or it was given back.
         let Some(marking) = begun else { return (Revoked::default(), None) };
@@ -71,7 +71,7 @@ impl<S: Service> Shared<S> {
         if marked.is_quiet(&self.realm.borrow()) {
             return 0;
         }
-        let grace = until.saturating_duration_since(Instant::now());
+        let grace = until.saturating_duration_since(clock::now());
         if !grace.is_zero() && runtime::timeout(grace, quiet(marked)).await.is_ok() {
             return 0;
         }
@@ -150,7 +150,7 @@ pub(super) fn end_heirs<S: Service>(shared: Rc<Shared<S>>, member: Member) {
     let marking = Marking::of_ended(&mut shared.realm.borrow_mut(), member);
     runtime::spawn(async move {
         let mut marked = shared.mark(marking).await;
-        shared.wait(&mut marked, Instant::now()).await;
+        shared.wait(&mut marked, clock::now()).await;
         shared.take_leases_back(&mut marked).await;
         shared.sweep(marked).await;
     });

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Cause;
 use crate::link::Link;
+use crate::runtime::clock;
 use crate::session::now;
 use crate::wire::Submission;
 
@@ -77,7 +78,7 @@ impl Turns {
         self.has_more.set(false);
         let mut overdue = None;
         if let (Some(limit), Some(mark)) = (self.limit.get(), self.mark.get()) {
-            let waited = mark.since.elapsed();
+            let waited = clock::now().saturating_duration_since(mark.since);
             overdue = (waited >= limit).then_some((mark.position, waited));
         }
         Turn { left: CALLS, overdue }
@@ -98,7 +99,7 @@ impl Turns {
         match (link.unread(), self.mark.get()) {
             (0, _) => self.mark.set(None),
             (_, Some(mark)) if received < mark.position => {}
-            (unread, _) => self.mark.set(Some(Mark { position: received + unread, since: Instant::now() })),
+            (unread, _) => self.mark.set(Some(Mark { position: received + unread, since: clock::now() })),
         }
     }
 }

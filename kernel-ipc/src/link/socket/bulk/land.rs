@@ -4,13 +4,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use nix::sys::socket::{Shutdown, shutdown};
-
+use super::super::carrier::Carrier;
 use super::super::dial::{Options, Remote};
 use super::super::frame::{self, Bulk, CHUNK, FrameError, HEADER_BYTES, PIECE_BYTES, Pull, kind};
 use super::super::greeting::{self, Unanswered, receive_frame};
@@ -18,7 +17,7 @@ use super::super::stream::Stream;
 use crate::error::Cause;
 use crate::id::Incarnation;
 use crate::lease::{Extent, Lender, Pool};
-use crate::runtime::{self, Signal, io::File};
+use crate::runtime::{self, Signal};
 use crate::wire::LeaseName;
 
 /// Chunks that are asked for at a time: what the connection has under way while one is taken.
@@ -47,7 +46,7 @@ pub(crate) struct Bay {
     changed: Signal,
     over: Cell<bool>,
     /// The present connection: who waits for it is woken by its end.
-    connection: RefCell<Option<File>>,
+    connection: RefCell<Option<Carrier>>,
 }
 
 /// Some bytes that are to come.
@@ -87,7 +86,7 @@ impl Bay {
         self.jobs.take().iter().for_each(|job| job.arrival.has_lost());
         if let Some(connection) = self.connection.take() {
             // What is under way is given up by who fetches it, when it hears of this.
-            let _ = shutdown(connection.as_fd().as_raw_fd(), Shutdown::Both);
+            connection.shutdown(Shutdown::Both);
         }
         self.changed.raise();
     }
@@ -195,7 +194,7 @@ impl Bay {
             let mut under_way = VecDeque::new();
             let ended = match connect(&remote, &hello, &options).await {
                 Ok(stream) => {
-                    self.connection.replace(Some(stream.file().clone()));
+                    self.connection.replace(Some(stream.carrier().clone()));
                     let ended = self.fetch_over(&stream, &mut under_way, &options, &mut pause).await;
                     self.connection.take();
                     stream.abort();

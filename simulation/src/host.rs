@@ -1,0 +1,172 @@
+//! The host's program: it listens, serves sessions over memory with their ledgers, makes its state durable now and then, and
+//! goes on where its last run died.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use kernel_ipc::ledger::Records;
+use kernel_ipc::link::socket::listen::{Listener, Options};
+use kernel_ipc::runtime;
+use kernel_ipc::session::{ComponentLedger, Heritage, HostSession, Ledgers, Served, SessionInfo};
+use kernel_ipc::sys::segment::SegmentWriter;
+use kernel_ipc::{Epoch, Incarnation, SessionId};
+
+use crate::service::{Counter, IN_MEMORY, Truth, number, root};
+use crate::trace::Trace;
+
+/// What a run of the host is started with.
+pub struct Start {
+    pub seed: u64,
+    pub epoch: u64,
+    pub address: SocketAddr,
+    pub options: Options,
+    pub checkpoint_ns: u64,
+    pub ring: OwnedFd,
+    /// Sessions that were there, and their ledgers.
+    pub sessions: Vec<(u64, OwnedFd)>,
+    pub truth: Rc<Truth>,
+    pub next_session: Rc<Cell<u64>>,
+    pub trace: Trace,
+}
+
+/// One run of the host.
+pub struct Host {
+    pub epoch: u64,
+    counter: Rc<Counter>,
+    served: Served<Counter>,
+    component: ComponentLedger,
+    sessions: RefCell<BTreeMap<u64, HostSession>>,
+    heritage: RefCell<BTreeMap<u64, Heritage>>,
+    /// Sessions that were begun by this run.
+    begun: Rc<Cell<u64>>,
+    /// Of those that had ended before it.
+    closed_before: u64,
+}
+
+fn info(id: u64, name: &str, epoch: u64) -> SessionInfo {
+    SessionInfo {
+        id: SessionId(id),
+        epoch: Epoch(epoch),
+        client: Incarnation(id),
+        client_name: name.into(),
+        attenuation: serde_json::Value::Null,
+    }
+}
+
+impl Host {
+    /// Begins: in its process. `Err`: what the ledgers say is impossible.
+    pub fn start(start: Start) -> Result<Rc<Host>, String> {
+        let Start { seed, epoch, ring, sessions, truth, trace, .. } = start;
+        let memory = SegmentWriter::open_kept(ring).map_err(|error| error.to_string())?;
+        let closed_before = truth.closed.get();
+        let mut list = truth.disk.borrow().0.clone();
+        let mut committed: BTreeMap<(u64, u16), u64> = BTreeMap::new();
+        let records = if epoch == 1 {
+            Records::create(memory).map_err(|poisoned| format!("a fresh ring: {poisoned:?}"))?
+        } else {
+            let (records, found) = Records::recover(memory).map_err(|poisoned| format!("the ring: {poisoned:?}"))?;
+            let durable = truth.disk.borrow().1;
+            for record in found {
+                if record.end > durable {
+                    list.push(number(&record.effect));
+                }
+                if let Some((session, slot, seq)) = record.call {
+                    let last = committed.entry((session.get(), slot)).or_default();
+                    *last = seq.max(*last);
+                }
+            }
+            records
+        };
+        trace.note(format_args!("starts, epoch {epoch}, with {} effects", list.len()));
+        let counter = Rc::new(Counter { truth, list: list.into(), seed, trace });
+        let served = Served::from(counter.clone());
+        let mut heritage = BTreeMap::new();
+        for (id, memory) in sessions {
+            let committed = |slot| committed.get(&(id, slot)).copied().unwrap_or(0);
+            let checked = Heritage::check(memory, SessionId(id), committed, None);
+            heritage.insert(id, checked.map_err(|poisoned| format!("the ledger of session {id}: {poisoned:?}"))?);
+        }
+        served.inherit(heritage.iter().map(|(id, heritage)| (info(*id, IN_MEMORY, epoch), heritage)), None);
+        let host = Rc::new(Host {
+            epoch,
+            counter,
+            served: served.clone(),
+            component: Rc::new(RefCell::new(records)),
+            begun: Rc::new(Cell::new(heritage.len() as u64)),
+            sessions: RefCell::default(),
+            heritage: heritage.into(),
+            closed_before,
+        });
+        let listener = Listener::bind(start.address).map_err(|error| error.to_string())?;
+        let (begun, next_session) = (host.begun.clone(), start.next_session);
+        let admit = move |_: &_| {
+            begun.set(begun.get() + 1);
+            Some((root(), info(next_session.replace(next_session.get() + 1), "socket", epoch)))
+        };
+        runtime::spawn(listener.serve(served, None, start.options, admit));
+        runtime::spawn(host.clone().make_durable(Duration::from_nanos(start.checkpoint_ns)));
+        Ok(host)
+    }
+
+    /// Now and then what was recorded becomes durable elsewhere, and its records go.
+    async fn make_durable(self: Rc<Self>, every: Duration) {
+        loop {
+            runtime::sleep(every).await;
+            let position = self.component.borrow().position();
+            *self.counter.truth.disk.borrow_mut() = (self.list(), position);
+            kernel_ipc::steps::reach("simulated/durable");
+            self.component.borrow_mut().trim(position);
+        }
+    }
+
+    /// Its effects, in their order.
+    pub fn list(&self) -> Vec<u64> {
+        self.counter.list.borrow().clone()
+    }
+
+    /// Serves a session over memory: a new one, or one that was there. Gives its segment.
+    pub fn open(&self, id: u64, client_segment: OwnedFd, ledger: OwnedFd) -> Result<OwnedFd, String> {
+        let info = info(id, IN_MEMORY, self.epoch);
+        let component = Some(self.component.clone());
+        let heritage = self.heritage.borrow_mut().remove(&id);
+        let opened = match heritage {
+            Some(heritage) => HostSession::go_on(client_segment, heritage, self.served.clone(), info, None, component),
+            None => {
+                self.begun.set(self.begun.get() + 1);
+                let ledgers = Ledgers { session: ledger, component };
+                HostSession::start_surviving(client_segment, root(), self.served.clone(), info, None, ledgers)
+            }
+        };
+        let session = opened.map_err(|error| format!("the host cannot open session {id}: {error}"))?;
+        let segment = session.fd().expect("it is in shared memory").try_clone_to_owned();
+        self.sessions.borrow_mut().insert(id, session);
+        segment.map_err(|error| error.to_string())
+    }
+
+    /// A client over memory is dead.
+    pub fn client_died(&self, id: u64) {
+        let session = self.sessions.borrow_mut().remove(&id);
+        if let Some(session) = session {
+            session.client_died();
+        } else if self.heritage.borrow_mut().remove(&id).is_some() {
+            self.served.forsake(&info(id, IN_MEMORY, self.epoch));
+            self.begun.set(self.begun.get() - 1);
+        }
+    }
+
+    /// What clients did to end their sessions: nothing, if they are honest.
+    pub fn violation(&self) -> Option<String> {
+        let sessions = self.sessions.borrow();
+        let (id, violation) = sessions.iter().find_map(|(id, session)| Some((id, session.violation()?)))?;
+        Some(format!("the host ended session {id}: {violation:?}"))
+    }
+
+    /// Sessions that have not ended.
+    pub fn open_sessions(&self) -> u64 {
+        self.begun.get() - (self.counter.truth.closed.get() - self.closed_before)
+    }
+}
