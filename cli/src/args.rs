@@ -112,7 +112,7 @@ pub enum Verb {
     /// Measure, each time beside a floor in the same run
     #[command(subcommand)]
     Bench(Bench),
-    /// Run sessions, links and ledgers in a simulation that lets everything go wrong, seed by seed
+    /// Run sessions and ledgers in a simulation in which everything goes wrong
     Simulate(Simulate),
     /// Print a completion script for a shell
     Completions {
