@@ -21,6 +21,8 @@ use crate::trace::Trace;
 pub struct Client {
     pub index: usize,
     pub plan: ClientPlan,
+    /// Its messages may be refused.
+    may_be_refused: bool,
     pub model: Rc<Model>,
     pub trace: Trace,
     session: RefCell<Option<ClientSession>>,
@@ -36,11 +38,12 @@ fn retry(operation: u16) -> Retry {
 }
 
 impl Client {
-    pub fn new(index: usize, plan: ClientPlan, model: Rc<Model>, trace: Trace) -> Rc<Client> {
+    pub fn new(index: usize, plan: ClientPlan, may_be_refused: bool, model: Rc<Model>, trace: Trace) -> Rc<Client> {
         Rc::new(Client {
             index,
             callers_left: Cell::new(plan.callers),
             plan,
+            may_be_refused,
             model,
             trace,
             session: RefCell::default(),
@@ -56,7 +59,7 @@ impl Client {
             runtime::spawn(self.clone().stay_connected(host, options));
         }
         for caller in 0..self.plan.callers {
-            let random = Random::new(seed, 100 + 10 * self.index as u64 + caller);
+            let random = Random::new(seed, 100 + 100 * self.index as u64 + caller);
             runtime::spawn(self.clone().call_on(random));
         }
     }
@@ -234,7 +237,8 @@ impl Client {
                 self.read(&session, held).await;
             }
             let messages = session.messages();
-            if session.is_open() && messages.failed > 0 && self.plan.carrier == Carrier::Memory {
+            if session.is_open() && messages.failed > 0 && self.plan.carrier == Carrier::Memory && !self.may_be_refused
+            {
                 self.model.violated(format!("client {}: of its messages {messages:?}", self.index));
             }
         }

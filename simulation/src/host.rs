@@ -25,6 +25,7 @@ pub struct Start {
     pub address: SocketAddr,
     pub options: Options,
     pub checkpoint_ns: u64,
+    pub refuse_after: Option<Duration>,
     pub ring: OwnedFd,
     /// Sessions that were there, and their ledgers.
     pub sessions: Vec<(u64, OwnedFd)>,
@@ -45,6 +46,7 @@ pub struct Host {
     begun: Rc<Cell<u64>>,
     /// Of those that had ended before it.
     closed_before: u64,
+    refuse_after: Option<Duration>,
 }
 
 fn info(id: u64, name: &str, epoch: u64) -> SessionInfo {
@@ -82,7 +84,7 @@ impl Host {
             records
         };
         trace.note(format_args!("starts, epoch {epoch}, with {} effects", list.len()));
-        let counter = Rc::new(Counter { truth, list: list.into(), seed, trace });
+        let counter = Rc::new(Counter { truth, list: list.into(), served: RefCell::default(), seed, trace });
         let served = Served::from(counter.clone());
         let mut heritage = BTreeMap::new();
         for (id, memory) in sessions {
@@ -100,6 +102,7 @@ impl Host {
             sessions: RefCell::default(),
             heritage: heritage.into(),
             closed_before,
+            refuse_after: start.refuse_after,
         });
         let listener = Listener::bind(start.address).map_err(|error| error.to_string())?;
         let (begun, next_session) = (host.begun.clone(), start.next_session);
@@ -123,6 +126,11 @@ impl Host {
         }
     }
 
+    /// It has nothing more to do: all its answers stand where their clients see them.
+    pub fn has_published(&self) {
+        self.counter.truth.published.borrow_mut().extend(self.counter.served.take());
+    }
+
     /// Its effects, in their order.
     pub fn list(&self) -> Vec<u64> {
         self.counter.list.borrow().clone()
@@ -142,6 +150,7 @@ impl Host {
             }
         };
         let session = opened.map_err(|error| format!("the host cannot open session {id}: {error}"))?;
+        session.refuse_after(self.refuse_after);
         let segment = session.fd().expect("it is in shared memory").try_clone_to_owned();
         self.sessions.borrow_mut().insert(id, session);
         segment.map_err(|error| error.to_string())

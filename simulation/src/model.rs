@@ -37,6 +37,8 @@ pub struct Circumstances {
     pub host_deaths: u64,
     /// Links may be given up.
     pub is_impatient: bool,
+    /// The host refuses what has waited too long over memory.
+    pub refuses: bool,
     /// By client.
     pub is_dead: Vec<bool>,
 }
@@ -138,9 +140,15 @@ impl Model {
             Some(Outcome::Answered(_) | Outcome::GivenUp | Outcome::Posted) => Ok(()),
             Some(Outcome::Failed(failure)) => {
                 match failure.executed {
-                    Executed::No if had > 0 => return Err("failed as not executed, and happened".into()),
+                    // A grant that was not committed is none.
+                    Executed::No if had > 0 && !(by_ledger && call.operation == OPEN) => {
+                        return Err("failed as not executed, and happened".into());
+                    }
                     Executed::Yes if had == 0 => return Err("failed as executed, and did not happen".into()),
                     _ => {}
+                }
+                if failure.cause == Cause::PeerDied && truth.published.borrow().contains(&n) {
+                    return Err("its answer stood where its client could see it".into());
                 }
                 match Self::is_excused(call, failure, of) {
                     true => Ok(()),
@@ -150,15 +158,20 @@ impl Model {
         }
     }
 
-    /// Whether a session can have ended under a call.
+    /// Whether a session can have ended under a call, or refused it.
     fn may_fail(call: &Record, of: &Circumstances) -> bool {
-        call.carrier == Carrier::Socket && (of.host_deaths > 0 || of.is_impatient)
+        match call.carrier {
+            Carrier::Socket => of.host_deaths > 0 || of.is_impatient,
+            Carrier::Memory => of.refuses,
+        }
     }
 
     fn is_excused(call: &Record, failure: Failure, of: &Circumstances) -> bool {
         match failure.cause {
             Cause::Deadline => call.has_deadline && failure.executed != Executed::Yes,
             Cause::PeerDied | Cause::StaleEpoch if call.carrier == Carrier::Socket => Self::may_fail(call, of),
+            // Of one that a dead run may have begun nobody knows.
+            Cause::Busy { .. } => call.carrier == Carrier::Memory && of.refuses && failure.executed != Executed::Yes,
             Cause::LinkLost => call.carrier == Carrier::Socket && of.is_impatient,
             // Over memory only what may not run twice ends so, and nobody knows whether it ran.
             Cause::PeerDied => of.host_deaths > 0 && call.operation == ONCE && failure.executed == Executed::Unknown,
@@ -178,7 +191,7 @@ mod tests {
         model.ended(n, outcome);
         let list = vec![n; if carrier == Carrier::Memory && operation == ADD { happened as usize } else { 0 }];
         truth.effects.borrow_mut().insert(n, happened);
-        model.check(&truth, &list, &Circumstances { host_deaths, is_impatient: false, is_dead: vec![false] });
+        model.check(&truth, &list, &Circumstances { host_deaths, is_dead: vec![false], ..Circumstances::default() });
         model.violation()
     }
 

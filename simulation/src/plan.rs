@@ -62,6 +62,8 @@ pub struct Plan {
     pub faults: Vec<(u64, Fault)>,
     /// How often the host makes its state durable.
     pub checkpoint_ns: u64,
+    /// How long calls over memory may wait before the host refuses them.
+    pub refuse_after: Option<Duration>,
 }
 
 impl Plan {
@@ -76,11 +78,13 @@ impl Plan {
             _ => random.pick(&[Carrier::Socket, Carrier::Memory]),
         };
         let clients: Vec<ClientPlan> = (0..random.between(1, 2))
-            .map(|_| ClientPlan {
-                carrier: carrier(random),
-                shape: Shape { slots: random.pick(&[1, 2, 3, 4, 8]), window_bytes: 4096 },
-                callers: random.between(1, 4),
-                calls: random.between(2, 8),
+            .map(|_| {
+                // More calls at a time than a session has begun in one turn, or a few.
+                let (slots, callers, calls) = match random.below(8) {
+                    0 => (16, random.between(10, 16), random.between(1, 3)),
+                    _ => (random.pick(&[1, 2, 3, 4, 8]), random.between(1, 4), random.between(2, 8)),
+                };
+                ClientPlan { carrier: carrier(random), shape: Shape { slots, window_bytes: 4096 }, callers, calls }
             })
             .collect();
         // One in four is impatient, so that links are given up.
@@ -106,7 +110,9 @@ impl Plan {
         let mut faults: Vec<(u64, Fault)> =
             (0..random.below(7)).map(|_| (BEGIN + random.below(active), Self::fault(random, processes))).collect();
         faults.sort_by_key(|(at, _)| *at);
-        Plan { clients, options, weather, behind, faults, checkpoint_ns: random.pick(&[5 * MS, 50 * MS, S]) }
+        let checkpoint_ns = random.pick(&[5 * MS, 50 * MS, S]);
+        let refuse_after = random.one_in(4).then(|| Duration::from_micros(random.pick(&[20, 1_000, 20_000])));
+        Plan { clients, options, weather, behind, faults, checkpoint_ns, refuse_after }
     }
 
     fn fault(random: &mut Random, processes: u64) -> Fault {

@@ -1,7 +1,7 @@
 //! What the host serves: a counter of effects, one operation for each retry class, and one that grants.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -63,6 +63,8 @@ pub struct Truth {
     /// How often each object was granted, and how often the host heard that it is gone.
     pub granted: RefCell<BTreeMap<u64, u32>>,
     pub dropped: RefCell<BTreeMap<u64, u32>>,
+    /// Calls over memory whose answers stand in their clients' sight.
+    pub published: RefCell<BTreeSet<u64>>,
     /// Sessions that hosts have served and that have ended.
     pub closed: Cell<u64>,
     /// What the host has made durable: its list, up to this position of its ring.
@@ -73,6 +75,8 @@ pub struct Truth {
 pub struct Counter {
     pub truth: Rc<Truth>,
     pub list: RefCell<Vec<u64>>,
+    /// Calls over memory that were served, and perhaps not published yet.
+    pub served: RefCell<Vec<u64>>,
     pub seed: u64,
     pub trace: Trace,
 }
@@ -154,6 +158,9 @@ impl Service for Counter {
             }
         }
         Counter::pause(behind).await;
+        if in_memory {
+            self.served.borrow_mut().push(n);
+        }
         response
     }
 

@@ -55,10 +55,10 @@ pub struct Report {
     pub violation: Option<String>,
 }
 
-/// Runs a seed.
+/// Runs a seed. One run at a time on a thread.
 ///
-/// # Errors
-/// The kernel has no memory, or no io_uring.
+/// # Panics
+/// When the kernel has no memory. A panic of what is simulated is a violation.
 pub fn run(seed: u64, ring: &UnusedRing, trace: &Trace) -> Report {
     let mut world = World::new(seed, ring, trace.clone());
     world.play();
@@ -119,7 +119,12 @@ impl World {
         network.pass(BEGIN);
         let model: Rc<Model> = Rc::default();
         let is_impatient = plan.options.give_up.as_secs() < 10;
-        let circumstances = Circumstances { host_deaths: 0, is_impatient, is_dead: vec![false; plan.clients.len()] };
+        let circumstances = Circumstances {
+            host_deaths: 0,
+            is_impatient,
+            refuses: plan.refuse_after.is_some(),
+            is_dead: vec![false; plan.clients.len()],
+        };
         trace.note(format_args!("{plan:?}"));
         let mut world = World {
             seed,
@@ -157,7 +162,8 @@ impl World {
         for (index, plan) in self.plan.clients.clone().into_iter().enumerate() {
             let process = self.new_process(index + 1);
             self.processes.push(process);
-            self.clients.push(Client::new(index, plan, self.model.clone(), self.trace.clone()));
+            let refused = self.plan.refuse_after.is_some();
+            self.clients.push(Client::new(index, plan, refused, self.model.clone(), self.trace.clone()));
         }
         for (at, fault) in self.plan.faults.clone() {
             self.schedule(at, Due::Fault(fault));
@@ -374,7 +380,12 @@ impl World {
         let (which, looks) = (self.random.number(), self.random.one_in(3));
         let did = self.act(process, |stepped| turn(stepped, which, looks));
         match did {
-            Some(Did::Nothing) => self.processes[process].is_quiet = true,
+            Some(Did::Nothing) => {
+                self.processes[process].is_quiet = true;
+                if let Some(host) = self.host.as_ref().filter(|_| process == HOST) {
+                    host.has_published();
+                }
+            }
             Some(Did::Little) => {}
             // What it did others may see.
             Some(Did::Something) | None => {

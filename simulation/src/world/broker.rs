@@ -84,6 +84,7 @@ impl World {
             address: address(),
             options: self.plan.options,
             checkpoint_ns: self.plan.checkpoint_ns,
+            refuse_after: self.plan.refuse_after,
             ring: twin(&self.component_ring),
             sessions: kept.map(|(id, ledger)| (*id, twin(ledger))).collect(),
             truth: self.truth.clone(),
