@@ -134,7 +134,7 @@ impl World {
 
     /// Whether a process has a turn now; else what is due to it comes later. `None`: it is dead.
     fn reach(&mut self, process: usize, due: Due) -> Option<Due> {
-        let Some(there) = self.processes.get(process).filter(|there| there.is_alive) else { return None };
+        let there = self.processes.get(process).filter(|there| there.is_alive)?;
         if there.runs(self.now) {
             return Some(due);
         }
