@@ -15,9 +15,9 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use kernel_ipc::Rights;
-use kernel_ipc::interface::Cap;
+use kernel_ipc::interface::{Cap, Lease};
 use kernel_ipc::runtime::io::{self, File};
-use protocol::fs::{EXTENT_MAX, Kind, Node};
+use protocol::fs::{EXTENT_MAX, Kind, Node, Stat};
 
 use super::path::VolumePath;
 use super::pool::Pool;
@@ -184,7 +184,7 @@ impl Copy {
     }
 
     async fn one(&self, path: VolumePath, local: &Path) -> Result<(), Failed> {
-        let (node, stat) = self.volume.open(&path, Rights::READ).await?;
+        let Opened { node, stat, mut first } = open_and_read(&self.volume, &path).await?;
         self.bar.more(stat.size);
         self.bar.name(&path.to_string());
         let part = Part::create(local)?;
@@ -194,8 +194,8 @@ impl Copy {
         let mut offset = 0;
         while offset < stat.size {
             let length = stat.size.saturating_sub(offset).min(u64::from(EXTENT_MAX));
-            let (copy, transfer) = (self.clone(), transfer.clone());
-            let range = async move { copy.range(&transfer, offset, length).await };
+            let (copy, transfer, lease) = (self.clone(), transfer.clone(), first.take());
+            let range = async move { copy.range(&transfer, lease, offset, length).await };
             if stat.size <= u64::from(EXTENT_MAX) {
                 // A small file is one range: no need for a task of its own.
                 range.await?;
@@ -214,16 +214,20 @@ impl Copy {
         Ok(())
     }
 
-    /// Copies one range of a file. The end of the file may have come nearer meanwhile.
-    async fn range(&self, transfer: &Transfer, from: u64, length: u64) -> Result<(), Failed> {
+    /// Copies one range of a file, whose beginning may be here. The end of the file may have come nearer meanwhile.
+    async fn range(&self, transfer: &Transfer, first: Option<Lease>, from: u64, length: u64) -> Result<(), Failed> {
         let Transfer { node, path, file, local } = transfer;
         let end = from + length;
         let mut at = from;
         let mut tries = 0;
+        let mut here = first;
         while at < end {
             interrupt::check()?;
             let wanted = u32::try_from(end - at).unwrap_or(EXTENT_MAX);
-            let lease = self.volume.client.read(node, at, wanted).await.map_err(|error| why(path, &error))?;
+            let lease = match here.take() {
+                Some(lease) => Some(lease),
+                None => self.volume.client.read(node, at, wanted).await.map_err(|error| why(path, &error))?,
+            };
             let Some(lease) = lease else { return Ok(()) };
             let holder = self.volume.context.holder();
             let held = holder.borrow().hold(&lease.name()).ok();
@@ -307,16 +311,40 @@ pub fn cat(common: &Common, texts: &[OsString]) -> Result<(), Failed> {
     })
 }
 
+/// A file that was opened, and what it begins with.
+struct Opened {
+    node: Cap<Node>,
+    stat: Stat,
+    /// `None`: it is empty, or that could not be read, which the next reading of it will say.
+    first: Option<Lease>,
+}
+
+/// Opens a file and reads its first extent: two calls, sent together.
+async fn open_and_read(volume: &Volume, path: &VolumePath) -> Result<Opened, Failed> {
+    let client = &volume.client;
+    let cannot_open = |error| why(path, &error);
+    let opening = client.open(client.root(), path.path(), Rights::READ).ahead().await;
+    let opening = opening.map_err(|failure| cannot_open(failure.into()))?;
+    let first = client.read(&opening.capability(), 0, EXTENT_MAX).await;
+    let (node, stat) = opening.await.map_err(cannot_open)?;
+    Ok(Opened { node, stat, first: first.ok().flatten() })
+}
+
 /// Writes a file to standard output, one extent after the other; the file system reads ahead meanwhile.
 async fn print(volume: &Volume, path: &VolumePath) -> Result<(), Failed> {
-    let (node, stat) = volume.open(path, Rights::READ).await?;
+    let Opened { node, stat, first: mut here } = open_and_read(volume, path).await?;
     if stat.kind == Kind::Directory {
         return Err(Failed::new(format!("{path}: it is a directory")));
     }
     let mut bytes = vec![0; EXTENT_MAX as usize];
     let mut at = 0;
     let mut tries = 0;
-    while let Some(lease) = volume.client.read(&node, at, EXTENT_MAX).await.map_err(|error| why(path, &error))? {
+    loop {
+        let lease = match here.take() {
+            Some(lease) => Some(lease),
+            None => volume.client.read(&node, at, EXTENT_MAX).await.map_err(|error| why(path, &error))?,
+        };
+        let Some(lease) = lease else { return Ok(()) };
         let length = usize::try_from(lease.len()).unwrap_or(usize::MAX).min(bytes.len());
         let copied = volume.context.holder().borrow().read(&lease.name(), 0, &mut bytes[..length]);
         if copied.is_err() {
@@ -326,5 +354,4 @@ async fn print(volume: &Volume, path: &VolumePath) -> Result<(), Failed> {
         output::write(&bytes[..length])?;
         at += length as u64;
     }
-    Ok(())
 }

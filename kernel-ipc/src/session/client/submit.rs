@@ -30,11 +30,22 @@ impl Inner {
 
     /// Publishes a call on a free slot: which, and its seq.
     pub(super) fn submit(&self, request: &Request<'_>, extent: Extent, deadline: u64) -> Result<(u16, u64), Failure> {
-        let resolved = if request.is_dependent() { Some(self.resolve_all(request)?) } else { None };
-        let (handle, capabilities) = match &resolved {
-            None => (request.handle, request.capabilities),
-            Some((handle, capabilities)) => (*handle, &capabilities[..request.capabilities.len()]),
-        };
+        if request.is_dependent() {
+            return self.submit_dependent(request, extent, deadline);
+        }
+        self.publish(request, extent, deadline)
+    }
+
+    /// The same of a call that names what others bring: by its handle, where that is known.
+    #[cold]
+    fn submit_dependent(&self, request: &Request<'_>, extent: Extent, deadline: u64) -> Result<(u16, u64), Failure> {
+        let (handle, arguments) = self.resolve_all(request)?;
+        let capabilities = &arguments[..request.capabilities.len()];
+        self.publish(&Request { handle, capabilities, ..*request }, extent, deadline)
+    }
+
+    #[inline]
+    fn publish(&self, request: &Request<'_>, extent: Extent, deadline: u64) -> Result<(u16, u64), Failure> {
         let begun = self.slots.borrow_mut().begin(self.link.borrow().sent());
         let (slot, seq) = begun.ok_or(Failure::not_executed(Cause::BUSY))?;
         let submission = Submission {
@@ -42,13 +53,13 @@ impl Inner {
             operation: request.operation,
             seq,
             extent,
-            handle,
+            handle: request.handle,
             deadline,
             trace: self.log_begins(slot, seq, request.operation),
             inline: inline_words(request.payload),
         };
         let payload = if extent.is_inline() { &[] } else { request.payload };
-        let body = Body { leases: request.leases, capabilities, payload };
+        let body = Body { leases: request.leases, capabilities: request.capabilities, payload };
         if let Some(survival) = &self.survival {
             survival.remember(&submission, request.retry);
         }

@@ -152,7 +152,8 @@ impl<S: Service> Inner<S> {
             return Ok(());
         }
         self.slots.borrow_mut().finish(call.slot);
-        if !capabilities.is_empty() || status != Status::Done || self.dependents.await_some(call.slot) {
+        let brings_nothing = capabilities.is_empty() && matches!(status, Status::Done);
+        if !brings_nothing || self.dependents.await_some(call.slot) {
             self.dependents_hear(call, status, capabilities);
         }
         let completion = self.completion(call, status, leases, capabilities, payload).ok_or(Violation::Length)?;
