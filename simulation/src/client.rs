@@ -8,8 +8,8 @@ use std::time::Duration;
 use kernel_ipc::interface::Retry;
 use kernel_ipc::link::socket::dial::{self, DialError, Options};
 use kernel_ipc::runtime::{self, Changes, Signal};
-use kernel_ipc::session::{ClientSession, Request};
-use kernel_ipc::{Handle, SessionId};
+use kernel_ipc::session::{ClientSession, Reply, Request};
+use kernel_ipc::{Failure, Handle, SessionId};
 
 use crate::model::{Model, Outcome};
 use crate::plan::{Carrier, ClientPlan};
@@ -126,12 +126,13 @@ impl Client {
                 runtime::sleep(Duration::from_micros(pause)).await;
             }
             let session = self.a_session().await;
-            match random.below(12) {
+            match random.below(14) {
                 0..=3 => self.call(&session, ADD, &mut random).await,
                 4..=5 => self.call(&session, ONCE, &mut random).await,
                 6..=7 => self.call(&session, AGAIN, &mut random).await,
                 8..=9 => self.call(&session, OPEN, &mut random).await,
                 10 => self.read_one(&session).await,
+                11..=12 => self.call_ahead(&session, &mut random).await,
                 _ => self.release_one(&session),
             }
         }
@@ -166,19 +167,52 @@ impl Client {
                 Err(runtime::Elapsed) => return self.ended(n, Outcome::GivenUp),
             },
         };
-        let outcome = match reply {
+        if operation == OPEN
+            && let Ok(reply) = &reply
+        {
+            match reply.capabilities[..] {
+                [handle] => self.held.borrow_mut().push((session.id(), n, handle)),
+                _ => self.model.violated(format!("call {n} brings {reply:?}, and no capability")),
+            }
+        }
+        self.ended(n, self.outcome(n, operation, n, reply));
+    }
+
+    /// Calls what another call will bring, before that is answered.
+    async fn call_ahead(&self, session: &ClientSession, random: &mut Random) {
+        let operation = random.pick(&[READ, ADD, ONCE, AGAIN]);
+        let n = self.model.begins(self.index, self.plan.carrier, OPEN, false);
+        self.trace.note(format_args!("calls {n}, operation {OPEN}, ahead"));
+        let earlier = match session.call_ahead(self.request(session.root(), OPEN, &n.to_le_bytes())).await {
+            Ok(earlier) => earlier,
+            Err(failure) => return self.ended(n, Outcome::Failed(failure)),
+        };
+        let expected = earlier.expected(0);
+        let m = self.model.begins(self.index, self.plan.carrier, operation, false);
+        self.trace.note(format_args!("calls {m}, operation {operation}, on what {n} brings"));
+        let reply = match expected.handle() {
+            Ok(handle) => session.call(self.request(handle, operation, &m.to_le_bytes())).await,
+            Err(failure) => Err(failure),
+        };
+        let right = if operation == READ { n } else { m };
+        self.ended(m, self.outcome(m, operation, right, reply));
+        let answer = earlier.await.map(|_| Outcome::Answered(0));
+        self.ended(n, answer.unwrap_or_else(Outcome::Failed));
+        // And with this it goes back.
+        drop(expected);
+    }
+
+    /// How a call ended that has to bring the number `right`.
+    fn outcome(&self, n: u64, operation: u16, right: u64, reply: Result<Reply, Failure>) -> Outcome {
+        match reply {
             Err(failure) => Outcome::Failed(failure),
             Ok(reply) => {
-                if let (OPEN, [handle]) = (operation, &reply.capabilities[..]) {
-                    self.held.borrow_mut().push((session.id(), n, *handle));
-                } else if operation == OPEN || reply.operation_error.is_some() || number(&reply.payload) != n {
-                    self.model.violated(format!("call {n} had another call's answer: {reply:?}"));
+                if reply.operation_error.is_some() || number(&reply.payload) != right {
+                    self.model.violated(format!("call {n} has to bring {right}, and brings {reply:?}"));
                 }
-                let at = if operation == ADD { reply.payload.get(8..).map_or(0, number) } else { 0 };
-                Outcome::Answered(at)
+                Outcome::Answered(if operation == ADD { reply.payload.get(8..).map_or(0, number) } else { 0 })
             }
-        };
-        self.ended(n, outcome);
+        }
     }
 
     fn ended(&self, n: u64, outcome: Outcome) {
@@ -213,15 +247,8 @@ impl Client {
 
     async fn read(&self, session: &ClientSession, (_, object, handle): (SessionId, u64, Handle)) {
         let n = self.model.begins(self.index, self.plan.carrier, READ, false);
-        let outcome = match session.call(self.request(handle, READ, &n.to_le_bytes())).await {
-            Ok(reply) if number(&reply.payload) == object => Outcome::Answered(0),
-            Ok(reply) => {
-                self.model.violated(format!("call {n} reads {reply:?} where {object} was granted"));
-                Outcome::Answered(0)
-            }
-            Err(failure) => Outcome::Failed(failure),
-        };
-        self.ended(n, outcome);
+        let reply = session.call(self.request(handle, READ, &n.to_le_bytes())).await;
+        self.ended(n, self.outcome(n, READ, object, reply));
     }
 
     /// All calls have ended: what is held has to be good still.
