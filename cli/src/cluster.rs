@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use supervisor::cluster::home::{Home, HomeError};
 use supervisor::cluster::join::{self, JoinError};
 use supervisor::cluster::seconds;
+use supervisor::manifest::Checked;
 use supervisor::timestamp;
 
 use crate::args::{Common, Node};
@@ -109,6 +110,17 @@ fn list(common: &Common) -> Result<(), Failed> {
         table.row(vec![member.name.clone(), member.address.clone(), since, until, what.join(", ")]);
     }
     output::write(table.render(output::stdout_colours()).as_bytes())
+}
+
+/// Asks who is a node now, if the system that is about to start is on several. Without an answer what is known last has to do.
+pub fn refresh(common: &Common, system: &Checked) {
+    let is_placed = system.components.iter().any(|component| component.node.is_some());
+    let home = Home::find(&common.state).ok().flatten().filter(|_| is_placed);
+    if let (Some(home), Ok(runtime)) = (home, Runtime::new(Options::default()))
+        && let Err(error) = runtime.block_on(join::learn(&home))
+    {
+        output::message(&format!("{error}; it goes on with the nodes that were known last"));
+    }
 }
 
 fn remove(common: &Common, name: &str) -> Result<(), Failed> {

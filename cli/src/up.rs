@@ -14,7 +14,7 @@ use supervisor::up::{Options, Progress, Starting};
 use crate::args::{Common, Up};
 use crate::bar::{Bar, Counts};
 use crate::output::{self, Colour, Failed, paint, stderr_colours};
-use crate::{check, control, node};
+use crate::{check, cluster, control, node};
 
 /// What the foreground waits for.
 enum Event {
@@ -40,6 +40,7 @@ pub fn up(common: &Common, up: &Up) -> Result<(), Failed> {
         return Err(Failed::new(format!("a system runs on {state} already"))
             .help("`atoll ps` shows it, `atoll down` stops it; --state DIR names another place"));
     }
+    cluster::refresh(common, &checked);
     let events = wait_for_signals()?;
     let options =
         Options { manifest: up.manifest.as_deref(), state: &common.state, sets: &up.sets, end_with_parent: !up.detach };

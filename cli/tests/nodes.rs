@@ -7,98 +7,14 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Output;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, SystemTime};
 
-use common::{System, said, wait_for};
+use common::nodes::Node;
+use common::{said, wait_for};
 use kernel_ipc::link::socket::keys::{Keys, NodeName};
 use kernel_ipc::runtime::{Options, Runtime};
-use serde_json::Value;
 use supervisor::cluster::token::Token;
 use supervisor::cluster::{Neighbour, authority};
-
-/// A system that does next to nothing.
-const MANIFEST: &str = "atoll = 1\n[component.null]\nrun = \"builtin:null\"\nprovides.null = \"atoll.null/1\"\n";
-
-/// An address of this machine that no other test has: all of 127.0.0.0/8 is its own.
-fn address() -> String {
-    static NEXT: AtomicU8 = AtomicU8::new(1);
-    let [.., high, low] = std::process::id().to_be_bytes();
-    format!("127.{}.{low}.{}:7700", 100 + high % 100, NEXT.fetch_add(1, Ordering::Relaxed))
-}
-
-/// A node whose system is up, or can be brought up.
-struct Node {
-    system: System,
-    address: String,
-}
-
-impl Node {
-    fn empty() -> Node {
-        let node = Node { system: System::empty(), address: address() };
-        std::fs::write(node.system.file("null.toml"), MANIFEST).expect("a manifest can be written");
-        node
-    }
-
-    /// The first node of a cluster, called `a`, up.
-    fn first() -> Node {
-        let node = Node::empty();
-        node.system.ok(&["node", "init", "a", "--listen", &node.address]);
-        node.up();
-        node
-    }
-
-    fn up(&self) {
-        let output = self.try_up();
-        assert!(output.status.success(), "up: {}\n{}", said(&output), self.system.supervisor_log());
-    }
-
-    fn try_up(&self) -> Output {
-        let manifest = self.system.file("null.toml");
-        self.system.atoll(&["up", manifest.to_str().expect("text"), "--detach"])
-    }
-
-    fn token(&self) -> String {
-        self.system.ok(&["node", "token"]).trim().to_owned()
-    }
-
-    fn join(&self, to: &Node, token: &str, name: &str) -> Output {
-        self.system.atoll(&["node", "join", &to.address, token, "--name", name, "--listen", &self.address])
-    }
-
-    /// What a join that must fail says.
-    fn join_in_vain(&self, to: &Node, token: &str, name: &str) -> String {
-        let output = self.join(to, token, name);
-        assert!(!output.status.success() && output.stdout.is_empty(), "it has joined: {}", said(&output));
-        assert!(!self.system.file("node").exists(), "something is left: {}", said(&output));
-        String::from_utf8(output.stderr).expect("text")
-    }
-
-    /// A node of the cluster of `first`, not up.
-    fn joined(first: &Node, name: &str) -> Node {
-        let node = Node::empty();
-        let output = node.join(first, &first.token(), name);
-        assert!(output.status.success(), "{}", said(&output));
-        node
-    }
-
-    /// Names and addresses of the nodes, and whether the list is of now.
-    fn nodes(&self) -> (Vec<(String, String)>, bool) {
-        let said: Value = serde_json::from_str(&self.system.ok(&["node", "ls", "--json"])).expect("JSON");
-        let text = |value: &Value| value.as_str().expect("text").to_owned();
-        let nodes = said["nodes"].as_array().expect("a list").iter();
-        let nodes = nodes.map(|node| (text(&node["name"]), text(&node["address"]))).collect();
-        (nodes, said["current"].as_bool().expect("yes or no"))
-    }
-
-    /// What `node ls` says beside the list.
-    fn complaint(&self) -> String {
-        let output = self.system.atoll(&["node", "ls"]);
-        assert!(output.status.success(), "{}", said(&output));
-        String::from_utf8(output.stderr).expect("text")
-    }
-}
 
 /// A file of the node's that others must not read, and every directory above it up to the state.
 fn modes(directory: &Path) -> Vec<(String, u32)> {

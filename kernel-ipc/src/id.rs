@@ -40,3 +40,18 @@ identifiers! {
     /// Incarnation number of an endpoint: 1, 2, …; rises at each restart and move.
     Epoch;
 }
+
+/// What sets the incarnations of clients on other nodes apart: nobody counts so far.
+const BEYOND: u64 = 1 << 63;
+
+impl Incarnation {
+    /// Whether this is a client on another node, which the supervisor here knows nothing of.
+    pub fn is_beyond(self) -> bool {
+        self.0 & BEYOND != 0
+    }
+
+    /// The one with this number that is.
+    pub fn beyond(number: u64) -> Incarnation {
+        Incarnation(number | BEYOND)
+    }
+}

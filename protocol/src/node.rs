@@ -5,6 +5,8 @@
 
 use kernel_ipc::interface::{OperationError, Wire, interface};
 
+use crate::control::ComponentStatus;
+
 /// What nodes of a cluster say to each other.
 #[interface("atoll.node/1")]
 pub trait Node {
@@ -24,6 +26,21 @@ pub trait Node {
     /// Lists nodes by name, those behind `after` (empty: from the first).
     #[op(2, requires = MEMBER, retry = idempotent, deadline = "5s")]
     fn members(cluster: Cluster, after: &str) -> Result<MemberPage, MembersError>;
+
+    /// Announces a session: the component `client` of the asking node, which calls it `name` in its manifest entry, is about to come
+    /// with `ticket`. What it may do, the manifest of the node that is asked says. Waits for a while for a host that is starting.
+    #[op(3, requires = MEMBER, retry = cached, deadline = "30s")]
+    fn announce(
+        cluster: Cluster,
+        client: &str,
+        name: &str,
+        interface: &str,
+        ticket: &[u8],
+    ) -> Result<Announced, AnnounceError>;
+
+    /// Says how a component of this node is.
+    #[op(4, requires = MEMBER, retry = idempotent, deadline = "5s")]
+    fn status(cluster: Cluster, component: &str) -> Result<ComponentStatus, StatusError>;
 }
 
 /// What a newcomer is given.
@@ -85,6 +102,41 @@ pub enum JoinError {
     BadAddress = 8,
     /// The node cannot write down that it lets the newcomer in. Its log says why.
     Failed = 9,
+}
+
+/// Where a host expects a client.
+#[derive(Clone, Debug, PartialEq, Eq, Wire)]
+pub struct Announced {
+    /// The component that serves the endpoint.
+    pub component: String,
+    /// "host:port" where it listens for clients on other nodes.
+    pub address: String,
+}
+
+/// Why a client from another node is not expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
+pub enum AnnounceError {
+    /// The asking node was removed from the cluster.
+    Removed = 10,
+    /// The manifest here gives no component of that node such a session, or another interface.
+    NotGiven = 11,
+    /// The host is not ready yet: ask again.
+    NotReady = 12,
+    /// The host was given up or ends, or refuses. The log of the node that is asked says why.
+    Unavailable = 13,
+    /// That is no ticket.
+    BadTicket = 14,
+}
+
+/// Why it is not said how a component is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
+pub enum StatusError {
+    /// The asking node was removed from the cluster.
+    Removed = 10,
+    /// No component of this name runs on this node.
+    NoSuchComponent = 15,
 }
 
 /// Why there is no list of nodes.

@@ -180,8 +180,8 @@ fn every_type_and_error_has_the_bytes_of_its_description() {
         ),
         vectors!(
             node,
-            types: node::Joined, node::Member, node::MemberPage;
-            errors: JoinError MembersError;
+            types: node::Announced, node::Joined, node::Member, node::MemberPage, control::ComponentStatus, control::State;
+            errors: JoinError MembersError AnnounceError StatusError;
             private: &[]
         ),
         vectors!(

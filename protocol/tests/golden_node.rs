@@ -5,6 +5,7 @@ mod common;
 use kernel_ipc::CallError;
 use kernel_ipc::interface::{Granted, NewCap, Object};
 use kernel_ipc::session::Call;
+use protocol::control::{ComponentStatus, State};
 use protocol::node::*;
 
 #[derive(Clone, Copy, Object)]
@@ -55,6 +56,45 @@ impl Handler for First {
             _ => Err(MembersError::Removed.into()),
         }
     }
+
+    async fn announce(
+        &self,
+        _: &Call,
+        _: Granted<TheCluster>,
+        client: &str,
+        _: &str,
+        _: &str,
+        _: &[u8],
+    ) -> Result<Announced, CallError<AnnounceError>> {
+        match client {
+            "httpd" => Ok(Announced { component: "fs".into(), address: "10.0.0.1:40000".into() }),
+            _ => Err(AnnounceError::NotGiven.into()),
+        }
+    }
+
+    async fn status(
+        &self,
+        _: &Call,
+        _: Granted<TheCluster>,
+        component: &str,
+    ) -> Result<ComponentStatus, CallError<StatusError>> {
+        match component {
+            "fs" => Ok(ComponentStatus {
+                name: "fs".into(),
+                pid: 1,
+                state: State::Ready,
+                epoch: 2,
+                restarts: 3,
+                place: "node:a".into(),
+                listen: String::new(),
+                leased_bytes: 4,
+                verified_bytes: 5,
+                copied_bytes: 6,
+                trouble: String::new(),
+            }),
+            _ => Err(StatusError::NoSuchComponent.into()),
+        }
+    }
 }
 
 #[test]
@@ -69,5 +109,9 @@ fn the_bytes_of_every_operation_are_those_of_the_golden_file() {
             client.members(cluster, after).await.expect("listed");
         }
         client.members(cluster, "z").await.expect_err("removed");
+        client.announce(cluster, "httpd", "root", "atoll.fs/1", b"ticket").await.expect("expected");
+        client.announce(cluster, "other", "root", "atoll.fs/1", b"ticket").await.expect_err("not given");
+        client.status(cluster, "fs").await.expect("it is there");
+        client.status(cluster, "net").await.expect_err("it is not");
     });
 }

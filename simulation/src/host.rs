@@ -106,7 +106,7 @@ impl Host {
         });
         let listener = Listener::bind(start.address).map_err(|error| error.to_string())?;
         let (begun, next_session) = (host.begun.clone(), start.next_session);
-        let admit = move |_: &_| {
+        let admit = move |_: &_, _: &_| {
             begun.set(begun.get() + 1);
             Some((root(), info(next_session.replace(next_session.get() + 1), "socket", epoch)))
         };

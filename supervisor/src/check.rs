@@ -6,6 +6,7 @@
 
 mod config;
 mod order;
+mod place;
 mod reactors;
 mod restart;
 
@@ -35,6 +36,7 @@ pub(crate) fn check(raw: Raw) -> Result<Checked, Report> {
     let mut components: Vec<Component> = raw.components.iter().map(|component| checker.component(component)).collect();
     checker.conflicts();
     checker.problems.extend(restart::lonely(&raw.components));
+    checker.problems.extend(place::problems(&raw.components));
     report.problems.append(&mut checker.problems);
     if !report.problems.is_empty() {
         report.sort();
@@ -79,6 +81,10 @@ impl<'r> Checker<'r> {
             reactors: reactors::count(raw, builtin).unwrap_or_else(|problem| {
                 self.problem(problem);
                 1
+            }),
+            node: place::node(raw).unwrap_or_else(|problem| {
+                self.problem(problem);
+                None
             }),
         }
     }
@@ -350,6 +356,9 @@ impl<'r> Checker<'r> {
     fn needs(&mut self, raw: &RawComponent, builtin: &Builtin) {
         for need in builtin.uses {
             let Some(used) = raw.uses.iter().find(|used| used.name.text == need.name) else {
+                if need.is_optional && raw.place.is_some() {
+                    continue;
+                }
                 let title = format!("component `{}` has no use `{}`", raw.name.text, need.name);
                 let label = format!("builtin:{} needs {}", builtin.name, need.interface);
                 let help =

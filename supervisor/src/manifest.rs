@@ -63,6 +63,15 @@ pub struct Component {
     pub refuse_after_ms: Option<u32>,
     /// Its sessions are spread over so many threads.
     pub reactors: u32,
+    /// The node that it runs on; `None`: where the system is started. Either all components of a system have one, or none.
+    pub node: Option<String>,
+}
+
+impl Checked {
+    /// The node on which a component runs.
+    pub fn node_of(&self, component: &str) -> Option<&str> {
+        self.components.iter().find(|known| known.name == component)?.node.as_deref()
+    }
 }
 
 /// Permission to connect to one endpoint.

@@ -63,6 +63,7 @@ pub(crate) struct RawComponent {
     /// `refuse_after_ms`.
     pub refuse_after: Option<RawValue>,
     pub reactors: Option<RawValue>,
+    pub place: Option<Word>,
 }
 
 /// A parsed manifest; `report` already holds what was wrong with its shape.
@@ -232,6 +233,7 @@ impl Parser {
             hung_after: None,
             refuse_after: None,
             reactors: None,
+            place: None,
         };
         const KNOWN: &[&str] = &[
             "run",
@@ -243,6 +245,7 @@ impl Parser {
             "hung_after_seconds",
             "refuse_after_ms",
             "reactors",
+            "place",
         ];
         let what = format!("component `{}`", component.name.text);
         for (key, value) in self.fields(table, KNOWN, &what) {
@@ -255,6 +258,7 @@ impl Parser {
                 "hung_after_seconds" => component.hung_after = Some(raw_value(value)),
                 "refuse_after_ms" => component.refuse_after = Some(raw_value(value)),
                 "reactors" => component.reactors = Some(raw_value(value)),
+                "place" => component.place = self.text(value, "`place`"),
                 _ => component.config = self.config(value),
             }
         }

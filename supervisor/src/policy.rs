@@ -117,6 +117,8 @@ pub struct Need {
     pub interface: &'static str,
     /// The rights without which it cannot start.
     pub rights: &'static [&'static str],
+    /// It can do without: whose memory it maps may be on another node.
+    pub is_optional: bool,
 }
 
 /// An endpoint that a built-in serves.
@@ -183,7 +185,12 @@ const BUILTINS: &[Builtin] = &[
             kind: Kind::Size { least: 4 * MIB, most: TIB },
             default: Default::Bytes(64 * MIB),
         }],
-        uses: &[Need { name: "disk", interface: "atoll.block/1", rights: &["read", "write", "flush", "map"] }],
+        uses: &[Need {
+            name: "disk",
+            interface: "atoll.block/1",
+            rights: &["read", "write", "flush", "map"],
+            is_optional: false,
+        }],
         provides: &[Offer { name: "root", interface: "atoll.fs/1" }],
         spreads: false,
     },
@@ -194,7 +201,7 @@ const BUILTINS: &[Builtin] = &[
             Field { name: "stall_seconds", kind: SECONDS, default: Default::Absent },
             Field { name: "always_zero_copy", kind: Kind::Flag, default: Default::Absent },
         ],
-        uses: &[Need { name: "pages", interface: "atoll.block/1", rights: &["map"] }],
+        uses: &[Need { name: "pages", interface: "atoll.block/1", rights: &["map"], is_optional: true }],
         provides: &[Offer { name: "net", interface: "atoll.net/1" }],
         spreads: false,
     },
@@ -208,8 +215,8 @@ const BUILTINS: &[Builtin] = &[
             Field { name: "idle_seconds", kind: SECONDS, default: Default::Absent },
         ],
         uses: &[
-            Need { name: "root", interface: "atoll.fs/1", rights: &["lookup", "read"] },
-            Need { name: "net", interface: "atoll.net/1", rights: &["listen"] },
+            Need { name: "root", interface: "atoll.fs/1", rights: &["lookup", "read"], is_optional: false },
+            Need { name: "net", interface: "atoll.net/1", rights: &["listen"], is_optional: false },
         ],
         provides: &[],
         spreads: false,

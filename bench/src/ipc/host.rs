@@ -205,7 +205,7 @@ fn serve_socket(
     };
     let listener = listener.map_err(io::Error::other)?;
     runtime.block_on(async {
-        let admit = move |_: &Peer| {
+        let admit = move |_: &Peer, _: &_| {
             sessions.set(sessions.get() + 1);
             Some((root(), SessionInfo { id: SessionId(sessions.get()), ..info() }))
         };

@@ -9,6 +9,7 @@
 
 pub mod http;
 pub mod network;
+pub mod nodes;
 pub mod power;
 
 use std::io::{Read, Write};

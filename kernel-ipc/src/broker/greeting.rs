@@ -50,9 +50,37 @@ pub struct Welcome {
     /// Runs of other components whose leases are inherited: dead ones that survive, and their next runs until they are ready.
     #[serde(default)]
     pub heirs: Vec<Incarnation>,
+    /// By which it proves to other nodes who it is; absent: it has nothing to do with any.
+    #[serde(default)]
+    pub keys: Option<PartyKeys>,
     /// How many messages of the kinds `Heritage`, `Held`, `Recovers` and `AttachPins` follow at once: what its last run left.
     #[serde(default)]
     pub heritage: u32,
+}
+
+/// What one proves by who one is. All in DER, the key as PKCS #8.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct PartyKeys {
+    /// The authority's certificate.
+    pub authority: Vec<u8>,
+    /// One's own, then that of the node that has signed it.
+    pub chain: Vec<Vec<u8>>,
+    /// The key.
+    pub key: Vec<u8>,
+}
+
+impl PartyKeys {
+    /// The certificates, one's own first.
+    pub fn chain(&self) -> Vec<&[u8]> {
+        self.chain.iter().map(Vec::as_slice).collect()
+    }
+}
+
+/// Without the key: it is in no message for debugging.
+impl std::fmt::Debug for PartyKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PartyKeys").finish_non_exhaustive()
+    }
 }
 
 fn one() -> u32 {

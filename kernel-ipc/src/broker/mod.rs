@@ -18,6 +18,7 @@ mod greeting;
 mod outbox;
 mod to_supervisor;
 
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
@@ -28,12 +29,12 @@ use crate::{Epoch, Incarnation, LenderId, RegionId, Rights, SessionId};
 
 pub(crate) use channel::say;
 pub use channel::{Channel, ChannelError};
-pub use greeting::{ProvideInfo, REGIONS_PER_INCARNATION, UseInfo, Welcome};
+pub use greeting::{PartyKeys, ProvideInfo, REGIONS_PER_INCARNATION, UseInfo, Welcome};
 pub use outbox::Outbox;
 pub use to_supervisor::{Account, CounterValues, ToSupervisor};
 
 /// Version of this protocol; both ends must speak the same one (there is one binary per node).
-pub const PROTOCOL: u32 = 6;
+pub const PROTOCOL: u32 = 7;
 
 /// Longest message, in bytes of JSON.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -45,6 +46,13 @@ pub const MAX_DESCRIPTORS: usize = 4;
 pub const MAX_HELD: usize = 256;
 /// See [`MAX_HELD`].
 pub const MAX_HELD_NAME: usize = 192;
+
+/// What a held descriptor's name begins with that the supervisor itself gives: a socket that listens for clients of the endpoint named
+/// behind it, on other nodes.
+pub const EXPORT: &str = "export/";
+
+/// Bytes of a ticket, which names a session between nodes before it is open.
+pub const TICKET_BYTES: usize = 32;
 
 /// The socket in the state directory to which guests connect.
 pub const GUEST_SOCKET: &str = "atoll.sock";
@@ -113,6 +121,12 @@ pub enum ToComponent {
         /// Why.
         error: OpenError,
     },
+    /// Answers `Open`: the endpoint is on another node, whose supervisor has announced you. Dial.
+    OpenedBeyond(Box<OpenedBeyond>),
+    /// A component of another node will open a session with an endpoint of yours: expect it, and answer `Expects` or `Refused`.
+    ServeBeyond(Box<ServeBeyond>),
+    /// A new certificate by which you prove to other nodes who you are.
+    Keys(Box<PartyKeys>),
     /// Someone wants a session with an endpoint of yours; answer `Serving` or `Refused`. Descriptors: the C-segment; for
     /// a session that survives and is new, fresh memory for its ledger.
     Serve(Box<Serve>),
@@ -253,6 +267,34 @@ pub struct Serve {
     pub inherits: Vec<Incarnation>,
 }
 
+/// A client on another node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServeBeyond {
+    /// The session.
+    pub serve: Serve,
+    /// The node.
+    pub node: String,
+    /// The component there.
+    pub component: String,
+    /// What it comes with.
+    pub ticket: [u8; TICKET_BYTES],
+}
+
+/// A host on another node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OpenedBeyond {
+    /// Which `Open` this answers.
+    pub request: u64,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The node.
+    pub node: String,
+    /// The component there.
+    pub component: String,
+    /// What it expects.
+    pub ticket: [u8; TICKET_BYTES],
+}
+
 /// An open session, as the supervisor knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionFacts {
@@ -325,6 +367,9 @@ impl Message for ToComponent {
             ToComponent::MeetRegion { .. } | ToComponent::AttachPins { .. } => 1..=1,
             ToComponent::Rejected { .. }
             | ToComponent::OpenFailed { .. }
+            | ToComponent::OpenedBeyond(_)
+            | ToComponent::ServeBeyond(_)
+            | ToComponent::Keys(_)
             | ToComponent::ClientGone { .. }
             | ToComponent::HostGone { .. }
             | ToComponent::LenderGone { .. }

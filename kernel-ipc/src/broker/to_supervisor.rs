@@ -77,7 +77,12 @@ pub enum ToSupervisor {
         /// The session.
         session: SessionId,
     },
-    /// Answers `Serve`: no session.
+    /// Answers `ServeBeyond`: its client may come.
+    Expects {
+        /// The session.
+        session: SessionId,
+    },
+    /// Answers `Serve` or `ServeBeyond`: no session.
     Refused {
         /// The session.
         session: SessionId,
@@ -239,6 +244,7 @@ impl Message for ToSupervisor {
             | ToSupervisor::Open { .. }
             | ToSupervisor::Serving { .. } => 1..=1,
             ToSupervisor::Hello { .. }
+            | ToSupervisor::Expects { .. }
             | ToSupervisor::Provides { .. }
             | ToSupervisor::Keep { .. }
             | ToSupervisor::LetGo { .. }

@@ -6,7 +6,7 @@ use std::rc::{Rc, Weak};
 use nix::sys::signalfd::SignalFd;
 
 use super::reactors::Question;
-use super::{Context, Inner, Wanted, adoption, endpoint, opening};
+use super::{Context, Inner, Wanted, adoption, beyond, endpoint, opening};
 use crate::broker::{Channel, ChannelError, ToComponent, ToSupervisor};
 use crate::runtime::io::{self, File};
 use crate::runtime::spawn;
@@ -53,6 +53,9 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
             opening::opened(cx, request, opened, descriptor());
         }
         ToComponent::OpenFailed { request, error } => opening::failed(cx, request, error),
+        ToComponent::OpenedBeyond(to) => opening::opened_beyond(cx, *to),
+        ToComponent::ServeBeyond(wish) => drop(spawn(beyond::expect(cx.clone(), *wish))),
+        ToComponent::Keys(keys) => cx.0.beyond.renew(&keys),
         ToComponent::Serve(serve) => {
             let segment = descriptor();
             if adoption::serves_already(cx, serve.session) {

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+use super::beyond::Root;
 use super::{Context, Inner, Wanted};
 use crate::SessionId;
 use crate::broker::{Serve, ToSupervisor};
@@ -18,6 +19,9 @@ use crate::wire::Violation;
 pub(super) trait Endpoint {
     /// `ledger` is fresh memory for a session that survives.
     fn open(self: Rc<Self>, cx: Context, serve: Serve, segment: OwnedFd, ledger: Option<OwnedFd>) -> Opening;
+
+    /// What a session over a socket begins with.
+    fn root(self: Rc<Self>, serve: Serve) -> Root;
 
     /// The client of a session that was to go on is gone before it did.
     fn forsaken(&self, info: &SessionInfo, died: bool);
@@ -67,6 +71,15 @@ where
                 host.holds(&lender.borrow_mut().adopt(serve.client, serve.session, is_open));
             }
             Ok(host)
+        })
+    }
+
+    fn root(self: Rc<Self>, serve: Serve) -> Root {
+        Box::pin(async move {
+            let info = info(&serve);
+            let mut root = (self.root)(&info).await?;
+            root.rights &= serve.rights;
+            Ok((root, info))
         })
     }
 

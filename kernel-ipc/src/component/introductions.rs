@@ -100,6 +100,11 @@ impl Introductions {
         Ok(())
     }
 
+    /// A region that is mapped.
+    pub(super) fn region(&self, region: RegionId) -> Option<RegionReader> {
+        self.regions.borrow().get(&region).map(|(reader, _)| reader.clone())
+    }
+
     /// The lenders that were met, and the regions that are mapped for each.
     pub(super) fn account(&self, account: &mut Account) {
         account.lenders.extend(self.lenders.borrow().iter().map(|(lender, epoch)| (*lender, *epoch)));

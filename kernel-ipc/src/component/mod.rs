@@ -24,6 +24,7 @@
 //! ```
 
 mod adoption;
+mod beyond;
 mod connection;
 mod control;
 mod endpoint;
@@ -234,6 +235,8 @@ struct Inner {
     /// One of its reactors cannot go on, and why.
     failed: Event,
     failure: RefCell<Option<String>>,
+    /// What it has to do with other nodes.
+    beyond: beyond::Beyond,
     /// A guest's fence.
     fence: RefCell<Option<std::os::fd::OwnedFd>>,
 }
@@ -347,6 +350,7 @@ impl Context {
         let lender = self.0.lender.borrow().clone();
         served.inherit(its.map(|(serve, heritage)| (endpoint::info(serve), heritage)), lender.as_ref());
         drop(left);
+        beyond::listen(self, name, &served);
         self.0.endpoints.borrow_mut().insert(name.to_owned(), Rc::new(endpoint::Provided { served, root }));
         let survives = S::SURVIVES && self.0.survival.records.borrow().is_some();
         let interface = S::INTERFACE.name.to_owned();
@@ -381,6 +385,7 @@ impl Context {
     pub async fn publish_region(&self, region: &Region) -> Result<(), ContextError> {
         // The supervisor introduces regions to those who have met the lender.
         self.lender();
+        self.0.beyond.publishes(region);
         let (published, answer) = waits::question();
         let memory = region.fd().try_clone_to_owned().map_err(ContextError::Io)?;
         self.0.publishing.borrow_mut().insert(region.id(), (memory, answer));
@@ -429,6 +434,7 @@ impl Context {
     pub fn ready(&self) {
         if !self.0.ready.replace(true) {
             steps::reach("restart/serving");
+            self.take_back_beyond();
             self.send(&ToSupervisor::Ready, &[]);
             steps::reach("restart/ready");
         }

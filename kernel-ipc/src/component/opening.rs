@@ -3,11 +3,13 @@
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::time::Duration;
 
+use super::beyond;
 use super::connection::Connection;
 use super::waits::{Answer, question};
 use super::{ConnectError, Context};
-use crate::broker::{OpenError, ToSupervisor};
+use crate::broker::{OpenError, OpenedBeyond, ToSupervisor};
 use crate::runtime;
 use crate::session::{ClientSession, Offer, WeakSession};
 use crate::steps;
@@ -21,8 +23,14 @@ pub(super) struct Asked {
     offer: Offer,
     /// The session to go on with.
     resumes: Option<ClientSession>,
+    /// How often it was dialled in vain on another node.
+    dialled: u32,
     answer: Answer<Result<ClientSession, ConnectError>>,
 }
+
+/// How often a host on another node is asked for and dialled, and the pause between two times: it may die, or its node, in between.
+const DIALLED: u32 = 50;
+const DIAL_AGAIN: Duration = Duration::from_millis(200);
 
 impl Asked {
     /// Says what is asked for, also again: to a supervisor that did not hear it.
@@ -121,7 +129,7 @@ async fn ask(
 ) -> Result<ClientSession, ConnectError> {
     let request = cx.0.next_request.replace(cx.0.next_request.get() + 1);
     let (opened, answer) = question();
-    let asked = Asked { name: name.to_owned(), interface: interface.to_owned(), offer, resumes, answer };
+    let asked = Asked { name: name.to_owned(), interface: interface.to_owned(), offer, resumes, dialled: 0, answer };
     // Otherwise it is dropped, and its question has no answer.
     if !cx.0.lost.has_happened() {
         asked.say(cx, request);
@@ -142,7 +150,7 @@ pub(super) fn opened(cx: &Context, request: u64, opened: Opened, segment: OwnedF
         tracing::warn!("a session that nobody asked for");
         return;
     };
-    let Asked { name, interface, offer, resumes, answer } = asked;
+    let Asked { name, interface, offer, resumes, answer, .. } = asked;
     let result = match resumes {
         Some(session) => {
             // What this client had lent to the dead host, its calls name to the next one.
@@ -181,6 +189,35 @@ pub(super) fn opened(cx: &Context, request: u64, opened: Opened, segment: OwnedF
             let _ = answer.give(Err(ConnectError::Io(std::io::Error::other(error.to_string()))));
         }
     }
+}
+
+/// The host is on another node, and expects us.
+pub(super) fn opened_beyond(cx: &Context, to: OpenedBeyond) {
+    let asked = cx.0.asked.borrow_mut().remove(&to.request);
+    let Some(mut asked) = asked else { return tracing::warn!("a session that nobody asked for") };
+    let cx = cx.clone();
+    runtime::spawn(async move {
+        match beyond::dial(&cx, &asked.interface, &to).await {
+            Ok(session) => {
+                if let Some(book) = &cx.0.logbook {
+                    let known = cx.0.welcome.uses.iter().find(|used| used.name == asked.name);
+                    session.log_to(book, known.map_or(&asked.name, |used| &used.endpoint), &asked.interface);
+                }
+                let _ = asked.answer.give(Ok(session));
+            }
+            Err(why) if asked.dialled < DIALLED && !cx.0.lost.has_happened() => {
+                tracing::warn!("{why}; it is asked for again");
+                asked.dialled += 1;
+                runtime::sleep(DIAL_AGAIN).await;
+                asked.say(&cx, to.request);
+                cx.0.asked.borrow_mut().insert(to.request, asked);
+            }
+            Err(reason) => {
+                let error = OpenError::Unavailable { reason };
+                let _ = asked.answer.give(Err(ConnectError::Refused { name: asked.name, error }));
+            }
+        }
+    });
 }
 
 /// A session has ended on our side: dropped, closed, or broken by its host. The supervisor tells the host.

@@ -17,13 +17,14 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
+use super::beyond::Beyond;
 use super::heritage::{Left, Pins, Survival};
 use super::introductions::Introductions;
 use super::pulse::Pulse;
 use super::reactors::{self, Places, Threads};
 use super::waits::Event;
 use super::{Context, ContextError, Counters, Error, Inner, control};
-use crate::broker::{Channel, ChannelError, Outbox, PROTOCOL, ToComponent, ToSupervisor, Welcome};
+use crate::broker::{Channel, ChannelError, EXPORT, Outbox, PROTOCOL, ToComponent, ToSupervisor, Welcome};
 use crate::lease::StatusReader;
 use crate::logbook::Logbook;
 use crate::runtime::{Options, Runtime, spawn, tell_of_rest};
@@ -61,7 +62,10 @@ where
     let Greeting { channel, welcome, status, fence, logbook } = greet(socket, "")?;
     steps::walk(Path::new(&welcome.state_dir), &welcome.name);
     steps::reach("restart/greeted");
-    let left = inherit(&channel, welcome.heritage)?;
+    let mut left = inherit(&channel, welcome.heritage)?;
+    let exports = left.held.extract_if(.., |(name, _)| name.starts_with(EXPORT));
+    let exports = exports.map(|(name, socket)| (name[EXPORT.len()..].to_owned(), socket)).collect();
+    let beyond = Beyond::new(welcome.keys.as_ref(), exports)?;
     steps::reach("restart/inherited");
     let mut name = welcome.name.clone();
     name.truncate(15);
@@ -85,7 +89,7 @@ where
         }
     });
     let words = last_words();
-    let context = Context::new(channel, welcome, status, logbook, places);
+    let context = Context::new(channel, welcome, status, logbook, places, beyond);
     context.0.left.replace(left);
     let program = async {
         context.attend();
@@ -192,7 +196,7 @@ pub(super) fn guest(state: &Path, program: &str) -> Result<Context, ContextError
     };
     steps::walk(state, "guest");
     // The fence is held until this process ends: a guest gives nobody else's pages to the kernel.
-    let context = Context::new(channel, welcome, status, None, None);
+    let context = Context::new(channel, welcome, status, None, None, Beyond::default());
     *context.0.fence.borrow_mut() = Some(fence);
     context.attend();
     Ok(context)
@@ -266,6 +270,7 @@ impl Context {
         status: StatusReader,
         logbook: Option<Rc<Logbook>>,
         places: Option<Places>,
+        beyond: Beyond,
     ) -> Context {
         let channel = Rc::new(channel);
         let pulse = Rc::new(Pulse::new(channel.clone()));
@@ -295,6 +300,7 @@ impl Context {
             places,
             failed: Event::default(),
             failure: RefCell::default(),
+            beyond,
             fence: RefCell::new(None),
             books: RefCell::default(),
             sessions_asked: RefCell::default(),

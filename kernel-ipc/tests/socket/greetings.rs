@@ -64,7 +64,7 @@ fn a_host_refuses_with_a_reason() {
 
         let listener = Listener::bind("127.0.0.1:0".parse().expect("an address")).expect("loopback");
         let address = listener.address();
-        let serving = runtime::spawn(listener.serve(thing.clone(), None, Options::default(), |_| None));
+        let serving = runtime::spawn(listener.serve(thing.clone(), None, Options::default(), |_, _| None));
         let refused = dial::connect(address, TEST.name, SHAPE, Options::default()).await.expect_err("refused");
         assert!(matches!(refused, DialError::Refused(_, Refusal::Forbidden)), "{refused:?}");
         serving.cancel();
@@ -158,7 +158,7 @@ fn a_session_whose_client_was_not_welcomed_ends_at_once() {
         socket.write_all(&framed(kind::HELLO, &hello(0, 1).to_bytes())).expect("sent");
         let mut leaving = Some(socket);
         // Between its hello and its welcome it is gone, with a reset.
-        let admit = move |_: &Peer| {
+        let admit = move |_: &Peer, _: &_| {
             let socket = leaving.take().expect("one client");
             setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 }).expect("an option");
             drop(socket);

@@ -51,7 +51,7 @@ impl Host {
     fn over<S: Service>(listener: Listener, service: &Rc<S>, options: Options, lending: Option<Lending>) -> Host {
         let address = listener.address();
         let last = Cell::new(0);
-        let admit = move |_: &Peer| {
+        let admit = move |_: &Peer, _: &_| {
             last.set(last.get() + 1);
             Some((root(), info(last.get())))
         };

@@ -11,12 +11,17 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::SystemTime;
 
+use kernel_ipc::broker::TICKET_BYTES;
 use kernel_ipc::interface::{Granted, NewCap, Object};
 use kernel_ipc::link::socket::keys::{Keys, NodeName, fingerprint};
 use kernel_ipc::link::socket::listen::{Listener, Options, Peer};
 use kernel_ipc::session::{Call, Grant, SessionInfo};
 use kernel_ipc::{CallError, Epoch, Incarnation, SessionId};
-use protocol::node::{self, Cluster, Dispatcher, JOIN, JoinError, Joined, MEMBER, Member, MemberPage, MembersError};
+use protocol::control::ComponentStatus;
+use protocol::node::{
+    self, AnnounceError, Announced, Cluster, Dispatcher, JOIN, JoinError, Joined, MEMBER, Member, MemberPage,
+    MembersError, StatusError,
+};
 use serde_json::json;
 
 use super::authority::{NODE_FOR, is_public_key};
@@ -34,18 +39,23 @@ const PAGE: usize = 12;
 /// The socket is none.
 pub fn serve(
     home: Home,
+    local: impl Local + 'static,
     socket: OwnedFd,
     keys: Keys,
     deal: impl Fn() -> u64 + 'static,
 ) -> io::Result<impl Future<Output = ()> + 'static> {
     let listener = Listener::adopt_secured(socket, keys).map_err(io::Error::other)?.to_newcomers();
     let admits = home.clone();
-    let service = Rc::new(Dispatcher(Desk(home)));
-    Ok(listener.serve(service, None, Options::default(), move |peer| admit(&admits, peer, &deal)))
+    let service = Rc::new(Dispatcher(Desk(home, local)));
+    Ok(listener.serve(service, None, Options::default(), move |peer, _| admit(&admits, peer, &deal)))
 }
 
 /// What a peer may do; `None`: nothing.
 fn admit(home: &Home, peer: &Peer, deal: &impl Fn() -> u64) -> Option<(Grant, SessionInfo)> {
+    if peer.component.is_some() {
+        // What a component may have is between it and its host.
+        return None;
+    }
     let (rights, name, attenuation) = match (&peer.node, &peer.issuer) {
         (None, _) => (JOIN, format!("newcomer at {}", peer.address), json!(null)),
         (Some(node), Some(certificate)) => match home.members().has(node, certificate) {
@@ -72,9 +82,33 @@ fn admit(home: &Home, peer: &Peer, deal: &impl Fn() -> u64) -> Option<(Grant, Se
 #[kind(Cluster)]
 struct TheCluster;
 
-struct Desk(Home);
+/// What a node that is up does for others.
+pub trait Local {
+    /// Lets a host expect a client of the node `from`, which comes with `ticket`.
+    fn announce(
+        &self,
+        from: &NodeName,
+        client: &str,
+        name: &str,
+        interface: &str,
+        ticket: [u8; TICKET_BYTES],
+    ) -> impl Future<Output = Result<Announced, AnnounceError>>;
 
-impl Desk {
+    /// How a component of this node is; `None`: there is none of this name.
+    fn status(&self, component: &str) -> impl Future<Output = Option<ComponentStatus>>;
+}
+
+struct Desk<L>(Home, L);
+
+impl<L> Desk<L> {
+    /// The node that calls; `None`: it is none any more.
+    fn caller(&self, call: &Call) -> Option<NodeName> {
+        let info = call.session();
+        let name = NodeName::new(&info.client_name)?;
+        let member = self.0.find_member(&name).ok()??;
+        (json!(member.fingerprint) == info.attenuation).then_some(name)
+    }
+
     fn let_in(&self, secret: &[u8], name: &str, address: &str, public_key: &[u8]) -> Result<Joined, JoinError> {
         let now = SystemTime::now();
         self.0.check_authority().map_err(|_| JoinError::NotTheAuthority)?;
@@ -123,7 +157,7 @@ impl Desk {
     }
 }
 
-impl node::Handler for Desk {
+impl<L: Local + 'static> node::Handler for Desk<L> {
     type Cluster = TheCluster;
 
     async fn join(
@@ -148,6 +182,30 @@ impl node::Handler for Desk {
         after: &str,
     ) -> Result<MemberPage, CallError<MembersError>> {
         Ok(self.list(call, after)?)
+    }
+
+    async fn announce(
+        &self,
+        call: &Call,
+        _: Granted<TheCluster>,
+        client: &str,
+        name: &str,
+        interface: &str,
+        ticket: &[u8],
+    ) -> Result<Announced, CallError<AnnounceError>> {
+        let from = self.caller(call).ok_or(AnnounceError::Removed)?;
+        let ticket = ticket.try_into().map_err(|_| AnnounceError::BadTicket)?;
+        Ok(self.1.announce(&from, client, name, interface, ticket).await?)
+    }
+
+    async fn status(
+        &self,
+        call: &Call,
+        _: Granted<TheCluster>,
+        component: &str,
+    ) -> Result<ComponentStatus, CallError<StatusError>> {
+        self.caller(call).ok_or(StatusError::Removed)?;
+        Ok(self.1.status(component).await.ok_or(StatusError::NoSuchComponent)?)
     }
 }
 

@@ -254,6 +254,14 @@ impl Home {
         self.members().all().map_err(|error| HomeError::Io(self.directory.join("members"), error))
     }
 
+    /// The node of this name, as far as this one knows.
+    ///
+    /// # Errors
+    /// As [`known`](Home::known).
+    pub fn find_member(&self, name: &NodeName) -> Result<Option<Member>, HomeError> {
+        self.members().find(name).map_err(|error| HomeError::Io(self.directory.join("members"), error))
+    }
+
     /// Writes down that these are the nodes, as the node that has the authority's key says.
     ///
     /// # Errors
@@ -385,7 +393,16 @@ impl Home {
         Keys::chained(&authority, &[&own.certificate, &node, &authority], &own.key).map_err(HomeError::Keys)
     }
 
-    /// Gives such keys a new certificate before the last one ends.
+    /// Gives keys by which it calls others a new certificate before the last one ends.
+    ///
+    /// # Errors
+    /// See [`HomeError`].
+    pub fn renew_keys(&self, keys: &Keys) -> Result<(), HomeError> {
+        let (own, node) = (self.issue(None)?, self.certificate()?);
+        keys.renew(&[&own.certificate, &node], &own.key).map_err(HomeError::Keys)
+    }
+
+    /// The same for keys by which it is called.
     ///
     /// # Errors
     /// See [`HomeError`].

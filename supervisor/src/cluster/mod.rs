@@ -10,6 +10,7 @@
 
 pub mod authority;
 pub mod desk;
+pub mod directory;
 mod files;
 pub mod home;
 pub mod join;

@@ -8,7 +8,8 @@ use kernel_ipc::link::socket::frame::Refusal;
 use kernel_ipc::link::socket::keys::{Doubt, Keys, NodeName, doubt};
 use kernel_ipc::wire::Shape;
 use kernel_ipc::{CallError, Failure};
-use protocol::node::{self, Member, MembersError};
+use protocol::control::ComponentStatus;
+use protocol::node::{self, AnnounceError, Announced, Member, MembersError, StatusError};
 
 use super::members::is_possible;
 
@@ -116,6 +117,36 @@ impl Neighbour {
             if !(page.more && goes_on) {
                 return Ok(members);
             }
+        }
+    }
+
+    /// Announces a session of a component of this node; what the other one says to that.
+    ///
+    /// # Errors
+    /// See [`NeighbourError`].
+    pub async fn announce(
+        &self,
+        client: &str,
+        name: &str,
+        interface: &str,
+        ticket: &[u8],
+    ) -> Result<Result<Announced, AnnounceError>, NeighbourError> {
+        self.said(self.client.announce(self.client.root(), client, name, interface, ticket).await)
+    }
+
+    /// How a component of the other node is.
+    ///
+    /// # Errors
+    /// See [`NeighbourError`].
+    pub async fn status(&self, component: &str) -> Result<Result<ComponentStatus, StatusError>, NeighbourError> {
+        self.said(self.client.status(self.client.root(), component).await)
+    }
+
+    fn said<T, E>(&self, answer: Result<T, CallError<E>>) -> Result<Result<T, E>, NeighbourError> {
+        match answer {
+            Ok(said) => Ok(Ok(said)),
+            Err(CallError::Operation(error)) => Ok(Err(error)),
+            Err(CallError::Failed { cause, executed }) => Err(self.failed(Failure { cause, executed })),
         }
     }
 

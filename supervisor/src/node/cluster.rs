@@ -1,43 +1,77 @@
-//! This node's part in its cluster, if the state directory is a node of one: it answers others on its address.
+//! This node's part in its cluster, if the state directory is a node of one: it answers others on its address, and asks them for what
+//! its components use there.
 //!
-//! Where that cannot be done at a start, nothing is started. A supervisor that takes over a running system lets it run, says so, and
-//! tries again.
+//! - A session with a component of another node is announced by this node's supervisor to that one's, which lets its host expect it;
+//!   then client and host speak to each other, and neither supervisor is needed any more.
+//! - Who may open what, each node knows from its own manifest: what the other one says of rights is not asked.
+//!
+//! Where others cannot be answered at a start, nothing is started. A supervisor that takes over a running system lets it run, says
+//! so, and tries again.
 
-use std::net::TcpListener;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::{Duration, SystemTime};
 
-use kernel_ipc::link::socket::keys::Keys;
-use kernel_ipc::runtime::{sleep, spawn};
+use kernel_ipc::broker::{EXPORT, OpenError, OpenedBeyond, PartyKeys, Serve, ServeBeyond, TICKET_BYTES, ToComponent};
+use kernel_ipc::link::socket::keys::{Keys, NodeName};
+use kernel_ipc::runtime::{sleep, spawn, timeout};
+use kernel_ipc::sys::random::random_words;
+use kernel_ipc::{Incarnation, SessionId};
+use protocol::control::{ComponentStatus, State};
+use protocol::node::{AnnounceError, Announced};
 
-use super::Node;
+use super::peer::{Peer, Who};
 use super::records::{Kind, NumbersTag};
+use super::waits::{Either, either};
+use super::{Component, Node, control};
 use crate::cluster::authority::LEAF_FOR;
-use crate::cluster::{Home, desk};
+use crate::cluster::desk::{self, Local};
+use crate::cluster::directory::{Directory, Embedded};
+use crate::cluster::{Neighbour, NeighbourError};
+use crate::manifest;
+
+/// How long another node waits for a host of ours that is starting, before it asks again.
+const HOST_WITHIN: Duration = Duration::from_secs(5);
+/// Between two times that another node is asked for a host.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+/// How long another node may take to say how its components are.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+
+/// The cluster, as this node has it.
+pub(super) struct Cluster {
+    pub(super) directory: Embedded,
+    /// By which it answers, and by which it calls.
+    answers: Keys,
+    calls: Keys,
+    neighbours: RefCell<BTreeMap<String, Rc<Neighbour>>>,
+}
 
 /// Begins to answer other nodes, on the socket of the last supervisor if there was one: nobody who calls meanwhile is refused.
 ///
 /// # Errors
 /// For people.
 pub fn answer(node: &Rc<Node>, listener: Option<OwnedFd>) -> Result<(), String> {
-    let Some(home) = Home::find(node.state.path()).map_err(|error| error.to_string())? else { return Ok(()) };
+    let Some(directory) = node.directory.clone() else { return Ok(()) };
+    let home = directory.home().clone();
     let listener = match listener {
         Some(listener) => listener,
-        None => {
-            let address = home.listen();
-            let listener =
-                TcpListener::bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
-            listener.into()
-        }
+        None => listen(home.listen())?,
     };
     let kept = node.records.put(Kind::NodeListener, 0, 0, &NumbersTag::default(), Some(listener.as_fd()));
     node.forever.borrow_mut().push(kept.map_err(|error| format!("the keeper: {error}"))?);
     let keys = home.host_keys().map_err(|error| error.to_string())?;
-    spawn(stay_known(home.clone(), keys.clone()));
+    let calls = home.keys().map_err(|error| error.to_string())?;
+    let cluster = Cluster { directory, answers: keys.clone(), calls, neighbours: RefCell::default() };
+    if node.cluster.set(cluster).is_err() {
+        return Err("it answers other nodes already".into());
+    }
+    spawn(stay_known(Rc::downgrade(node)));
     let weak = Rc::downgrade(node);
     let deal = move || weak.upgrade().map_or(0, |node| node.state.deal(1));
-    spawn(desk::serve(home, listener, keys, deal).map_err(|error| error.to_string())?);
+    spawn(desk::serve(home, Here(Rc::downgrade(node)), listener, keys, deal).map_err(|error| error.to_string())?);
     Ok(())
 }
 
@@ -56,21 +90,298 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// How often it is looked whether a certificate has to be renewed: the clock may be set, and a machine may sleep.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// Shows a new certificate long before the last one ends.
-async fn stay_known(home: Home, keys: Keys) {
-    let mut since = SystemTime::now();
+fn listen(address: SocketAddr) -> Result<OwnedFd, String> {
+    TcpListener::bind(address).map(OwnedFd::from).map_err(|error| format!("cannot listen on {address}: {error}"))
+}
+
+/// Shows new certificates long before the last ones end.
+async fn stay_known(node: Weak<Node>) {
+    // What its components show may be as old as the supervisor before this one.
+    let mut since: Option<SystemTime> = None;
     loop {
         sleep(LOOK).await;
-        let now = SystemTime::now();
-        let is_due = now.duration_since(since).map_or(true, |age| age > LEAF_FOR / 2);
+        let Some(node) = node.upgrade() else { return };
+        let Some(cluster) = node.cluster.get() else { return };
+        let (home, now) = (cluster.directory.home(), SystemTime::now());
+        let age = since.and_then(|since| now.duration_since(since).ok());
+        let is_due = age.is_none_or(|age| age > LEAF_FOR / 2);
         let renewed = home.renew_itself(now).and_then(|itself| match is_due || itself {
-            true => home.renew_host_keys(&keys).map(|()| true),
+            true => {
+                home.renew_host_keys(&cluster.answers).and_then(|()| home.renew_keys(&cluster.calls)).map(|()| true)
+            }
             false => Ok(false),
         });
         match renewed {
-            Ok(true) => since = now,
-            Ok(false) => {}
-            Err(error) => eprintln!("supervisor: {error}"),
+            Ok(true) => since = Some(now),
+            Ok(false) => continue,
+            Err(error) => {
+                eprintln!("supervisor: {error}");
+                continue;
+            }
         }
+        for peer in node.living().iter().filter(|peer| peer.is_introducible()) {
+            match node.component_of(peer).map(|component| node.keys_of(component)) {
+                Some(Ok(Some(keys))) => node.send(peer, &ToComponent::Keys(Box::new(keys)), &[]),
+                Some(Err(error)) => eprintln!("supervisor: no new certificate for {}: {error}", peer.name),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Node {
+    /// What a component of this node uses on another one, under a name of its manifest entry.
+    pub(super) fn used_elsewhere(&self, client: &Peer, name: &str) -> Option<(&manifest::Component, &manifest::Use)> {
+        let Who::Component(index) = client.who else { return None };
+        let used = self.components.get(index)?.entry.uses.iter().find(|used| used.name == name)?;
+        Some((self.elsewhere.iter().find(|host| host.name == used.component)?, used))
+    }
+
+    /// Whether something lands at a component that other nodes have lent.
+    pub(super) fn uses_elsewhere(&self, entry: &manifest::Component) -> bool {
+        entry.uses.iter().any(|used| self.elsewhere.iter().any(|host| host.name == used.component))
+    }
+
+    /// Endpoints of a component of this node that others use.
+    fn exported(&self, entry: &manifest::Component) -> Vec<String> {
+        let uses = self.elsewhere.iter().flat_map(|client| &client.uses);
+        let mut exported: Vec<_> =
+            uses.filter(|used| used.component == entry.name).map(|used| used.endpoint.clone()).collect();
+        exported.sort_unstable();
+        exported.dedup();
+        exported
+    }
+
+    /// Sees to it that clients on other nodes can reach the component's next run, where they could reach the last one.
+    ///
+    /// # Errors
+    /// For people.
+    pub(super) fn export(&self, component: &Component) -> Result<(), String> {
+        let Some(cluster) = self.cluster.get() else { return Ok(()) };
+        for endpoint in self.exported(&component.entry) {
+            let name = format!("{EXPORT}{endpoint}");
+            if component.holdings.again(&name).is_none() {
+                let here = SocketAddr::new(cluster.directory.home().listen().ip(), 0);
+                component.holdings.hold(name, listen(here)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// By what a run of a component proves to other nodes who it is, if it has to do with them.
+    ///
+    /// # Errors
+    /// For people.
+    pub(super) fn keys_of(&self, component: &Component) -> Result<Option<PartyKeys>, String> {
+        let Some(cluster) = self.cluster.get() else { return Ok(None) };
+        let entry = &component.entry;
+        if self.exported(entry).is_empty() && !self.uses_elsewhere(entry) {
+            return Ok(None);
+        }
+        let home = cluster.directory.home();
+        let keys = home.issue(Some(&entry.name)).and_then(|own| {
+            Ok(PartyKeys {
+                authority: home.authority()?,
+                chain: vec![own.certificate, home.certificate()?],
+                key: own.key,
+            })
+        });
+        keys.map(Some).map_err(|error| error.to_string())
+    }
+
+    /// Arranges a session of a component with a host on another node; waits for both.
+    pub(super) async fn open_beyond(
+        self: &Rc<Self>,
+        client: &Rc<Peer>,
+        request: u64,
+        host: &manifest::Component,
+        used: &manifest::Use,
+        interface: &str,
+    ) -> Result<OpenedBeyond, OpenError> {
+        let gone = || OpenError::Unavailable { reason: "the client is gone, or the node is ending".into() };
+        let mut said = String::new();
+        loop {
+            if client.ended.has_happened() || self.stopping.has_happened() {
+                return Err(gone());
+            }
+            let arranged = either(self.announce(client, host, used, interface), client.ended.wait()).await;
+            let why = match arranged {
+                Either::First(Ok(mut opened)) => {
+                    opened.request = request;
+                    return Ok(opened);
+                }
+                Either::First(Err(Later::Never(error))) => return Err(error),
+                Either::First(Err(Later::Again(why))) => why,
+                Either::Second(()) => return Err(gone()),
+            };
+            if why != said {
+                eprintln!("supervisor: {} waits for {}: {why}", client.name, host.name);
+                said = why;
+            }
+            either(sleep(ASK_AGAIN), self.stopping.wait()).await;
+        }
+    }
+
+    async fn announce(
+        &self,
+        client: &Peer,
+        host: &manifest::Component,
+        used: &manifest::Use,
+        interface: &str,
+    ) -> Result<OpenedBeyond, Later> {
+        let again = |error: NeighbourError| Later::Again(error.to_string());
+        let (on, neighbour) = self.neighbour(&host.name).await.map_err(Later::Again)?;
+        let ticket = ticket().map_err(|error| Later::Again(error.to_string()))?;
+        let said = neighbour.announce(&client.name, &used.name, interface, &ticket).await;
+        let unavailable =
+            |reason: &str| Later::Never(OpenError::Unavailable { reason: format!("node {on} says that {reason}") });
+        match said.map_err(|error| self.forget_neighbour(&on, error)).map_err(again)? {
+            Ok(Announced { component, address }) => match address.parse() {
+                Ok(address) => Ok(OpenedBeyond { request: 0, address, node: on, component, ticket }),
+                Err(_) => Err(unavailable(&format!("{} is at {address}, which is no address", host.name))),
+            },
+            Err(AnnounceError::NotReady) => Err(Later::Again(format!("node {on} is starting it"))),
+            Err(AnnounceError::NotGiven) => Err(unavailable("its manifest does not give this")),
+            Err(AnnounceError::Removed) => Err(unavailable("this node was removed from the cluster")),
+            Err(AnnounceError::Unavailable) => {
+                Err(Later::Again(format!("node {on} says that it is not available; the log there says why")))
+            }
+            Err(AnnounceError::BadTicket) => Err(unavailable("a ticket is none")),
+        }
+    }
+
+    /// The node on which a component of the manifest is, as one that can be called.
+    ///
+    /// # Errors
+    /// For people.
+    async fn neighbour(&self, component: &str) -> Result<(String, Rc<Neighbour>), String> {
+        let cluster = self.cluster.get().ok_or("this is no node of a cluster")?;
+        let name = cluster.directory.place(component).ok_or("it runs nowhere")?;
+        let known = cluster.neighbours.borrow().get(name.as_str()).cloned();
+        if let Some(known) = known {
+            return Ok((name.to_string(), known));
+        }
+        let member = cluster.directory.node(&name).map_err(|error| error.to_string())?;
+        let member = member.ok_or_else(|| format!("there is no node {name}"))?;
+        let address = member.address.parse().map_err(|_| format!("node {name} has no address"))?;
+        let neighbour = Neighbour::call(&cluster.calls, &name, address).await.map_err(|error| error.to_string())?;
+        let neighbour = Rc::new(neighbour);
+        cluster.neighbours.borrow_mut().insert(name.to_string(), neighbour.clone());
+        Ok((name.to_string(), neighbour))
+    }
+
+    /// The next one who wants something of it calls it anew.
+    fn forget_neighbour(&self, node: &str, error: NeighbourError) -> NeighbourError {
+        if let Some(cluster) = self.cluster.get() {
+            cluster.neighbours.borrow_mut().remove(node);
+        }
+        error
+    }
+
+    /// How a component on another node is, as that one says.
+    pub(super) async fn status_elsewhere(&self, entry: &manifest::Component) -> ComponentStatus {
+        let asked = async {
+            let (on, neighbour) = self.neighbour(&entry.name).await?;
+            let said = neighbour.status(&entry.name).await;
+            said.map_err(|error| self.forget_neighbour(&on, error).to_string())?
+                .map_err(|error| format!("node {on} says: {error:?}"))
+        };
+        let trouble = match timeout(TOLD_WITHIN, asked).await {
+            Ok(Ok(status)) => return status,
+            Ok(Err(trouble)) => trouble,
+            Err(_) => {
+                let on = entry.node.as_deref().unwrap_or_default();
+                // It may have gone; the next one who wants something of it calls it anew.
+                if let Some(cluster) = self.cluster.get() {
+                    cluster.neighbours.borrow_mut().remove(on);
+                }
+                format!("node {on} does not answer")
+            }
+        };
+        ComponentStatus {
+            name: entry.name.clone(),
+            pid: 0,
+            state: State::Waiting,
+            epoch: 0,
+            restarts: 0,
+            place: control::place(entry),
+            listen: String::new(),
+            leased_bytes: 0,
+            verified_bytes: 0,
+            copied_bytes: 0,
+            trouble: control::shortened(&trouble),
+        }
+    }
+}
+
+/// Why there is no session yet, or never.
+enum Later {
+    Again(String),
+    Never(OpenError),
+}
+
+fn ticket() -> std::io::Result<[u8; TICKET_BYTES]> {
+    let words = [random_words()?, random_words()?];
+    let mut ticket = [0; TICKET_BYTES];
+    for (to, from) in ticket.as_chunks_mut::<8>().0.iter_mut().zip(words.as_flattened()) {
+        *to = from.to_le_bytes();
+    }
+    Ok(ticket)
+}
+
+/// What other nodes may ask of this one's components.
+struct Here(Weak<Node>);
+
+impl Local for Here {
+    async fn announce(
+        &self,
+        from: &NodeName,
+        client: &str,
+        name: &str,
+        interface: &str,
+        ticket: [u8; TICKET_BYTES],
+    ) -> Result<Announced, AnnounceError> {
+        let node = self.0.upgrade().ok_or(AnnounceError::Unavailable)?;
+        let is_its =
+            |entry: &&manifest::Component| entry.name == client && entry.node.as_deref() == Some(from.as_str());
+        let entry = node.elsewhere.iter().find(is_its).ok_or(AnnounceError::NotGiven)?;
+        let used = entry.uses.iter().find(|used| used.name == name && used.interface == interface);
+        let used = used.ok_or(AnnounceError::NotGiven)?;
+        let index = node.components.iter().position(|component| component.entry.name == used.component);
+        let index = index.ok_or(AnnounceError::NotGiven)?;
+        let unavailable = |why: String| {
+            eprintln!("supervisor: {} has no session for {client} on node {from}: {why}", used.component);
+            AnnounceError::Unavailable
+        };
+        let host = match timeout(HOST_WITHIN, node.serving_run(index)).await {
+            Ok(host) => host.map_err(unavailable)?,
+            Err(_) => return Err(AnnounceError::NotReady),
+        };
+        host.room().await.map_err(unavailable)?;
+        let session = SessionId(node.state.deal(1));
+        let serve = Serve {
+            session,
+            endpoint: used.endpoint.clone(),
+            epoch: host.epoch,
+            client: Incarnation::beyond(node.state.deal(1)),
+            client_name: format!("{client}@{from}"),
+            status_entry: 0,
+            rights: used.rights,
+            attenuation: used.attenuation.clone(),
+            resumes: false,
+            inherits: Vec::new(),
+        };
+        let wish = ServeBeyond { serve, node: from.to_string(), component: client.to_owned(), ticket };
+        let message = ToComponent::ServeBeyond(Box::new(wish));
+        host.ask(&host.asked.expects, session, &message, &[]).await.map_err(unavailable)?.map_err(unavailable)?;
+        let socket = node.components[index].holdings.again(&format!("{EXPORT}{}", used.endpoint));
+        let address = socket.and_then(|socket| TcpListener::from(socket).local_addr().ok());
+        let address = address.ok_or_else(|| unavailable("it listens nowhere".into()))?;
+        Ok(Announced { component: used.component.clone(), address: address.to_string() })
+    }
+
+    async fn status(&self, component: &str) -> Option<ComponentStatus> {
+        let node = self.0.upgrade()?;
+        Some(control::status(&node, node.find(component)?).await)
     }
 }

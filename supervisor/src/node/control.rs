@@ -68,15 +68,21 @@ impl control::Handler for Operator {
     async fn ps(&self, _: &Call, _: Granted<TheSystem>, cursor: u32) -> Result<ComponentPage, CallError<PsError>> {
         let Some(node) = self.0.upgrade() else { return Ok(ComponentPage::default()) };
         let first = cursor as usize;
-        if first > node.components.len() {
+        let all = node.components.len() + node.elsewhere.len();
+        if first > all {
             return Err(CallError::Operation(PsError::BadCursor));
         }
         let mut page = ComponentPage::default();
         for component in node.components.iter().skip(first).take(PAGE) {
             page.components.push(status(&node, component).await);
         }
+        let room = PAGE - page.components.len();
+        let before = (first + page.components.len()).saturating_sub(node.components.len());
+        for entry in node.elsewhere.iter().skip(before).take(room) {
+            page.components.push(node.status_elsewhere(entry).await);
+        }
         let next = first + page.components.len();
-        page.next = (next < node.components.len()).then_some(next as u32);
+        page.next = (next < all).then_some(next as u32);
         Ok(page)
     }
 
@@ -190,7 +196,8 @@ impl Node {
     }
 }
 
-async fn status(node: &Node, component: &Component) -> ComponentStatus {
+/// How a component of this node is.
+pub(super) async fn status(node: &Node, component: &Component) -> ComponentStatus {
     let run = component.peer.borrow().clone().filter(|run| !run.ended.has_happened());
     let stopped = run.as_ref().is_some_and(|run| is_stopped(run.pid));
     let counters = match &run {
@@ -215,7 +222,7 @@ async fn status(node: &Node, component: &Component) -> ComponentStatus {
         },
         epoch: component.epoch.get(),
         restarts: component.starts.get(),
-        place: "process".into(),
+        place: place(&component.entry),
         listen,
         leased_bytes: counters.leased,
         verified_bytes: counters.verified,
@@ -234,8 +241,13 @@ async fn counters(node: &Node, run: &Peer) -> CounterValues {
     run.ask_within(COUNTED_WITHIN, &run.asked.counters, request, &message, &[]).await.unwrap_or_default()
 }
 
+/// Where a component runs.
+pub(super) fn place(entry: &crate::manifest::Component) -> String {
+    entry.node.as_ref().map_or_else(|| "process".into(), |node| format!("node:{node}"))
+}
+
 /// A page has little room.
-fn shortened(text: &str) -> String {
+pub(super) fn shortened(text: &str) -> String {
     text.chars().take(200).collect()
 }
 

@@ -126,6 +126,7 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
         ancestors: Vec::new(),
         heirs: Vec::new(),
         crash: None,
+        keys: None,
         heritage: 0,
     };
     let identity = Identity {

@@ -58,6 +58,11 @@ impl Holdings {
         self.held.borrow_mut().clear();
     }
 
+    /// What is held under this name.
+    pub fn again(&self, name: &str) -> Option<OwnedFd> {
+        self.held.borrow().get(name)?.again().ok()
+    }
+
     /// What the next run is told of them.
     pub fn all(&self) -> Vec<(ToComponent, OwnedFd)> {
         let held = self.held.borrow();

@@ -291,6 +291,10 @@ impl Node {
             return true;
         }
         match owner.who {
+            // What other nodes have lent lands in its own regions, and it goes on with that as with what it writes.
+            Who::Component(index) if self.uses_elsewhere(&self.components[index].entry) => {
+                self.uses_with(owner, mapper, Rights::empty())
+            }
             Who::Component(_) => self.uses_with(owner, mapper, Rights::WRITE),
             Who::Guest => sessions.contains(&(owner.incarnation, mapper.incarnation)),
         }

@@ -291,6 +291,7 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
     // With the lender in it, before there is anything of the run.
     component.set_phase(Phase::Starting);
     let first_region = RegionId(node.state.deal(REGIONS_PER_INCARNATION));
+    node.export(component)?;
     let welcome = Welcome {
         name: component.entry.name.clone(),
         system: node.system.clone(),
@@ -309,6 +310,7 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         ancestors: Vec::new(),
         heirs: Vec::new(),
         crash: component.crash.get(),
+        keys: node.keys_of(component)?,
         heritage: 0,
     };
     let identity = Identity {

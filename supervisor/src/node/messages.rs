@@ -202,7 +202,11 @@ async fn handle(
                 node.send(peer, &ToComponent::ClientGone { session, client, died: false, survives: true }, &[]);
             }
         }
-        ToSupervisor::Refused { session, reason } => drop(peer.asked.serve.answer(&session, Err(reason))),
+        ToSupervisor::Expects { session } => drop(peer.asked.expects.answer(&session, Ok(()))),
+        ToSupervisor::Refused { session, reason } => {
+            peer.asked.expects.answer(&session, Err(reason.clone()));
+            peer.asked.serve.answer(&session, Err(reason));
+        }
         ToSupervisor::Close { session, violation } => node.close(peer, session, violation.as_deref()),
         ToSupervisor::PinsAdopted { lender } => drop(peer.asked.adopt.answer(&lender, Ok(()))),
         ToSupervisor::PinsAttached { mapper } => drop(peer.asked.attach.answer(&mapper, Ok(()))),

@@ -32,7 +32,7 @@ mod together;
 mod waits;
 mod watchdog;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
@@ -49,6 +49,8 @@ use kernel_ipc::steps;
 use kernel_ipc::{Incarnation, LenderId, SessionId};
 use serde_json::Value;
 
+use crate::cluster::Home;
+use crate::cluster::directory::{self, Embedded};
 use crate::ended::Ended;
 use crate::keeper::seat;
 use crate::keeper::wire::{self, Ask, Request, SUPERVISOR_SLOT};
@@ -155,6 +157,12 @@ struct Node {
     system: String,
     system_log: Rc<Log>,
     components: Vec<Component>,
+    /// Those of the manifest that run on other nodes.
+    elsewhere: Vec<manifest::Component>,
+    /// Where things are, if this is a node of a cluster.
+    directory: Option<Embedded>,
+    /// The others, from when they are answered.
+    cluster: OnceCell<cluster::Cluster>,
     ties: Ties,
     state: State,
     keeper: Rc<Link>,
@@ -217,7 +225,7 @@ pub fn run(manifest: Option<&Path>, sets: &[String]) -> ExitCode {
         Err(error) => Err(format!("io_uring: {error}")),
     };
     match prepared {
-        Ok((runtime, (checked, state))) => runtime.block_on(supervise(checked, state, keeper, found)),
+        Ok((runtime, (placed, state))) => runtime.block_on(supervise(placed, state, keeper, found)),
         // The next one may do better; nothing ends by it.
         Err(reason) if goes_on => {
             eprintln!("supervisor: {reason}");
@@ -265,25 +273,49 @@ impl Found {
 }
 
 /// Everything that can go wrong before the first process is started, or before anything is taken over.
-fn prepare(manifest: Option<&Path>, sets: &[String], found: &Found) -> Result<(Checked, State), String> {
+fn prepare(manifest: Option<&Path>, sets: &[String], found: &Found) -> Result<(Placed, State), String> {
     let here = Path::new(".");
     let directory = |error: std::io::Error| format!("state directory: {error}");
     let kept = State::manifest(here);
     let lock = found.records.iter().find(|record| record.key.kind == Kind::Lock as u32);
     if let Some(lock) = lock.and_then(|lock| lock.descriptor.as_ref()) {
         let checked = Manifest::load(Origin::Path(&kept), sets).map_err(|report| report.to_string())?;
+        let checked = place(checked, here)?;
         let lock = lock.try_clone().map_err(directory)?;
         let state = State::take_over(here, lock.into()).map_err(|error| error.to_string())?;
         return Ok((checked, state));
     }
     let origin = manifest.map_or(Origin::Embedded, Origin::Path);
     let checked = Manifest::load(origin, sets).map_err(|report| report.to_string())?;
+    let checked = place(checked, here)?;
     let state = State::open(here).map_err(|error| error.to_string())?;
     // Read first: it may be this very file.
     let text = manifest.map_or_else(|| Ok(manifest::EMBEDDED.into()), std::fs::read).map_err(directory)?;
     std::fs::write(&kept, text).map_err(directory)?;
     Ended::forget(state.path()).map_err(directory)?;
     Ok((checked, state))
+}
+
+/// A system as this node sees it.
+struct Placed {
+    system: String,
+    here: Vec<manifest::Component>,
+    elsewhere: Vec<manifest::Component>,
+    directory: Option<Embedded>,
+}
+
+/// Says which components run here.
+///
+/// # Errors
+/// For people: a place is none.
+fn place(checked: Checked, state: &Path) -> Result<Placed, String> {
+    let home = Home::find(state).map_err(|error| error.to_string())?;
+    let directory = home.map(|home| Embedded::new(home, &checked));
+    directory::check_places(directory.as_ref(), &checked)?;
+    let name = directory.as_ref().map(|directory| directory.home().name().as_str());
+    let is_here = |component: &manifest::Component| component.node.is_none() || component.node.as_deref() == name;
+    let (here, elsewhere) = checked.components.into_iter().partition(is_here);
+    Ok(Placed { system: checked.system, here, elsewhere, directory })
 }
 
 fn report(to: &mut Option<&File>, progress: &Progress) {
@@ -294,12 +326,12 @@ fn report(to: &mut Option<&File>, progress: &Progress) {
     }
 }
 
-async fn supervise(checked: Checked, state: State, keeper: Rc<Link>, mut found: Found) {
+async fn supervise(placed: Placed, state: State, keeper: Rc<Link>, mut found: Found) {
     let goes_on = found.has(Kind::Lock);
     let (listener, is_up) = (found.take(Kind::Listener), found.has(Kind::Up));
     let node_listener = found.take(Kind::NodeListener).and_then(|listener| listener.descriptor);
     let ending = found.take(Kind::Ending);
-    let begun = Node::new(checked, state, keeper, &mut found).map(Rc::new);
+    let begun = Node::new(placed, state, keeper, &mut found).map(Rc::new);
     let begun = begun.and_then(|node| {
         // Before there is anybody to watch.
         spawn(watchdog::watch(&node)?);
@@ -365,12 +397,12 @@ async fn supervise(checked: Checked, state: State, keeper: Rc<Link>, mut found: 
 }
 
 impl Node {
-    fn new(checked: Checked, state: State, keeper: Rc<Link>, found: &mut Found) -> std::io::Result<Node> {
+    fn new(placed: Placed, state: State, keeper: Rc<Link>, found: &mut Found) -> std::io::Result<Node> {
         let first_slot = SUPERVISOR_SLOT + 1;
         let system_log = Rc::new(Log::of_system(state.path()));
         let records = Rc::new(Records::new(keeper.clone()));
-        let ties = Ties::of(&checked.components);
-        let components = checked.components.into_iter().zip(first_slot..).map(|(entry, slot)| {
+        let ties = Ties::of(&placed.here);
+        let components = placed.here.into_iter().zip(first_slot..).map(|(entry, slot)| {
             let log = Rc::new(Log::new(state.path(), &entry.name, &system_log));
             Component::new(entry, slot, log, &records)
         });
@@ -383,9 +415,12 @@ impl Node {
         let (_, status) = keeper.ask_blocking(Request::new(Ask::Status, 0, 0), &[])?;
         let status = status.ok_or_else(|| std::io::Error::other("no status page"))?;
         Ok(Node {
-            system: checked.system,
+            system: placed.system,
             system_log,
             components,
+            elsewhere: placed.elsewhere,
+            directory: placed.directory,
+            cluster: OnceCell::new(),
             ties,
             state,
             keeper,

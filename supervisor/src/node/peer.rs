@@ -100,6 +100,8 @@ pub struct Peer {
 pub struct Asked {
     /// `Serve`.
     pub serve: Questions<SessionId, Result<OwnedFd, String>>,
+    /// `ServeBeyond`.
+    pub expects: Questions<SessionId, Result<(), String>>,
     /// `AdoptPins`.
     pub adopt: Questions<LenderId, Result<(), String>>,
     /// `AttachPins`.
@@ -116,6 +118,7 @@ impl Asked {
     /// Nobody will answer any more.
     pub fn clear(&self) {
         self.serve.0.borrow_mut().clear();
+        self.expects.0.borrow_mut().clear();
         self.adopt.0.borrow_mut().clear();
         self.attach.0.borrow_mut().clear();
         self.meet.0.borrow_mut().clear();

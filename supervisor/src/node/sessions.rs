@@ -53,6 +53,13 @@ impl Node {
         if endpoint == CONTROL && client.who == Who::Guest {
             return self.open_control(&client, request, &interface, segment);
         }
+        if let Some((host, used)) = self.used_elsewhere(&client, &endpoint) {
+            let message = match self.open_beyond(&client, request, host, used, &interface).await {
+                Ok(opened) => ToComponent::OpenedBeyond(Box::new(opened)),
+                Err(error) => ToComponent::OpenFailed { request, error },
+            };
+            return self.send(&client, &message, &[]);
+        }
         match self.open_with_host(&client, &endpoint, &interface, resumes, &segment).await {
             Ok(Opened { session, host, segment }) => {
                 let known = self.sessions.borrow();
@@ -285,7 +292,7 @@ impl Node {
     }
 
     /// Waits until a component serves, and returns its run.
-    async fn serving_run(&self, index: usize) -> Result<Rc<Peer>, String> {
+    pub(super) async fn serving_run(&self, index: usize) -> Result<Rc<Peer>, String> {
         let component = &self.components[index];
         loop {
             let next = component.changes.next();

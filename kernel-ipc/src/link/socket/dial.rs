@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::bulk::land::{Bay, Landing};
 use super::frame::{Bulk, FrameError, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
 use super::greeting::{self, Unanswered};
-use super::keys::{Keys, NodeName};
+use super::keys::{Keys, NodeName, Party};
 use super::stream::Stream;
 use super::{SocketLink, Standing};
 use crate::id::SessionId;
@@ -86,20 +86,32 @@ impl std::error::Error for DialError {}
 #[derive(Clone, Debug)]
 pub struct Remote {
     address: SocketAddr,
-    /// Our keys, and the node that it has to be.
-    secured: Option<(Keys, NodeName)>,
+    /// Our keys, and who it has to be.
+    secured: Option<(Keys, Party)>,
+    /// What the host knows the session by before it is opened.
+    ticket: Option<[u8; SECRET_BYTES]>,
 }
 
 impl From<SocketAddr> for Remote {
     fn from(address: SocketAddr) -> Remote {
-        Remote { address, secured: None }
+        Remote { address, secured: None, ticket: None }
     }
 }
 
 impl Remote {
     /// The host at this address, if it proves to be this node.
     pub fn node(address: SocketAddr, node: NodeName, keys: Keys) -> Remote {
-        Remote { address, secured: Some((keys, node)) }
+        Remote::party(address, node.into(), keys)
+    }
+
+    /// The same for any party.
+    pub fn party(address: SocketAddr, party: Party, keys: Keys) -> Remote {
+        Remote { address, secured: Some((keys, party)), ticket: None }
+    }
+
+    /// With a ticket, which the host was told of: it is the session's secret.
+    pub fn with_ticket(self, ticket: [u8; SECRET_BYTES]) -> Remote {
+        Remote { ticket: Some(ticket), ..self }
     }
 
     /// Where it is.
@@ -112,7 +124,7 @@ impl Remote {
         let stream = Stream::connect(self.address, dead_after).await?;
         match &self.secured {
             None => Ok(stream),
-            Some((keys, node)) => stream.secured(keys.call(node)?, Some(node)).await,
+            Some((keys, party)) => stream.secured(keys.call(party)?, Some(party)).await,
         }
     }
 }
@@ -156,7 +168,7 @@ async fn open(
         return Err(DialError::InTheClear(address));
     }
     let interface = interface_bytes(interface).map_err(|_| DialError::Interface)?;
-    let secret = secret().map_err(|error| DialError::Io(address, error))?;
+    let secret = remote.ticket.map_or_else(secret, Ok).map_err(|error| DialError::Io(address, error))?;
     let hello = Hello { shape, session: SessionId(0), number: 1, outstanding: 0, secret, interface };
     let (stream, welcome) = greeted(&remote, &hello, &options).await?;
     let link = SocketLink::new(shape);

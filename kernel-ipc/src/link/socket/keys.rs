@@ -1,6 +1,7 @@
 //! Whom one talks to over a socket: certificates of one authority, which name nodes, and TLS 1.3 with them at both ends.
 //!
-//! - A node's certificate says its name as the DNS name `NAME.node.atoll`, and no other name of that domain. Beside that it has to
+//! - A node's certificate says its name as the DNS name `NAME.node.atoll`, that of a component of it `COMPONENT.NAME.node.atoll`, and no
+//!   other name of that domain. Beside that it has to
 //!   be one for both ends of TLS (RFC 5280, 4.2.1.12, if it says so at all), valid now, and signed by the authority. A client
 //!   calls a node by name, and hears nobody else; a host hears nobody without such a certificate.
 //! - Between a certificate and the authority's there may be one other, that of the node by which it was signed ([`Keys::chained`]).
@@ -62,6 +63,34 @@ impl NodeName {
 impl std::fmt::Display for NodeName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// Who can be at an end of a connection: a node itself, or one of its components.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Party {
+    /// The node.
+    pub node: NodeName,
+    /// The component; none: the node itself.
+    pub component: Option<NodeName>,
+}
+
+impl Party {
+    /// A component of a node; `None`: that is no name of one.
+    pub fn component(node: NodeName, component: &str) -> Option<Party> {
+        Some(Party { node, component: Some(NodeName::new(component)?) })
+    }
+
+    /// As it stands in a certificate.
+    pub fn in_certificate(&self) -> String {
+        let node = self.node.in_certificate();
+        self.component.as_ref().map_or_else(|| node.clone(), |component| format!("{component}.{node}"))
+    }
+}
+
+impl From<NodeName> for Party {
+    fn from(node: NodeName) -> Party {
+        Party { node, component: None }
     }
 }
 
@@ -167,9 +196,9 @@ impl Keys {
         Ok(())
     }
 
-    /// The client's end of a connection to this node.
-    pub(super) fn call(&self, node: &NodeName) -> io::Result<Connection> {
-        let name = ServerName::try_from(node.in_certificate()).map_err(io::Error::other)?;
+    /// The client's end of a connection to this party.
+    pub(super) fn call(&self, party: &Party) -> io::Result<Connection> {
+        let name = ServerName::try_from(party.in_certificate()).map_err(io::Error::other)?;
         let connection = ClientConnection::new(self.client.clone(), name).map_err(io::Error::other)?;
         Ok(connection.into())
     }
@@ -341,15 +370,19 @@ pub(super) fn is_proven(connection: &Connection) -> bool {
     connection.peer_certificates().is_some()
 }
 
-/// The node that the other end has proven to be; `None`: its certificate names none, or several.
-pub(super) fn node_of(connection: &Connection) -> Option<NodeName> {
+/// Who the other end has proven to be; `None`: its certificate names nobody, or several.
+pub(super) fn party_of(connection: &Connection) -> Option<Party> {
     let certificate = connection.peer_certificates()?.first()?;
     let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
     // Also those that are none, such as wildcards: whoever compares names in another way might take them for one.
     let is_of_a_node = |name: &&str| name.to_ascii_lowercase().ends_with(DOMAIN);
     let mut names = certificate.valid_dns_names().filter(is_of_a_node);
     let name = names.next().filter(|_| names.next().is_none())?;
-    NodeName::new(name.strip_suffix(DOMAIN)?)
+    let name = name.strip_suffix(DOMAIN)?;
+    match name.rsplit_once('.') {
+        None => Some(NodeName::new(name)?.into()),
+        Some((component, node)) => Party::component(NodeName::new(node)?, component),
+    }
 }
 
 #[cfg(test)]

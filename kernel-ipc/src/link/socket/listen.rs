@@ -27,7 +27,7 @@ pub use super::dial::Options;
 use super::dial::{is_loopback, watch};
 use super::frame::{BadHello, Bulk, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
 use super::greeting::{self, Unanswered, Wanted};
-use super::keys::{Keys, NodeName};
+use super::keys::{Keys, NodeName, Party};
 use super::stream::Stream;
 use super::warnings::Warnings;
 use super::{SocketLink, Standing};
@@ -95,8 +95,16 @@ pub struct Peer {
     pub address: SocketAddr,
     /// The node that it has proven to be; `None` in the clear, and of a newcomer.
     pub node: Option<NodeName>,
+    /// The component of that node that it has proven to be; `None`: the node itself.
+    pub component: Option<NodeName>,
     /// The certificate (DER) of who has signed that; `None`: the authority, or nobody.
     pub issuer: Option<Rc<[u8]>>,
+}
+
+impl Peer {
+    fn party(&self) -> Option<Party> {
+        self.node.clone().map(|node| Party { node, component: self.component.clone() })
+    }
 }
 
 impl Listener {
@@ -154,14 +162,14 @@ impl Listener {
     }
 
     /// Serves sessions on this thread's runtime, until this future is dropped: then all of them end. `admit` says what this
-    /// client is given; `None`: nothing. It deals out session numbers, each once. Without `lending` a handler
+    /// client, who chose this secret, is given; `None`: nothing. It deals out session numbers, each once. Without `lending` a handler
     /// that lends gets [`Refused`](crate::Cause::Refused).
     pub async fn serve<S: Service>(
         self,
         served: impl Into<Served<S>>,
         lending: Option<Lending>,
         options: Options,
-        admit: impl FnMut(&Peer) -> Option<(Grant, SessionInfo)> + 'static,
+        admit: impl FnMut(&Peer, &[u8; SECRET_BYTES]) -> Option<(Grant, SessionInfo)> + 'static,
     ) {
         let desk = Rc::new(Desk {
             served: served.into(),
@@ -190,7 +198,7 @@ impl Listener {
     }
 }
 
-type Admit = Box<dyn FnMut(&Peer) -> Option<(Grant, SessionInfo)>>;
+type Admit = Box<dyn FnMut(&Peer, &[u8; SECRET_BYTES]) -> Option<(Grant, SessionInfo)>>;
 
 /// Where clients come to.
 struct Desk<S: Service> {
@@ -221,8 +229,8 @@ struct Entry {
     session: HostSession,
     link: SocketLink,
     secret: [u8; SECRET_BYTES],
-    /// Whose it is. Another node cannot go on with it, whatever it knows.
-    node: Option<NodeName>,
+    /// Whose it is. Nobody else can go on with it, whatever they know.
+    party: Option<Party>,
     /// Of the latest connection, and of the latest one for leased bytes.
     number: Cell<u64>,
     bulk_number: Cell<u64>,
@@ -300,7 +308,11 @@ impl<S: Service> Desk<S> {
                 secured.map_err(|error| format!("{address} did not prove which node it is: {error}"))?
             }
         };
-        let peer = Peer { address, node: stream.node().cloned(), issuer: stream.issuer().cloned() };
+        let (node, component) = match stream.party().cloned() {
+            Some(party) => (Some(party.node), party.component),
+            None => (None, None),
+        };
+        let peer = Peer { address, node, component, issuer: stream.issuer().cloned() };
         if self.keys.is_some() && peer.node.is_none() && !self.newcomers {
             return Err(format!("{address} did not prove which node it is"));
         }
@@ -348,7 +360,7 @@ impl<S: Service> Desk<S> {
         if is_newcomer {
             self.make_room_for_newcomer();
         }
-        let (root, info) = (self.admit.borrow_mut())(peer).ok_or(Refusal::Forbidden)?;
+        let (root, info) = (self.admit.borrow_mut())(peer, &hello.secret).ok_or(Refusal::Forbidden)?;
         let id = info.id;
         let link = SocketLink::new(hello.shape);
         let lender = self.lending.as_ref().map(|lending| lending.lender().clone());
@@ -357,7 +369,7 @@ impl<S: Service> Desk<S> {
             session,
             link,
             secret: hello.secret,
-            node: peer.node.clone(),
+            party: peer.party(),
             number: Cell::new(hello.number),
             bulk_number: Cell::new(0),
             bulk: RefCell::default(),
@@ -392,8 +404,8 @@ impl<S: Service> Desk<S> {
         let sessions = self.sessions.borrow();
         let (mut all, mut of_peer) = (0, 0);
         for entry in sessions.values() {
-            all += usize::from(!self.newcomers || entry.node.is_some());
-            of_peer += usize::from(entry.node == peer.node);
+            all += usize::from(!self.newcomers || entry.party.is_some());
+            of_peer += usize::from(entry.party.as_ref().map(|party| &party.node) == peer.node.as_ref());
         }
         all < SESSIONS && (peer.node.is_none() || of_peer < SESSIONS_OF_A_NODE)
     }
@@ -401,7 +413,7 @@ impl<S: Service> Desk<S> {
     /// Ends the oldest session of a newcomer if there are as many as there may be.
     fn make_room_for_newcomer(&self) {
         let sessions = self.sessions.borrow();
-        let newcomers = || sessions.values().filter(|entry| entry.node.is_none() && entry.session.is_open());
+        let newcomers = || sessions.values().filter(|entry| entry.party.is_none() && entry.session.is_open());
         let oldest = newcomers().min_by_key(|entry| entry.session.info().id).cloned();
         if let Some(oldest) = oldest.filter(|_| newcomers().count() >= NEWCOMERS) {
             drop(sessions);
@@ -478,7 +490,7 @@ impl<S: Service> Desk<S> {
 impl Entry {
     /// Whether it is open and this peer's, who knows this secret.
     fn is_of(&self, peer: &Peer, secret: &[u8; SECRET_BYTES]) -> bool {
-        same(&self.secret, secret) && self.node == peer.node && self.session.is_open()
+        same(&self.secret, secret) && self.party == peer.party() && self.session.is_open()
     }
 
     fn welcome(&self, hello: &Hello) -> Welcome {

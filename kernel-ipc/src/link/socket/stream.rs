@@ -17,7 +17,7 @@ use std::time::Duration;
 use rustls::Connection;
 
 use super::carrier::Carrier;
-use super::keys::{NodeName, is_proven, issuer_of, node_of};
+use super::keys::{Party, is_proven, issuer_of, party_of};
 use super::tls::Tls;
 use crate::lease::{Extent, ReaderSlice};
 use crate::runtime::{self, Sleep, io::File};
@@ -36,7 +36,7 @@ pub struct Stream {
     /// `None`: in the clear.
     tls: Option<RefCell<Tls>>,
     /// Who the peer has proven to be.
-    node: Option<NodeName>,
+    party: Option<Party>,
     /// Who has signed that, if it was not the authority.
     issuer: Option<Rc<[u8]>>,
 }
@@ -48,7 +48,7 @@ impl Stream {
     /// # Errors
     /// The socket is not connected any more, or not one.
     pub(super) fn new(carrier: Carrier, dead_after: Duration) -> io::Result<Stream> {
-        Ok(Stream { peer: carrier.begin(dead_after)?, carrier, tls: None, node: None, issuer: None })
+        Ok(Stream { peer: carrier.begin(dead_after)?, carrier, tls: None, party: None, issuer: None })
     }
 
     /// Dials. Waits for the peer's kernel, without blocking the thread.
@@ -60,11 +60,11 @@ impl Stream {
     }
 
     /// The same connection over TLS, once both ends have proven who they are. `expected`: who the peer has to be. One that shows no
-    /// certificate, if TLS was told to take that, is [no node](Self::node).
+    /// certificate, if TLS was told to take that, is [nobody](Self::party).
     ///
     /// # Errors
     /// The connection is lost, or one end does not accept the other: `InvalidData`, which says why.
-    pub async fn secured(mut self, connection: Connection, expected: Option<&NodeName>) -> io::Result<Stream> {
+    pub async fn secured(mut self, connection: Connection, expected: Option<&Party>) -> io::Result<Stream> {
         let mut tls = Tls::new(connection);
         while tls.is_shaking_hands() || tls.has_unsent() {
             if !tls.push(|bytes| self.carrier.send(bytes))? {
@@ -88,10 +88,10 @@ impl Stream {
         }
         let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
         if is_proven(tls.connection()) {
-            self.node = Some(node_of(tls.connection()).ok_or_else(|| invalid("a certificate of no node"))?);
+            self.party = Some(party_of(tls.connection()).ok_or_else(|| invalid("a certificate of no node"))?);
             self.issuer = issuer_of(tls.connection());
         }
-        if expected.is_some() && self.node.as_ref() != expected {
+        if expected.is_some() && self.party.as_ref() != expected {
             return Err(invalid("a certificate of another node"));
         }
         self.tls = Some(RefCell::new(tls));
@@ -103,9 +103,9 @@ impl Stream {
         self.issuer.as_ref()
     }
 
-    /// The node that the peer has proven to be; `None` in the clear.
-    pub fn node(&self) -> Option<&NodeName> {
-        self.node.as_ref()
+    /// Who the peer has proven to be; `None` in the clear.
+    pub fn party(&self) -> Option<&Party> {
+        self.party.as_ref()
     }
 
     /// Who is at the other end.

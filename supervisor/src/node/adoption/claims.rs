@@ -100,7 +100,7 @@ impl Node {
         }
         self.end_unclaimed(peer, false);
         self.settle_introductions(peer, &account);
-        for &holder in account.holders.iter().filter(|_| peer.who != Who::Guest) {
+        for &holder in account.holders.iter().filter(|holder| peer.who != Who::Guest && !holder.is_beyond()) {
             if self.inherited(holder).is_none() && self.peer(holder).is_none() {
                 self.tell_host(me, SessionId(0), holder, true);
             }

@@ -17,14 +17,19 @@ pub struct Lending(Rc<Inner>);
 
 struct Inner {
     lender: Rc<RefCell<Lender>>,
-    regions: HashMap<RegionId, RegionReader>,
+    regions: Box<dyn Fn(RegionId) -> Option<RegionReader>>,
 }
 
 impl Lending {
     /// Leases of `lender`, in these regions. What it lends of another region, a client beyond a socket finds gone.
     pub fn new(lender: Rc<RefCell<Lender>>, regions: impl IntoIterator<Item = RegionReader>) -> Lending {
-        let regions = regions.into_iter().map(|region| (region.id(), region)).collect();
-        Lending(Rc::new(Inner { lender, regions }))
+        let regions: HashMap<_, _> = regions.into_iter().map(|region| (region.id(), region)).collect();
+        Lending::by(lender, move |region| regions.get(&region).cloned())
+    }
+
+    /// The same, in the regions that `find` knows when one is asked for.
+    pub fn by(lender: Rc<RefCell<Lender>>, find: impl Fn(RegionId) -> Option<RegionReader> + 'static) -> Lending {
+        Lending(Rc::new(Inner { lender, regions: Box::new(find) }))
     }
 
     pub(in crate::link::socket) fn lender(&self) -> &Rc<RefCell<Lender>> {
@@ -37,7 +42,7 @@ impl Lending {
         let kept = (lender.id() == pull.lender).then(|| lender.locate(client, pull.index, pull.generation).ok())??;
         let end = pull.offset.checked_add(pull.length.into()).filter(|end| *end <= kept.length)?;
         let begin = usize::try_from(kept.offset.checked_add(end)? - u64::from(pull.length)).ok()?;
-        let bytes = self.0.regions.get(&kept.region)?.slice(begin, pull.length as usize).ok()?;
+        let bytes = (self.0.regions)(kept.region)?.slice(begin, pull.length as usize).ok()?;
         Some((bytes, kept.keep))
     }
 }
