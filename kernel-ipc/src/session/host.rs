@@ -325,6 +325,7 @@ impl<S: Service> Inner<S> {
             self.finish(slot, seq, &mut call, response);
             self.was_answered(slot);
             *self.cells[slot].call.borrow_mut() = Some(call);
+            self.begin_ready();
         }
         if self.cells[slot].ready.replace(false) {
             // The session has ended before its handler began.

@@ -224,6 +224,41 @@ fn a_dependent_call_is_cancelled_while_it_waits_and_its_slot_is_free() {
 }
 
 #[test]
+fn what_is_given_back_behind_the_answer_is_given_back_behind_those_that_waited_for_it() {
+    over_each_carrier(async |f| {
+        let earlier = ahead(&f, f.client.root(), &[WAITS, NODE, 1]).await;
+        let expected = earlier.expected(0);
+        let name = expected.handle().expect("it comes");
+        // More than begin together.
+        let reads: Vec<_> = (0..20).map(|_| begin(&f, name, READ, b"")).collect();
+        settle().await;
+        f.tree.open_gate();
+        assert!(earlier.await.is_ok());
+        drop(expected);
+        for read in reads {
+            assert_eq!(ended(read).await, Ok(f.tree.last_object()));
+        }
+        settle().await;
+        assert_eq!(f.tree.dropped(), 1);
+    });
+}
+
+#[test]
+fn an_earlier_call_that_nobody_waits_for_ends_at_its_deadline_all_the_same() {
+    over_each_carrier(async |f| {
+        let late = Request { deadline: Some(Duration::from_millis(20)), ..request(f.client.root(), OPEN, b"") };
+        let earlier = f.client.call_ahead(Request { payload: &[WAITS, NODE, 1], ..late }).await.expect("on its way");
+        let expected = earlier.expected(0);
+        drop(earlier);
+        let name = expected.handle().expect("not answered");
+        let read = begin_with(&f, Request { deadline: None, ..request(name, READ, b"") });
+        assert_eq!(ended(read).await, Err(no(Cause::Cancelled)));
+        assert_eq!(expected.handle(), Err(no(Cause::Deadline)));
+        assert_eq!(f.tree.begun(), [OPEN]);
+    });
+}
+
+#[test]
 fn a_call_that_is_cancelled_takes_those_that_depend_on_it_along() {
     over_each_carrier(async |f| {
         let earlier = ahead(&f, f.client.root(), &[WAITS, NODE, 1]).await;

@@ -140,6 +140,22 @@ fn what_a_call_brings_is_used_before_its_answer() {
 }
 
 #[test]
+fn what_is_asked_for_after_the_answer_is_the_same_that_the_answer_brought() {
+    over_both(async |client, library| {
+        let mut taken = client.take(client.root(), "one").ahead().await.expect("sent");
+        let (item, _) = (&mut taken).await.expect("taken");
+        let again = taken.capability();
+        drop(item);
+        settle().await;
+        assert_eq!(library.dropped.get(), 0, "it is held still");
+        assert_eq!(client.titles(&again, &again).await, Ok("one, one".to_owned()));
+        drop((again, taken));
+        settle().await;
+        assert_eq!(library.dropped.get(), 1);
+    });
+}
+
+#[test]
 fn a_result_that_nobody_expected_is_its_callers_alone() {
     over_both(async |client, library| {
         let taken = client.take(client.root(), "one").ahead().await.expect("sent");

@@ -70,6 +70,30 @@ fn one_whose_earlier_call_is_answered_is_sent_again_by_its_handle() {
 }
 
 #[test]
+fn one_is_sent_again_also_when_nobody_expects_anything_of_its_earlier_call_any_more() {
+    run(async {
+        let node = Node::new();
+        let client = node.open();
+        let earlier = open_ahead(&client, client.root(), 5).await;
+        let name = earlier.expected(0).handle().expect("it comes");
+        let bytes = LONG.to_le_bytes();
+        let adding = runtime::spawn({
+            let client = client.clone();
+            async move { client.call(request(name, ADD, &bytes)).await }
+        });
+        runtime::yield_now().await;
+        // The books of the earlier call are closed; its handle is the caller's.
+        let opened = earlier.await.expect("opened").capabilities[0];
+        client.call(request(client.root(), READ, b"")).await.expect("so the calls before it were read");
+        node.replace(&client);
+        let reply = adding.await.expect("not cancelled").expect("added");
+        assert_eq!(number(&reply.payload[..8]), 0);
+        let read = client.call(request(opened, READ, b"")).await.expect("still granted");
+        assert_eq!(number(&read.payload), 5);
+    });
+}
+
+#[test]
 fn one_that_waits_is_sent_again_behind_the_call_that_it_waits_for() {
     run(async {
         let node = Node::new();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Inner;
 use crate::runtime;
+use crate::session::by_slot::bit;
 use crate::session::now;
 
 impl Inner {
@@ -27,8 +28,8 @@ impl Inner {
     /// Wakes the callers whose deadline has passed. Gives the next deadline.
     fn expire(&self) -> u64 {
         let now = now();
-        let mut next = u64::MAX;
-        for (_, cell) in self.cells.used() {
+        let (mut next, mut late_slots) = (u64::MAX, 0);
+        for (slot, cell) in self.cells.used() {
             let deadline = cell.deadline.get();
             if deadline == 0 {
                 continue;
@@ -37,6 +38,7 @@ impl Inner {
                 cell.is_late.set(true);
                 cell.deadline.set(0);
                 cell.wake();
+                late_slots |= bit(slot);
             } else {
                 next = next.min(deadline);
             }
@@ -52,6 +54,12 @@ impl Inner {
         self.timer_at.set(next);
         for waker in late {
             waker.wake();
+        }
+        for slot in 0..u64::BITS as u16 {
+            // Others may depend on it, whether its own caller looks or not.
+            if late_slots & bit(slot) != 0 && self.earlier.may_be_on(slot) {
+                self.give_up_late(slot);
+            }
         }
         next
     }

@@ -11,7 +11,7 @@
 //!   who gets the answer, or goes back at once if nobody does. If neither answer nor capabilities are wanted any more, the
 //!   call is given up like any other.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -40,6 +40,8 @@ struct Call {
     slot: u16,
     seq: u64,
     state: RefCell<State>,
+    /// What it brought, once it is answered.
+    outcome: Rc<AnswerBrought>,
     /// Its caller waits for the answer.
     is_wanted: Cell<bool>,
     /// Who expects what.
@@ -49,12 +51,16 @@ struct Call {
 enum State {
     /// `None`: the answer is being taken out of it.
     UnderWay(Option<Sent>),
-    Answered {
-        /// What it brought, or how those that depend on it fail.
-        brought: Result<Box<[Handle]>, Failure>,
-        /// For its caller.
-        answer: Option<Result<Reply, Failure>>,
-    },
+    /// For its caller.
+    Answered(Option<Result<Reply, Failure>>),
+}
+
+/// What an answer brought, or how the calls fail that depend on it. Those keep it, whatever becomes of the earlier call's own books.
+pub(super) type AnswerBrought = OnceCell<Result<Box<[Handle]>, Failure>>;
+
+/// What is known of a capability of this number.
+fn brought_by(outcome: &AnswerBrought, number: u16) -> Brought {
+    outcome.get().map_or(Brought::NotYet, |brought| Brought::by(brought.as_deref().map_err(|failure| *failure), number))
 }
 
 /// A session's calls that others may depend on.
@@ -77,10 +83,15 @@ impl EarlierCalls {
         self.calls.borrow().get(&(slot, seq as u32))?.upgrade()
     }
 
+    /// Where the outcome of the call will stand from which this is expected.
+    pub(super) fn outcome(&self, expected: ExpectedHandle) -> Option<Rc<AnswerBrought>> {
+        Some(self.get(expected.slot, expected.seq.into())?.outcome.clone())
+    }
+
     /// What is known of a capability that is expected from one of them.
     pub(super) fn brought(&self, expected: ExpectedHandle) -> Brought {
         match self.get(expected.slot, expected.seq.into()) {
-            Some(call) => call.brought(expected.number),
+            Some(call) => brought_by(&call.outcome, expected.number),
             None => Brought::by(Ok(&[]), expected.number),
         }
     }
@@ -102,6 +113,7 @@ impl ClientSession {
             slot,
             seq,
             state: RefCell::new(State::UnderWay(Some(sent))),
+            outcome: Rc::default(),
             is_wanted: Cell::new(true),
             expected: RefCell::default(),
         });
@@ -138,12 +150,37 @@ impl Inner {
         }
     }
 
-    /// Puts handles in the place of what is known of the capabilities that a call expects. Gives the target.
+    /// The deadline of the slot's call has passed: it is given up, whoever waits for it or nobody.
+    #[cold]
+    pub(super) fn give_up_late(&self, slot: u16) {
+        let seq = self.slots.borrow().seq(slot);
+        if let Some(call) = self.earlier.get(slot, seq)
+            && call.take_answer(&mut Context::from_waker(Waker::noop()))
+        {
+            self.earlier.unanswered.set(self.earlier.unanswered.get() & !bit(slot));
+        }
+    }
+
+    /// Puts handles in the place of what is known of the capabilities that a call expects: by the outcomes that it has kept, and
+    /// else by the books. Gives the target.
     ///
     /// # Errors
     /// One of them does not come.
-    pub(super) fn resolve(&self, target: Handle, arguments: &mut [Handle]) -> Result<Handle, Failure> {
-        let resolved = |handle: Handle| match handle.expected().map(|expected| self.earlier.brought(expected)) {
+    pub(super) fn resolve(
+        &self,
+        kept: &[(ExpectedHandle, Rc<AnswerBrought>)],
+        target: Handle,
+        arguments: &mut [Handle],
+    ) -> Result<Handle, Failure> {
+        let brought = |expected: ExpectedHandle| {
+            let of_its_call =
+                |known: &&(ExpectedHandle, _)| (known.0.slot, known.0.seq) == (expected.slot, expected.seq);
+            match kept.iter().find(of_its_call).map(|(_, outcome)| brought_by(outcome, expected.number)) {
+                None | Some(Brought::NotYet) => self.earlier.brought(expected),
+                Some(known) => known,
+            }
+        };
+        let resolved = |handle: Handle| match handle.expected().map(brought) {
             None | Some(Brought::NotYet) => Ok(handle),
             Some(Brought::Here(here)) => Ok(here),
             Some(Brought::Never(failure)) => Err(failure),
@@ -163,7 +200,7 @@ impl Inner {
         let mut arguments = [Handle::NONE; MAX_CAPABILITIES];
         let named = &mut arguments[..request.capabilities.len()];
         named.copy_from_slice(request.capabilities);
-        Ok((self.resolve(request.handle, named)?, arguments))
+        Ok((self.resolve(&[], request.handle, named)?, arguments))
     }
 }
 
@@ -180,7 +217,7 @@ impl Call {
     fn take_answer(&self, cx: &mut Context<'_>) -> bool {
         let sent = match &mut *self.state.borrow_mut() {
             State::UnderWay(sent) => sent.take(),
-            State::Answered { .. } => return true,
+            State::Answered(_) => return true,
         };
         // Taking the answer frees a slot, and may run code that comes back here: nothing is borrowed.
         let Some(mut sent) = sent else { return false };
@@ -197,14 +234,16 @@ impl Call {
     }
 
     fn answered(&self, answer: Result<Reply, Failure>) {
-        let brought = match &answer {
+        let outcome = match &answer {
             Ok(Reply { operation_error: Some(error), .. }) => {
                 Err(Failure::not_executed(Cause::EarlierError { error: *error }))
             }
             Ok(reply) => Ok(reply.capabilities.clone().into()),
             Err(failure) => Err(failure.of_dependent()),
         };
-        self.state.replace(State::Answered { brought, answer: Some(answer) });
+        // Once: an answer is taken out of its slot once.
+        let _ = self.outcome.set(outcome);
+        self.state.replace(State::Answered(Some(answer)));
         if !self.is_wanted.get() {
             self.unwanted();
         }
@@ -212,11 +251,13 @@ impl Call {
 
     /// The answer is for nobody: what it brought and nobody expects goes back.
     fn unwanted(&self) {
-        let State::Answered { answer, .. } = &mut *self.state.borrow_mut() else { return };
+        let State::Answered(answer) = &mut *self.state.borrow_mut() else { return };
         let Some(Ok(reply)) = answer.take() else { return };
+        // Beside an error of the operation nobody gets what he expected.
+        let is_error = reply.operation_error.is_some();
         reply.leases.iter().for_each(|lease| self.session.release_lease(*lease));
         for (handle, number) in reply.capabilities.iter().zip(0..) {
-            if self.holder(number).is_none() {
+            if is_error || self.holder(number).is_none() {
                 self.session.release_handle(*handle);
             }
         }
@@ -224,13 +265,6 @@ impl Call {
 
     fn holder(&self, number: u16) -> Option<Rc<Expected>> {
         self.expected.borrow().iter().filter_map(Weak::upgrade).find(|expected| expected.number == number)
-    }
-
-    fn brought(&self, number: u16) -> Brought {
-        match &*self.state.borrow() {
-            State::UnderWay(_) => Brought::NotYet,
-            State::Answered { brought, .. } => Brought::by(brought.as_deref().map_err(|failure| *failure), number),
-        }
     }
 }
 
@@ -263,10 +297,11 @@ impl Earlier {
         &self.0.session
     }
 
-    /// Who holds a capability that its answer has brought, if somebody does who expected it.
+    /// Who holds a capability that its answer has brought: the same for all who ask, before the answer is decoded and after that.
     pub(crate) fn holder(&self, handle: Handle) -> Option<Rc<Expected>> {
-        let expected = self.0.expected.borrow();
-        expected.iter().filter_map(Weak::upgrade).find(|expected| expected.handle() == Ok(handle))
+        let brought = self.0.outcome.get()?.as_ref().ok()?;
+        let number = brought.iter().position(|known| *known == handle)?;
+        Some(self.expected(u16::try_from(number).ok()?))
     }
 }
 
@@ -280,7 +315,7 @@ impl Future for Earlier {
             return Poll::Pending;
         }
         match &mut *self.0.state.borrow_mut() {
-            State::Answered { answer, .. } => Poll::Ready(answer.take().expect("a call was polled after it had ended")),
+            State::Answered(answer) => Poll::Ready(answer.take().expect("a call was polled after it had ended")),
             State::UnderWay(_) => Poll::Pending,
         }
     }
@@ -300,7 +335,7 @@ impl Expected {
     /// It does not come.
     pub fn handle(&self) -> Result<Handle, Failure> {
         let ExpectedHandle { slot, seq, number } = self.name();
-        match self.call.brought(number) {
+        match brought_by(&self.call.outcome, number) {
             Brought::NotYet => Ok(ExpectedHandle { slot, seq, number }.to_handle()),
             Brought::Here(handle) => Ok(handle),
             Brought::Never(failure) => Err(failure),
@@ -320,7 +355,8 @@ impl Expected {
 impl Drop for Expected {
     fn drop(&mut self) {
         // While the answer waits for its caller, that is whose it is from now on.
-        if let State::Answered { brought: Ok(brought), answer: None } = &*self.call.state.borrow()
+        if let State::Answered(None) = &*self.call.state.borrow()
+            && let Some(Ok(brought)) = self.call.outcome.get()
             && let Some(handle) = brought.get(usize::from(self.number))
         {
             self.call.session.release_handle(*handle);

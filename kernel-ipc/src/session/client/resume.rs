@@ -18,8 +18,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::time::Duration;
 
+use super::earlier::AnswerBrought;
 use super::waits::Answered;
 use super::{ClientSession, Inner, Offer};
 use crate::error::{Cause, Failure};
@@ -31,7 +33,7 @@ use crate::session::{OpenError, Request, now};
 use crate::slots::{ClientState, Ended};
 use crate::steps;
 use crate::trace::Outcome;
-use crate::wire::{Handle, Outstanding, RawDescriptor, Shape, Submission, Violation, flag};
+use crate::wire::{ExpectedHandle, Handle, Outstanding, RawDescriptor, Shape, Submission, Violation, flag};
 
 /// What became of calls that were outstanding when a host died.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,6 +73,8 @@ struct Remembered {
     offered: Cell<bool>,
     /// What stood in its request window, once a host has died on it.
     window: RefCell<Option<Vec<u8>>>,
+    /// The outcomes of the calls that it names.
+    depends_on: RefCell<Vec<(ExpectedHandle, Rc<AnswerBrought>)>>,
 }
 
 impl Survival {
@@ -96,6 +100,13 @@ impl Survival {
         call.in_doubt.set(false);
         call.offered.set(false);
         call.window.take();
+        call.depends_on.take();
+    }
+
+    /// What the call that was just submitted on this slot depends on.
+    #[cold]
+    pub(super) fn depends(&self, slot: u16, on: Vec<(ExpectedHandle, Rc<AnswerBrought>)>) {
+        self.calls[usize::from(slot)].depends_on.replace(on);
     }
 
     /// Whether the slot's call may have begun before what is known of the present link.
@@ -364,7 +375,7 @@ impl Inner {
         let arguments = submission.extent.capabilities_offset()..submission.extent.payload_offset();
         let words = window.as_mut().and_then(|window| window.get_mut(arguments)).unwrap_or_default().as_chunks_mut().0;
         let mut handles: Vec<Handle> = words.iter().map(|word| Handle::from_word(u64::from_le_bytes(*word))).collect();
-        let handle = self.resolve(submission.handle, &mut handles)?;
+        let handle = self.resolve(&call.depends_on.borrow(), submission.handle, &mut handles)?;
         call.submission.set(Submission { handle, ..submission });
         for (word, handle) in words.iter_mut().zip(handles) {
             *word = handle.to_word().to_le_bytes();

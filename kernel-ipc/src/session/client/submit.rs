@@ -62,6 +62,11 @@ impl Inner {
         let body = Body { leases: request.leases, capabilities: request.capabilities, payload };
         if let Some(survival) = &self.survival {
             survival.remember(&submission, request.retry);
+            if resolved.is_some() {
+                let named = capabilities.iter().chain([&handle]).filter_map(|handle| handle.expected());
+                let outcomes = named.filter_map(|expected| Some((expected, self.earlier.outcome(expected)?)));
+                survival.depends(slot, outcomes.collect());
+            }
         }
         let cell = &self.cells[slot];
         cell.deadline.set(deadline);

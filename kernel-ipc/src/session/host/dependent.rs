@@ -18,7 +18,7 @@ use crate::runtime;
 use crate::session::Service;
 use crate::session::by_slot::bit;
 use crate::slots::Brought;
-use crate::wire::{ExpectedHandle, Handle, Status, Submission, Violation};
+use crate::wire::{ExpectedHandle, Handle, MAX_CAPABILITIES, Status, Submission, Violation};
 
 /// Where the rest of a call stands: what is not in its descriptor.
 #[derive(Clone, Copy)]
@@ -35,7 +35,14 @@ pub(super) struct Dependents {
     waiting: RefCell<Vec<Dependent>>,
     /// Slots whose answers they wait for. A bit each.
     awaited: Cell<u64>,
+    /// Some wait for nothing more.
+    are_ready: Cell<bool>,
+    /// Somebody is beginning them.
+    are_begun: Cell<bool>,
 }
+
+/// How many begin together, as many as of those that are read in a turn.
+const TOGETHER: u32 = 8;
 
 /// One of them.
 pub(super) struct Dependent {
@@ -65,6 +72,7 @@ impl Dependents {
     pub(super) fn clear(&self) {
         self.waiting.borrow_mut().clear();
         self.awaited.set(0);
+        self.are_ready.set(false);
     }
 
     fn push(&self, dependent: Dependent) {
@@ -72,21 +80,22 @@ impl Dependents {
         self.waiting.borrow_mut().push(dependent);
     }
 
-    /// Puts in place what a slot's answer brought. True: some wait for nothing more.
-    fn hear(&self, slot: u16, brought: impl Fn(ExpectedHandle) -> Brought) -> bool {
+    /// Puts in place what a slot's answer brought.
+    fn hear(&self, slot: u16, brought: impl Fn(ExpectedHandle) -> Brought) {
         let mut waiting = self.waiting.borrow_mut();
         for dependent in &mut *waiting {
             dependent.resolve(|expected| if expected.slot == slot { brought(expected) } else { Brought::NotYet });
         }
         self.awaited.set(waiting.iter().fold(0, |slots, dependent| slots | dependent.awaits()));
-        waiting.iter().any(|dependent| dependent.awaits() == 0)
+        self.are_ready.set(waiting.iter().any(|dependent| dependent.awaits() == 0));
     }
 
     /// Takes out the first that waits for nothing more.
     fn next_ready(&self) -> Option<Dependent> {
         let mut waiting = self.waiting.borrow_mut();
-        let place = waiting.iter().position(|dependent| dependent.awaits() == 0)?;
-        Some(waiting.remove(place))
+        let place = waiting.iter().position(|dependent| dependent.awaits() == 0);
+        self.are_ready.set(place.is_some());
+        Some(waiting.remove(place?))
     }
 }
 
@@ -130,6 +139,14 @@ impl<S: Service> Inner<S> {
     /// there.
     #[cold]
     pub(super) fn accept_naming(&self, call: &Submission, seen: Seen) -> Result<(), Violation> {
+        let mut words = [[0; Handle::BYTES]; MAX_CAPABILITIES];
+        let words = &mut words[..usize::from(call.extent.capabilities).min(MAX_CAPABILITIES)];
+        self.link.read_window(call.slot, call.extent.capabilities_offset(), words.as_flattened_mut());
+        let is_expected = |word: &[u8; Handle::BYTES]| Handle::from_word(u64::from_le_bytes(*word)).is_expected();
+        if !call.handle.is_expected() && !words.iter().any(is_expected) {
+            // Should the client write a name there now, it is a handle that nothing stands behind.
+            return self.begin(call, Rest::Window, seen);
+        }
         let payload = if call.extent.is_inline() { 0 } else { call.extent.length as usize };
         let mut rest = self.copies.take();
         rest.resize(call.extent.payload_offset() + payload, 0);
@@ -162,8 +179,29 @@ impl<S: Service> Inner<S> {
         self.refuse(&dependent.call, dependent.seen, Failure::not_executed(cause))
     }
 
-    /// A call is being answered on which others depend, or may. Those that wait for nothing more begin in a task of their own:
-    /// however long a chain of them is, none runs inside of another.
+    /// Begins calls that wait for nothing more, a few at a time: before anything else of the session is read, which may give back
+    /// what they name. However long a chain of them is, none runs inside of another. False: there are more.
+    #[inline]
+    pub(super) fn begin_ready(&self) -> bool {
+        !self.dependents.are_ready.get() || self.begin_some()
+    }
+
+    #[cold]
+    fn begin_some(&self) -> bool {
+        if self.dependents.are_begun.replace(true) {
+            return true;
+        }
+        for _ in 0..TOGETHER {
+            let Some(dependent) = self.dependents.next_ready() else { break };
+            if let Err(violation) = self.begin_dependent(dependent) {
+                self.end(Some(violation));
+            }
+        }
+        self.dependents.are_begun.set(false);
+        !self.dependents.are_ready.get()
+    }
+
+    /// A call is being answered on which others depend, or may. Whoever answers it begins them, or the next who looks.
     #[cold]
     pub(super) fn dependents_hear(&self, call: &Submission, status: Status, brought: &[Handle]) {
         let answer = match status {
@@ -178,13 +216,14 @@ impl<S: Service> Inner<S> {
         if !self.dependents.await_some(call.slot) {
             return;
         }
-        let are_ready = self.dependents.hear(call.slot, |expected| Brought::by(answer, expected.number));
-        let Some(this) = self.this.upgrade().filter(|_| are_ready) else { return };
+        self.dependents.hear(call.slot, |expected| Brought::by(answer, expected.number));
+        if !self.dependents.are_ready.get() {
+            return;
+        }
+        let this = self.this.clone();
         runtime::spawn(async move {
-            while let Some(dependent) = this.dependents.next_ready() {
-                if let Err(violation) = this.begin_dependent(dependent) {
-                    this.end(Some(violation));
-                }
+            while this.upgrade().is_some_and(|this| !this.begin_ready()) {
+                runtime::yield_now().await;
             }
         });
     }

@@ -20,6 +20,9 @@ impl<S: Service> Inner<S> {
             if turn.is_over() {
                 break;
             }
+            if !self.begin_ready() || self.ended.get().is_some() {
+                return true;
+            }
             let Some(raw) = self.link.receive() else {
                 if round > 0 {
                     break;
