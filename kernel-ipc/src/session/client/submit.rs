@@ -41,7 +41,13 @@ impl Inner {
     fn submit_dependent(&self, request: &Request<'_>, extent: Extent, deadline: u64) -> Result<(u16, u64), Failure> {
         let (handle, arguments) = self.resolve_all(request)?;
         let capabilities = &arguments[..request.capabilities.len()];
-        self.publish(&Request { handle, capabilities, ..*request }, extent, deadline)
+        let (slot, seq) = self.publish(&Request { handle, capabilities, ..*request }, extent, deadline)?;
+        if let Some(survival) = &self.survival {
+            let named = capabilities.iter().chain([&handle]).filter_map(|handle| handle.expected());
+            let outcomes = named.filter_map(|expected| Some((expected, self.earlier.outcome(expected)?)));
+            survival.depends(slot, outcomes.collect());
+        }
+        Ok((slot, seq))
     }
 
     #[inline]
@@ -62,11 +68,6 @@ impl Inner {
         let body = Body { leases: request.leases, capabilities: request.capabilities, payload };
         if let Some(survival) = &self.survival {
             survival.remember(&submission, request.retry);
-            if resolved.is_some() {
-                let named = capabilities.iter().chain([&handle]).filter_map(|handle| handle.expected());
-                let outcomes = named.filter_map(|expected| Some((expected, self.earlier.outcome(expected)?)));
-                survival.depends(slot, outcomes.collect());
-            }
         }
         let cell = &self.cells[slot];
         cell.deadline.set(deadline);
