@@ -142,6 +142,19 @@ fn the_death_of_a_supervisor_is_felt_by_no_download_between_nodes() {
     });
 }
 
+/// What was good when the system was started is not asked again of one that runs: nobody else ends with a node that is removed.
+#[test]
+fn the_next_supervisor_takes_over_also_when_a_node_was_removed_meanwhile() {
+    let web = Web::start(1 << 20);
+    web.a.system.ok(&["node", "remove", "b"]);
+    let (fs, turns) = (web.a.system.pid("fs"), web.a.system.supervisor()["restarts"].as_u64());
+    kill_now(web.a.system.process("supervisor").expect("a supervisor"));
+    wait_for("another supervisor", || web.a.system.supervisor()["restarts"].as_u64() > turns);
+    assert_eq!(web.a.system.pid("fs"), fs);
+    web.a.system.ok(&["fs", "ls", "/www"]);
+    web.a.system.ok(&["down"]);
+}
+
 #[test]
 fn a_killed_host_or_client_comes_back_and_what_it_held_is_free() {
     let web = Web::start(4 << 20);

@@ -27,7 +27,7 @@ use crate::link::socket::listen::{Listener, Peer};
 use crate::runtime::{sleep, spawn};
 use crate::session::{ClientSession, Grant, Served, Service, SessionInfo};
 use crate::wire::Shape;
-use crate::{Incarnation, RegionId};
+use crate::{Incarnation, RegionId, SessionId};
 
 /// Tickets that one component expects at a time, and for how long each.
 const EXPECTED: usize = 256;
@@ -147,16 +147,29 @@ async fn expected(cx: &Context, wish: ServeBeyond) -> Result<(), String> {
         return Err("too many clients of other nodes are about to come".into());
     }
     let (root, info) = endpoint.clone().root(serve).await?;
-    let expects = Expected { endpoint: name, party, root, info };
-    cx.0.beyond.expected.borrow_mut().insert(ticket, expects);
-    spawn(forget(cx.0.beyond.expected.clone(), ticket, endpoint));
+    let session = info.id;
+    let mut expected = cx.0.beyond.expected.borrow_mut();
+    // Looked at again: others have come meanwhile.
+    if expected.len() >= EXPECTED || expected.contains_key(&ticket) {
+        drop(expected);
+        endpoint.forsaken(&info, false);
+        return Err("too many clients of other nodes are about to come, or two with one ticket".into());
+    }
+    expected.insert(ticket, Expected { endpoint: name, party, root, info });
+    drop(expected);
+    spawn(forget(cx.0.beyond.expected.clone(), (ticket, session), endpoint));
     Ok(())
 }
 
 /// A client that has not come by now does not come any more.
-async fn forget(expected: Rc<RefCell<HashMap<Ticket, Expected>>>, ticket: Ticket, endpoint: Rc<dyn Endpoint>) {
+async fn forget(
+    expected: Rc<RefCell<HashMap<Ticket, Expected>>>,
+    (ticket, session): (Ticket, SessionId),
+    endpoint: Rc<dyn Endpoint>,
+) {
     sleep(EXPECTED_FOR).await;
-    let forgotten = expected.borrow_mut().remove(&ticket);
+    let is_it = expected.borrow().get(&ticket).is_some_and(|known| known.info.id == session);
+    let forgotten = if is_it { expected.borrow_mut().remove(&ticket) } else { None };
     if let Some(forgotten) = forgotten {
         endpoint.forsaken(&forgotten.info, false);
     }

@@ -19,7 +19,7 @@ mod neighbour;
 pub mod token;
 
 pub use home::{Home, HomeError};
-pub use neighbour::{Neighbour, NeighbourError};
+pub use neighbour::{Neighbour, NeighbourError, plain};
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

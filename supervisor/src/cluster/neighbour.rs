@@ -175,5 +175,10 @@ fn reason(error: &DialError) -> String {
         DialError::Io(_, error) => error.to_string(),
         other => other.to_string(),
     };
+    plain(&words)
+}
+
+/// Words of another node's, as they can be shown.
+pub fn plain(words: &str) -> String {
     words.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect()
 }

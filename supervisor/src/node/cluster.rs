@@ -30,7 +30,7 @@ use super::{Component, Node, control};
 use crate::cluster::authority::LEAF_FOR;
 use crate::cluster::desk::{self, Local};
 use crate::cluster::directory::{Directory, Embedded};
-use crate::cluster::{Neighbour, NeighbourError};
+use crate::cluster::{Neighbour, NeighbourError, plain};
 use crate::manifest;
 
 /// How long another node waits for a host of ours that is starting, before it asks again.
@@ -60,10 +60,11 @@ pub fn answer(node: &Rc<Node>, listener: Option<OwnedFd>) -> Result<(), String> 
         Some(listener) => listener,
         None => listen(home.listen())?,
     };
-    let kept = node.records.put(Kind::NodeListener, 0, 0, &NumbersTag::default(), Some(listener.as_fd()));
-    node.forever.borrow_mut().push(kept.map_err(|error| format!("the keeper: {error}"))?);
     let keys = home.host_keys().map_err(|error| error.to_string())?;
     let calls = home.keys().map_err(|error| error.to_string())?;
+    // Last of what can fail: who tries again without the socket could not listen there beside the keeper.
+    let kept = node.records.put(Kind::NodeListener, 0, 0, &NumbersTag::default(), Some(listener.as_fd()));
+    node.forever.borrow_mut().push(kept.map_err(|error| format!("the keeper: {error}"))?);
     let cluster = Cluster { directory, answers: keys.clone(), calls, neighbours: RefCell::default() };
     if node.cluster.set(cluster).is_err() {
         return Err("it answers other nodes already".into());
@@ -236,9 +237,12 @@ impl Node {
         let unavailable =
             |reason: &str| Later::Never(OpenError::Unavailable { reason: format!("node {on} says that {reason}") });
         match said.map_err(|error| self.forget_neighbour(&on, error)).map_err(again)? {
+            Ok(Announced { component, .. }) if component != used.component => {
+                Err(unavailable("another component has this: its manifest is another one"))
+            }
             Ok(Announced { component, address }) => match address.parse() {
                 Ok(address) => Ok(OpenedBeyond { request: 0, address, node: on, component, ticket }),
-                Err(_) => Err(unavailable(&format!("{} is at {address}, which is no address", host.name))),
+                Err(_) => Err(unavailable("it is where no address is")),
             },
             Err(AnnounceError::NotReady) => Err(Later::Again(format!("node {on} is starting it"))),
             Err(AnnounceError::NotGiven) => Err(unavailable("its manifest does not give this")),
@@ -287,7 +291,17 @@ impl Node {
                 .map_err(|error| format!("node {on} says: {error:?}"))
         };
         let trouble = match timeout(TOLD_WITHIN, asked).await {
-            Ok(Ok(status)) => return status,
+            Ok(Ok(said)) => {
+                // What it is called and where it runs is in the manifest; the rest is another node's words.
+                let [listen, trouble] = [said.listen, said.trouble].map(|words| control::shortened(&plain(&words)));
+                return ComponentStatus {
+                    name: entry.name.clone(),
+                    place: control::place(entry),
+                    listen,
+                    trouble,
+                    ..said
+                };
+            }
             Ok(Err(trouble)) => trouble,
             Err(_) => {
                 let on = entry.node.as_deref().unwrap_or_default();
