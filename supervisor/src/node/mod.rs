@@ -22,6 +22,7 @@ mod link;
 pub(crate) mod logs;
 mod messages;
 mod peer;
+mod placed;
 mod pulse;
 mod records;
 mod sessions;
@@ -49,13 +50,12 @@ use kernel_ipc::steps;
 use kernel_ipc::{Incarnation, LenderId, SessionId};
 use serde_json::Value;
 
-use crate::cluster::Home;
-use crate::cluster::directory::{self, Embedded};
+use crate::cluster::directory::Embedded;
 use crate::ended::Ended;
 use crate::keeper::seat;
 use crate::keeper::wire::{self, Ask, Request, SUPERVISOR_SLOT};
 use crate::lifecycle::Restarts;
-use crate::manifest::{self, Checked, Manifest, Origin};
+use crate::manifest;
 use crate::sys::process;
 use crate::ties::Ties;
 use crate::up::Progress;
@@ -65,6 +65,7 @@ use introductions::{Met, Pair};
 use link::{Link, Record};
 use logs::Log;
 use peer::{Peer, Who};
+use placed::{Placed, prepare};
 use records::{Kept, Kind, NumbersTag, Records};
 use state::State;
 use survival::{Estate, Pins, Surviving};
@@ -270,61 +271,6 @@ impl Found {
         let at = self.records.iter().position(|record| record.key.kind == kind as u32)?;
         Some(self.records.swap_remove(at))
     }
-}
-
-/// Everything that can go wrong before the first process is started, or before anything is taken over.
-fn prepare(manifest: Option<&Path>, sets: &[String], found: &Found) -> Result<(Placed, State), String> {
-    let here = Path::new(".");
-    let directory = |error: std::io::Error| format!("state directory: {error}");
-    let kept = State::manifest(here);
-    let lock = found.records.iter().find(|record| record.key.kind == Kind::Lock as u32);
-    if let Some(lock) = lock.and_then(|lock| lock.descriptor.as_ref()) {
-        let checked = Manifest::load(Origin::Path(&kept), sets).map_err(|report| report.to_string())?;
-        let checked = place(checked, here, true)?;
-        let lock = lock.try_clone().map_err(directory)?;
-        let state = State::take_over(here, lock.into()).map_err(|error| error.to_string())?;
-        return Ok((checked, state));
-    }
-    let origin = manifest.map_or(Origin::Embedded, Origin::Path);
-    let checked = Manifest::load(origin, sets).map_err(|report| report.to_string())?;
-    let checked = place(checked, here, false)?;
-    let state = State::open(here).map_err(|error| error.to_string())?;
-    // Read first: it may be this very file.
-    let text = manifest.map_or_else(|| Ok(manifest::EMBEDDED.into()), std::fs::read).map_err(directory)?;
-    std::fs::write(&kept, text).map_err(directory)?;
-    Ended::forget(state.path()).map_err(directory)?;
-    Ok((checked, state))
-}
-
-/// A system as this node sees it.
-struct Placed {
-    system: String,
-    here: Vec<manifest::Component>,
-    elsewhere: Vec<manifest::Component>,
-    directory: Option<Embedded>,
-}
-
-/// Says which components run here. Of a system that `runs` already nothing is asked but that: a node that was removed meanwhile ends
-/// nobody else.
-///
-/// # Errors
-/// For people: a place is none; or it is not to be known who this node is.
-fn place(checked: Checked, state: &Path, runs: bool) -> Result<Placed, String> {
-    let home = match Home::find(state) {
-        Err(error) if runs && checked.components.iter().all(|component| component.node.is_none()) => {
-            eprintln!("supervisor: this node does not answer others: {error}");
-            None
-        }
-        found => found.map_err(|error| error.to_string())?,
-    };
-    let directory = home.map(|home| Embedded::new(home, &checked));
-    if !runs {
-        directory::check_places(directory.as_ref(), &checked)?;
-    }
-    let name = directory.as_ref().map(|directory| directory.home().name().as_str());
-    let is_here = |component: &manifest::Component| component.node.is_none() || component.node.as_deref() == name;
-    let (here, elsewhere) = checked.components.into_iter().partition(is_here);
-    Ok(Placed { system: checked.system, here, elsewhere, directory })
 }
 
 fn report(to: &mut Option<&File>, progress: &Progress) {
