@@ -176,6 +176,51 @@ fn a_killed_host_or_client_comes_back_and_what_it_held_is_free() {
     assert!(web.a.system.ok(&["fs", "check"]).contains("no problem"));
 }
 
+/// What a killed host has answered, its next run knows; what it has not, it does. Its clients on another node feel time.
+#[test]
+fn no_download_fails_however_often_the_file_system_and_its_driver_on_the_other_node_are_killed() {
+    let web = Web::start(4 << 20);
+    let listen = web.b.system.listen();
+    let (over, right) = (AtomicBool::new(false), AtomicU64::new(0));
+    let clients = ["httpd", "net"].map(|name| web.b.system.pid(name));
+    std::thread::scope(|scope| {
+        let _over = Over(&over);
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let reply = get(&listen, "/file.bin").expect("an answer");
+                    assert_eq!(reply.status, 200);
+                    assert!(reply.body == web.content, "other bytes");
+                    right.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for round in 0..KILLS {
+            for name in ["fs", "disk"] {
+                let before = right.load(Ordering::Relaxed);
+                // Not always where the last one was: in the middle of a download, or of the next run's start.
+                std::thread::sleep(Duration::from_millis(round * 37 % 100));
+                kill_now(web.a.system.pid(name));
+                if round % 4 == 3 {
+                    continue;
+                }
+                wait_for("right answers after a death", || right.load(Ordering::Relaxed) >= before + 2);
+            }
+            // Back-off is for those who die of themselves.
+            web.a.system.wait_until_ready();
+        }
+    });
+    web.is_served();
+    assert_eq!(clients, ["httpd", "net"].map(|name| web.b.system.pid(name)), "a client ended");
+    // The session that was there before the first death was never opened anew.
+    let log = web.b.system.ok(&["logs", "httpd"]);
+    assert!(!log.contains("given up") && !log.contains("asked for again"), "{log}");
+    assert!(web.a.system.ok(&["fs", "check"]).contains("no problem"));
+}
+
+/// Rounds of deaths.
+const KILLS: u64 = 12;
+
 #[test]
 fn nobody_opens_what_the_manifest_gives_somebody_else() {
     let web = Web::start(1000);

@@ -55,7 +55,7 @@ impl Client {
 
     /// Begins: in its process.
     pub fn start(self: &Rc<Self>, seed: u64, host: SocketAddr, options: Options) {
-        if self.plan.carrier == Carrier::Socket {
+        if self.plan.carrier != Carrier::Memory {
             runtime::spawn(self.clone().stay_connected(host, options));
         }
         for caller in 0..self.plan.callers {

@@ -9,13 +9,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kernel_ipc::ledger::Records;
-use kernel_ipc::link::socket::listen::{Listener, Options};
+use kernel_ipc::link::socket::listen::{Admitted, Awaited, KeptSession, Listener, Options};
 use kernel_ipc::runtime;
 use kernel_ipc::session::{ComponentLedger, Heritage, HostSession, Ledgers, Served, SessionInfo};
-use kernel_ipc::sys::segment::SegmentWriter;
+use kernel_ipc::sys::segment::{self, SegmentWriter};
 use kernel_ipc::{Epoch, Incarnation, SessionId};
 
-use crate::service::{Counter, IN_MEMORY, Truth, number, root};
+use crate::service::{Counter, IN_MEMORY, KEPT, OVER_SOCKET, Truth, number, root};
 use crate::trace::Trace;
 
 /// What a run of the host is started with.
@@ -29,10 +29,15 @@ pub struct Start {
     pub ring: OwnedFd,
     /// Sessions that were there, and their ledgers.
     pub sessions: Vec<(u64, OwnedFd)>,
+    /// If sessions over connections survive: their ledgers.
+    pub beyond: Option<Beyond>,
     pub truth: Rc<Truth>,
     pub next_session: Rc<Cell<u64>>,
     pub trace: Trace,
 }
+
+/// Memory that the keeper keeps, by session.
+pub type Beyond = Rc<RefCell<BTreeMap<u64, OwnedFd>>>;
 
 /// One run of the host.
 pub struct Host {
@@ -57,6 +62,53 @@ fn info(id: u64, name: &str, epoch: u64) -> SessionInfo {
         client_name: name.into(),
         attenuation: serde_json::Value::Null,
     }
+}
+
+/// Fresh memory for the ledger of a session.
+pub fn ledger_memory() -> OwnedFd {
+    let fd = segment::memfd("ledger").expect("memory");
+    segment::set_len(&fd, Ledgers::BYTES).expect("memory");
+    fd
+}
+
+/// The sessions over connections that were there, as far as their clients can know of them.
+fn awaited(
+    beyond: &Beyond,
+    epoch: u64,
+    committed: &BTreeMap<(u64, u16), u64>,
+    component: &ComponentLedger,
+) -> Result<Vec<Awaited>, String> {
+    let mut awaited = Vec::new();
+    for (id, memory) in &*beyond.borrow() {
+        let again = || memory.try_clone().map_err(|error| error.to_string());
+        if Heritage::is_blank(again()?).map_err(|error| error.to_string())? {
+            continue;
+        }
+        let wrong = |poisoned| format!("the ledger of session {id}, over a connection: {poisoned:?}");
+        let committed = |slot| committed.get(&(*id, slot)).copied().unwrap_or(0);
+        let heritage = Heritage::check(again()?, SessionId(*id), committed, None).map_err(wrong)?;
+        let note = heritage.note().map_err(wrong)?;
+        if note.is_empty() {
+            continue;
+        }
+        let secret = note.try_into().map_err(|_| format!("the note of session {id} is no secret"))?;
+        let (info, ended) = (info(*id, KEPT, epoch), ended(beyond, *id));
+        awaited.push(Awaited { info, heritage, component: Some(component.clone()), secret, party: None, ended });
+    }
+    let theirs = |id: &u64, _: &mut OwnedFd| awaited.iter().any(|awaited| awaited.info.id.get() == *id);
+    beyond.borrow_mut().retain(theirs);
+    Ok(awaited)
+}
+
+/// A session has ended: nothing of it is kept.
+fn ended(beyond: &Beyond, id: u64) -> Box<dyn FnOnce()> {
+    let beyond = beyond.clone();
+    Box::new(move || {
+        // What is dropped while its process dies has no say.
+        if !std::thread::panicking() {
+            beyond.borrow_mut().remove(&id);
+        }
+    })
 }
 
 impl Host {
@@ -92,13 +144,20 @@ impl Host {
             let checked = Heritage::check(memory, SessionId(id), committed, None);
             heritage.insert(id, checked.map_err(|poisoned| format!("the ledger of session {id}: {poisoned:?}"))?);
         }
-        served.inherit(heritage.iter().map(|(id, heritage)| (info(*id, IN_MEMORY, epoch), heritage)), None);
+        let component: ComponentLedger = Rc::new(RefCell::new(records));
+        let awaited = match &start.beyond {
+            Some(beyond) => awaited(beyond, epoch, &committed, &component)?,
+            None => Vec::new(),
+        };
+        let in_memory = heritage.iter().map(|(id, heritage)| (info(*id, IN_MEMORY, epoch), heritage));
+        let beyond = awaited.iter().map(|awaited| (awaited.info.clone(), &awaited.heritage));
+        served.inherit(in_memory.chain(beyond), None);
         let host = Rc::new(Host {
             epoch,
             counter,
             served: served.clone(),
-            component: Rc::new(RefCell::new(records)),
-            begun: Rc::new(Cell::new(heritage.len() as u64)),
+            component: component.clone(),
+            begun: Rc::new(Cell::new((heritage.len() + awaited.len()) as u64)),
             sessions: RefCell::default(),
             heritage: heritage.into(),
             closed_before,
@@ -106,11 +165,19 @@ impl Host {
         });
         let listener = Listener::bind(start.address).map_err(|error| error.to_string())?;
         let (begun, next_session) = (host.begun.clone(), start.next_session);
-        let admit = move |_: &_, _: &_| {
+        let admit = move |_: &_, secret: &[u8; 32]| {
             begun.set(begun.get() + 1);
-            Some((root(), info(next_session.replace(next_session.get() + 1), "socket", epoch)))
+            let id = next_session.replace(next_session.get() + 1);
+            let kept = start.beyond.as_ref().map(|beyond| {
+                let session = ledger_memory();
+                beyond.borrow_mut().insert(id, session.try_clone().expect("a descriptor"));
+                let ledgers = Ledgers { session, component: Some(component.clone()) };
+                KeptSession { ledgers, note: secret.to_vec(), ended: ended(beyond, id) }
+            });
+            let name = if kept.is_some() { KEPT } else { OVER_SOCKET };
+            Some(Admitted { root: root(), info: info(id, name, epoch), kept })
         };
-        runtime::spawn(listener.serve(served, None, start.options, admit));
+        runtime::spawn(listener.serve_on(served, None, start.options, awaited, admit));
         runtime::spawn(host.clone().make_durable(Duration::from_nanos(start.checkpoint_ns)));
         Ok(host)
     }

@@ -107,12 +107,12 @@ impl Model {
     fn check_one(n: u64, call: &Record, truth: &Truth, list: &[u64], of: &Circumstances) -> Result<(), String> {
         let of_map = |map: &RefCell<BTreeMap<u64, u32>>| map.borrow().get(&n).copied().unwrap_or(0);
         let had = match (call.carrier, call.operation) {
-            (Carrier::Memory, ADD) => list.iter().filter(|at| **at == n).count() as u32,
+            (kept, ADD) if kept.is_kept() => list.iter().filter(|at| **at == n).count() as u32,
             (_, ADD | ONCE | AGAIN) => of_map(&truth.effects),
             (_, OPEN) => of_map(&truth.granted),
             _ => 0,
         };
-        let by_ledger = call.carrier == Carrier::Memory && of.host_deaths > 0;
+        let by_ledger = call.carrier.is_kept() && of.host_deaths > 0;
         // What may be begun anew: an idempotent call, and a grant that was not committed when its host died.
         let most = if by_ledger && matches!(call.operation, AGAIN | OPEN) { u32::MAX } else { 1 };
         if had > most {
@@ -128,7 +128,7 @@ impl Model {
             Some(Outcome::Answered(_)) if had == 0 && call.operation != READ => {
                 Err("was answered, and did not happen".into())
             }
-            Some(Outcome::Answered(at)) if call.carrier == Carrier::Memory && call.operation == ADD => {
+            Some(Outcome::Answered(at)) if call.carrier.is_kept() && call.operation == ADD => {
                 match list.get(at as usize) {
                     Some(there) if *there == n => Ok(()),
                     there => Err(format!("its answer says that it is at {at}, where {there:?} is")),
@@ -162,6 +162,8 @@ impl Model {
     fn may_fail(call: &Record, of: &Circumstances) -> bool {
         match call.carrier {
             Carrier::Socket => of.host_deaths > 0 || of.is_impatient,
+            // By its link: the next host, or its client, did not wait long enough.
+            Carrier::Kept => of.is_impatient,
             Carrier::Memory => of.refuses,
         }
     }
@@ -169,12 +171,12 @@ impl Model {
     fn is_excused(call: &Record, failure: Failure, of: &Circumstances) -> bool {
         match failure.cause {
             Cause::Deadline => call.has_deadline && failure.executed != Executed::Yes,
-            Cause::PeerDied | Cause::StaleEpoch if call.carrier == Carrier::Socket => Self::may_fail(call, of),
+            Cause::PeerDied | Cause::StaleEpoch if call.carrier != Carrier::Memory && Self::may_fail(call, of) => true,
             // Of one that a dead run may have begun nobody knows.
             Cause::Busy { .. } => call.carrier == Carrier::Memory && of.refuses && failure.executed != Executed::Yes,
-            Cause::LinkLost => call.carrier == Carrier::Socket && of.is_impatient,
-            // Over memory only what may not run twice ends so, and nobody knows whether it ran.
-            Cause::PeerDied => of.host_deaths > 0 && call.operation == ONCE && failure.executed == Executed::Unknown,
+            Cause::LinkLost => call.carrier != Carrier::Memory && of.is_impatient,
+            // With a ledger only what may not run twice ends so, and nobody knows whether it ran.
+            Cause::PeerDied => call.carrier.is_kept() && of.host_deaths > 0 && call.operation == ONCE && failure.executed == Executed::Unknown,
             _ => false,
         }
     }
@@ -189,7 +191,7 @@ mod tests {
         let (model, truth) = (Model::default(), Truth::default());
         let n = model.begins(0, carrier, operation, false);
         model.ended(n, outcome);
-        let list = vec![n; if carrier == Carrier::Memory && operation == ADD { happened as usize } else { 0 }];
+        let list = vec![n; if carrier.is_kept() && operation == ADD { happened as usize } else { 0 }];
         truth.effects.borrow_mut().insert(n, happened);
         model.check(&truth, &list, &Circumstances { host_deaths, is_dead: vec![false], ..Circumstances::default() });
         model.violation()
@@ -197,7 +199,7 @@ mod tests {
 
     #[test]
     fn what_happened_has_to_be_what_the_caller_was_told() {
-        use Carrier::{Memory, Socket};
+        use Carrier::{Kept, Memory, Socket};
         let (no, yes) =
             (Failure::not_executed(Cause::PeerDied), Failure { cause: Cause::PeerDied, executed: Executed::Yes });
         let unknown = Failure::unknown(Cause::PeerDied);
@@ -218,6 +220,12 @@ mod tests {
             (Memory, ADD, Outcome::Posted, 0, 3, false),
             (Memory, ONCE, Outcome::Failed(unknown), 1, 3, true),
             (Memory, ONCE, Outcome::Failed(unknown), 2, 3, false),
+            (Kept, ADD, Outcome::Answered(0), 1, 3, true),
+            (Kept, ADD, Outcome::Answered(0), 2, 3, false),
+            (Kept, ADD, Outcome::Failed(unknown), 1, 3, false),
+            (Kept, ONCE, Outcome::Failed(unknown), 1, 3, true),
+            (Kept, ONCE, Outcome::Failed(unknown), 1, 0, false),
+            (Kept, AGAIN, Outcome::Answered(0), 2, 3, true),
             (Memory, AGAIN, Outcome::Answered(0), 2, 3, true),
             (Memory, AGAIN, Outcome::Answered(0), 2, 0, false),
         ] {

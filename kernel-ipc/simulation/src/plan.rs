@@ -21,8 +21,17 @@ pub const BEGIN: u64 = 100 * S;
 pub enum Carrier {
     /// Over a connection of the simulated network, from another machine.
     Socket,
-    /// Over shared memory, with ledgers: the session survives its host.
+    /// The same, with ledgers: the session survives its host.
+    Kept,
+    /// Over shared memory, with ledgers.
     Memory,
+}
+
+impl Carrier {
+    /// Whether the session has a ledger.
+    pub fn is_kept(self) -> bool {
+        self != Carrier::Socket
+    }
 }
 
 /// One client.
@@ -54,6 +63,8 @@ pub enum Fault {
 /// See the module's contract.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// Sessions over connections survive their host.
+    pub keeps_sockets: bool,
     pub clients: Vec<ClientPlan>,
     pub options: Options,
     pub weather: Weather,
@@ -77,7 +88,7 @@ impl Plan {
             3..=5 => Carrier::Memory,
             _ => random.pick(&[Carrier::Socket, Carrier::Memory]),
         };
-        let clients: Vec<ClientPlan> = (0..random.between(1, 2))
+        let mut clients: Vec<ClientPlan> = (0..random.between(1, 2))
             .map(|_| {
                 // More calls at a time than a session has begun in one turn, or a few.
                 let (slots, callers, calls) = match random.below(8) {
@@ -102,8 +113,8 @@ impl Plan {
         };
         let mut behind = vec![0];
         behind.extend(clients.iter().map(|client| match client.carrier {
-            Carrier::Socket => random.below(90 * S),
             Carrier::Memory => 0,
+            _ => random.below(90 * S),
         }));
         let active = random.pick(&[20 * MS, 200 * MS, 2 * S]);
         let processes = clients.len() as u64 + 1;
@@ -111,8 +122,13 @@ impl Plan {
             (0..random.below(7)).map(|_| (BEGIN + random.below(active), Self::fault(random, processes))).collect();
         faults.sort_by_key(|(at, _)| *at);
         let checkpoint_ns = random.pick(&[5 * MS, 50 * MS, S]);
+        // By numbers of its own, so that the others are what they were before there was this.
+        let keeps_sockets = Random::new(seed, 5).one_in(2);
+        for client in clients.iter_mut().filter(|client| keeps_sockets && client.carrier == Carrier::Socket) {
+            client.carrier = Carrier::Kept;
+        }
         let refuse_after = random.one_in(4).then(|| Duration::from_micros(random.pick(&[20, 1_000, 20_000])));
-        Plan { clients, options, weather, behind, faults, checkpoint_ns, refuse_after }
+        Plan { keeps_sockets, clients, options, weather, behind, faults, checkpoint_ns, refuse_after }
     }
 
     fn fault(random: &mut Random, processes: u64) -> Fault {

@@ -26,6 +26,9 @@ pub const READ: u16 = 5;
 
 /// Clients over shared memory are called so.
 pub const IN_MEMORY: &str = "memory";
+/// And those over a connection, by whether their sessions have ledgers.
+pub const KEPT: &str = "kept";
+pub const OVER_SOCKET: &str = "socket";
 
 const fn operation(number: u16, name: &'static str, retry: Retry) -> Operation {
     Operation {
@@ -125,13 +128,14 @@ impl Service for Counter {
     async fn serve(&self, call: &mut Call) -> Response {
         let n = number(call.payload());
         let in_memory = call.session().client_name == IN_MEMORY;
+        let is_kept = in_memory || call.session().client_name == KEPT;
         let [before, behind] = self.pauses(n);
         Counter::pause(before).await;
         self.trace.note(format_args!("serves {n}, operation {}", call.operation()));
         // What is kept of a reply has less room than a window.
         let mut response = Response { payload: n.to_le_bytes().as_slice().into(), ..Response::default() };
         match call.operation() {
-            ADD if in_memory => {
+            ADD if is_kept => {
                 let at = self.list.borrow().len() as u64;
                 self.list.borrow_mut().push(n);
                 call.effect(n.to_le_bytes().to_vec());
@@ -147,7 +151,7 @@ impl Service for Counter {
                 Counter::count(&self.truth.granted, n);
                 response.grants = vec![object(n)];
                 // A session that survives commits what it grants with its reply.
-                if in_memory {
+                if is_kept {
                     return response;
                 }
             }

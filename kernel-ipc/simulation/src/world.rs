@@ -18,7 +18,7 @@ use kernel_ipc::runtime::simulated::{Network, Stepped, UnusedRing};
 use kernel_ipc::sys::random;
 
 use crate::client::Client;
-use crate::host::Host;
+use crate::host::{Beyond, Host};
 use crate::model::{Circumstances, Model};
 use crate::plan::{BEGIN, Carrier, Fault, MS, Plan, S};
 use crate::process::{Doom, Process, Turn};
@@ -101,6 +101,8 @@ struct World {
     host: Option<Rc<Host>>,
     clients: Vec<Rc<Client>>,
     kept: Vec<Kept>,
+    /// Of clients over connections.
+    beyond: Beyond,
     component_ring: OwnedFd,
     epoch: u64,
     next_session: Rc<Cell<u64>>,
@@ -143,6 +145,7 @@ impl World {
             host: None,
             clients: Vec::new(),
             kept: plan.clients.iter().map(|_| Kept::default()).collect(),
+            beyond: Beyond::default(),
             component_ring: broker::ring_memory(),
             epoch: 0,
             next_session: Rc::new(Cell::new(1)),

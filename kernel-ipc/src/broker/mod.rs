@@ -42,7 +42,8 @@ pub const MAX_MESSAGE: usize = 64 << 10;
 /// Most file descriptors that any message carries.
 pub const MAX_DESCRIPTORS: usize = 4;
 
-/// Most descriptors that one component may have held, and the longest name of one.
+/// Most descriptors that one component may have held, and the longest name of one. Those that the supervisor gives, and
+/// [sessions](SESSION), count apart.
 pub const MAX_HELD: usize = 256;
 /// See [`MAX_HELD`].
 pub const MAX_HELD_NAME: usize = 192;
@@ -50,6 +51,12 @@ pub const MAX_HELD_NAME: usize = 192;
 /// What a held descriptor's name begins with that the supervisor itself gives: a socket that listens for clients of the endpoint named
 /// behind it, on other nodes.
 pub const EXPORT: &str = "export/";
+
+/// What a held descriptor's name begins with that is the ledger of a session with a client on another node; its number is behind it.
+pub const SESSION: &str = "session/";
+
+/// Most sessions with clients on other nodes that one component may have held; others end with its run.
+pub const MAX_SESSIONS_HELD: usize = 128;
 
 /// Bytes of a ticket, which names a session between nodes before it is open.
 pub const TICKET_BYTES: usize = 32;

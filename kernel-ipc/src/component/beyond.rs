@@ -4,28 +4,32 @@
 //!   32 random bytes, names a session before it is open: both processes have it from their supervisors, and it is its secret then.
 //! - A host expects a ticket for a while, once, from one component of one node, which proves by its certificate who it is. Nobody
 //!   else opens a session here, whatever they can prove.
-//! - What is lent to a client beyond the node is held by an incarnation that [is beyond](Incarnation::is_beyond) it. Its sessions end
-//!   with the host's run, so the next run takes back what they held.
+//! - What is lent to a client beyond the node is held by an incarnation that [is beyond](Incarnation::is_beyond) it.
+//! - The sessions of a component that survives do so too: their ledgers are [held](Context::hold) before a client hears of them, and
+//!   say by whom and with which ticket they were opened. The next run awaits those clients, and takes back what any other one held.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use super::endpoint::Endpoint;
-use super::{Context, ContextError};
-use crate::broker::{OpenedBeyond, PartyKeys, ServeBeyond, TICKET_BYTES, ToSupervisor};
+use super::endpoint::{self, Endpoint};
+use super::{Context, ContextError, Inner};
+use crate::broker::{
+    MAX_SESSIONS_HELD, OpenedBeyond, PartyKeys, SESSION, Serve, ServeBeyond, TICKET_BYTES, ToSupervisor, Welcome,
+};
 use crate::lease::{Pool, Region, RegionReader};
 use crate::link::socket::bulk::land::Landing;
 use crate::link::socket::bulk::serve::Lending;
 use crate::link::socket::dial::{self, Options, Remote};
 use crate::link::socket::keys::{BadKeys, Keys, NodeName, Party};
-use crate::link::socket::listen::{Listener, Peer};
+use crate::link::socket::listen::{Admitted, Awaited, KeptSession, Listener, Peer};
 use crate::runtime::{sleep, spawn};
-use crate::session::{ClientSession, Grant, Served, Service, SessionInfo};
+use crate::session::{ClientSession, Grant, Heritage, Ledgers, Served, Service, SessionInfo};
+use crate::sys::segment;
 use crate::wire::Shape;
 use crate::{Incarnation, RegionId, SessionId};
 
@@ -50,6 +54,12 @@ pub(super) struct Beyond {
     landing: RefCell<Option<Landing>>,
     /// The regions that this run has published: it may lend from them.
     own: RefCell<HashMap<RegionId, RegionReader>>,
+    /// Sessions whose ledgers are held.
+    kept: RefCell<HashSet<SessionId>>,
+    /// Those that a dead run has served: how each was opened, until its endpoint is provided.
+    inherited: RefCell<HashMap<SessionId, ServeBeyond>>,
+    /// Their clients, which hold what they were lent.
+    heirs: RefCell<HashSet<Incarnation>>,
 }
 
 /// A session that a client beyond the node is about to open.
@@ -58,6 +68,8 @@ struct Expected {
     party: Party,
     root: Grant,
     info: SessionInfo,
+    /// If it is to survive: memory for its ledger, and what the next run has to know of it.
+    kept: Option<(OwnedFd, Vec<u8>)>,
 }
 
 impl Beyond {
@@ -91,13 +103,21 @@ impl Beyond {
 /// Listens for clients of an endpoint on other nodes, if there may be any.
 pub(super) fn listen<S: Service>(cx: &Context, endpoint: &str, served: &Served<S>) {
     let beyond = &cx.0.beyond;
-    let (Some(socket), Some(keys)) = (beyond.exports.borrow_mut().remove(endpoint), beyond.keys.borrow().clone())
-    else {
-        return;
+    let awaited = awaited(cx, endpoint);
+    let listener = match (beyond.exports.borrow_mut().remove(endpoint), beyond.keys.borrow().clone()) {
+        (Some(socket), Some(keys)) => Listener::adopt_secured(socket, keys).map_err(|error| error.to_string()),
+        (None, _) if awaited.is_empty() => return,
+        _ => Err("it has no socket, or no keys".to_owned()),
     };
-    let listener = match Listener::adopt_secured(socket, keys) {
+    let listener = match listener {
         Ok(listener) => listener,
-        Err(error) => return tracing::warn!("{endpoint} is not served to other nodes: {error}"),
+        Err(error) => {
+            for Awaited { info, ended, .. } in awaited {
+                served.forsake(&info);
+                ended();
+            }
+            return tracing::warn!("{endpoint} is not served to other nodes: {error}");
+        }
     };
     let weak = Rc::downgrade(&cx.0);
     let find = move |region| {
@@ -106,25 +126,65 @@ pub(super) fn listen<S: Service>(cx: &Context, endpoint: &str, served: &Served<S
         own.or_else(|| cx.introductions.region(region))
     };
     let lending = Lending::by(cx.lender(), find);
-    let (expected, name) = (beyond.expected.clone(), endpoint.to_owned());
-    let admit = move |peer: &Peer, ticket: &Ticket| take(&expected, &name, peer, ticket);
-    spawn(listener.serve(served.clone(), Some(lending), Options::default(), admit));
+    let (weak, name) = (Rc::downgrade(&cx.0), endpoint.to_owned());
+    let admit = move |peer: &Peer, ticket: &Ticket| take(&Context(weak.upgrade()?), &name, peer, ticket);
+    spawn(listener.serve_on(served.clone(), Some(lending), Options::default(), awaited, admit));
+}
+
+/// The sessions of this endpoint whose clients may come back.
+fn awaited(cx: &Context, endpoint: &str) -> Vec<Awaited> {
+    let its = |_: &SessionId, wish: &mut ServeBeyond| wish.serve.endpoint == endpoint;
+    let inherited: Vec<_> = cx.0.beyond.inherited.borrow_mut().extract_if(its).collect();
+    let awaited = inherited.into_iter().filter_map(|(session, wish)| {
+        let (serve, heritage) = cx.0.survival.sessions.borrow_mut().remove(&session)?;
+        Some(Awaited {
+            info: endpoint::info(&serve),
+            heritage,
+            component: cx.0.survival.records.borrow().clone(),
+            secret: wish.ticket,
+            party: party(&wish),
+            ended: ended(cx, session, serve.client),
+        })
+    });
+    awaited.collect()
+}
+
+/// Whose session it is to be.
+fn party(wish: &ServeBeyond) -> Option<Party> {
+    Party::component(NodeName::new(&wish.node)?, &wish.component)
+}
+
+/// What is done when a session has ended that was kept.
+fn ended(cx: &Context, session: SessionId, client: Incarnation) -> Box<dyn FnOnce()> {
+    let weak = Rc::downgrade(&cx.0);
+    Box::new(move || {
+        // A task of its own: this runs inside the session.
+        let Some(cx) = weak.upgrade().map(Context) else { return };
+        spawn(async move {
+            cx.let_go_session(session);
+            if let Some(lender) = &*cx.0.lender.borrow() {
+                lender.borrow_mut().take_back_all(client);
+            }
+            cx.reclaim();
+        });
+    })
 }
 
 /// What a client begins with, if it is the one that was announced with this ticket.
-fn take(
-    expected: &RefCell<HashMap<Ticket, Expected>>,
-    endpoint: &str,
-    peer: &Peer,
-    ticket: &Ticket,
-) -> Option<(Grant, SessionInfo)> {
-    let mut expected = expected.borrow_mut();
+fn take(cx: &Context, endpoint: &str, peer: &Peer, ticket: &Ticket) -> Option<Admitted> {
+    let mut expected = cx.0.beyond.expected.borrow_mut();
     let known = expected.get(ticket)?;
     let is_its = peer.node.as_ref() == Some(&known.party.node) && peer.component == known.party.component;
     if !is_its || known.endpoint != endpoint {
         return None;
     }
-    expected.remove(ticket).map(|known| (known.root, known.info))
+    let Expected { root, info, kept, .. } = expected.remove(ticket)?;
+    let kept = kept.map(|(session, note)| KeptSession {
+        ledgers: Ledgers { session, component: cx.0.survival.records.borrow().clone() },
+        note,
+        ended: ended(cx, info.id, info.client),
+    });
+    Some(Admitted { root, info, kept })
 }
 
 /// The supervisor announces a client from another node. Answers it.
@@ -138,15 +198,14 @@ pub(super) async fn expect(cx: Context, wish: ServeBeyond) {
 }
 
 async fn expected(cx: &Context, wish: ServeBeyond) -> Result<(), String> {
-    let ServeBeyond { serve, node, component, ticket } = wish;
-    let party = NodeName::new(&node).and_then(|node| Party::component(node, &component));
-    let party = party.ok_or("a client without a name")?;
-    let name = serve.endpoint.clone();
+    let party = party(&wish).ok_or("a client without a name")?;
+    let ServeBeyond { serve, ticket, .. } = &wish;
+    let (name, ticket) = (serve.endpoint.clone(), *ticket);
     let endpoint = cx.0.endpoints.borrow().get(&name).cloned().ok_or("no such endpoint is provided")?;
     if cx.0.beyond.expected.borrow().len() >= EXPECTED {
         return Err("too many clients of other nodes are about to come".into());
     }
-    let (root, info) = endpoint.clone().root(serve).await?;
+    let (root, info) = endpoint.clone().root(serve.clone()).await?;
     let session = info.id;
     let mut expected = cx.0.beyond.expected.borrow_mut();
     // Looked at again: others have come meanwhile.
@@ -155,22 +214,22 @@ async fn expected(cx: &Context, wish: ServeBeyond) -> Result<(), String> {
         endpoint.forsaken(&info, false);
         return Err("too many clients of other nodes are about to come, or two with one ticket".into());
     }
-    expected.insert(ticket, Expected { endpoint: name, party, root, info });
+    let kept = if endpoint.survives() { cx.keep_session(&wish) } else { None };
+    expected.insert(ticket, Expected { endpoint: name, party, root, info, kept });
     drop(expected);
-    spawn(forget(cx.0.beyond.expected.clone(), (ticket, session), endpoint));
+    spawn(forget(Rc::downgrade(&cx.0), (ticket, session), endpoint));
     Ok(())
 }
 
 /// A client that has not come by now does not come any more.
-async fn forget(
-    expected: Rc<RefCell<HashMap<Ticket, Expected>>>,
-    (ticket, session): (Ticket, SessionId),
-    endpoint: Rc<dyn Endpoint>,
-) {
+async fn forget(cx: Weak<Inner>, (ticket, session): (Ticket, SessionId), endpoint: Rc<dyn Endpoint>) {
     sleep(EXPECTED_FOR).await;
+    let Some(cx) = cx.upgrade().map(Context) else { return };
+    let expected = &cx.0.beyond.expected;
     let is_it = expected.borrow().get(&ticket).is_some_and(|known| known.info.id == session);
     let forgotten = if is_it { expected.borrow_mut().remove(&ticket) } else { None };
     if let Some(forgotten) = forgotten {
+        cx.let_go_session(session);
         endpoint.forsaken(&forgotten.info, false);
     }
 }
@@ -202,14 +261,82 @@ async fn landing(cx: &Context) -> Result<Landing, ContextError> {
 }
 
 impl Context {
-    /// Takes back what clients beyond the node held of earlier runs: their sessions have ended with those.
+    /// Takes back what clients beyond the node held of earlier runs, but for those whose sessions go on.
     pub(super) fn take_back_beyond(&self) {
         if let Some(lender) = &*self.0.lender.borrow() {
-            let mut lender = lender.borrow_mut();
-            for holder in lender.holders().into_iter().filter(|holder: &Incarnation| holder.is_beyond()) {
+            let (mut lender, heirs) = (lender.borrow_mut(), self.0.beyond.heirs.borrow());
+            let is_over = |holder: &Incarnation| holder.is_beyond() && !heirs.contains(holder);
+            for holder in lender.holders().into_iter().filter(is_over) {
                 lender.take_back_all(holder);
             }
         }
+    }
+
+    /// Has memory held for the ledger of a session that is about to be opened. Held before the supervisor, and so the client, hears
+    /// that it may be. `None`: it ends with this run.
+    fn keep_session(&self, wish: &ServeBeyond) -> Option<(OwnedFd, Vec<u8>)> {
+        let session = wish.serve.session;
+        let mut kept = self.0.beyond.kept.borrow_mut();
+        if !self.survives() || kept.len() >= MAX_SESSIONS_HELD {
+            return None;
+        }
+        let note = serde_json::to_vec(wish).ok().filter(|note| note.len() <= Ledgers::NOTE_BYTES)?;
+        let memory = segment::memfd("atoll-session").and_then(|memory| {
+            segment::set_len(&memory, Ledgers::BYTES)?;
+            Ok(memory)
+        });
+        match memory {
+            Ok(memory) => {
+                self.hold(&format!("{SESSION}{session}"), memory.as_fd());
+                kept.insert(session);
+                Some((memory, note))
+            }
+            Err(error) => {
+                tracing::warn!("a session with {} ends with this run: {error}", wish.serve.client_name);
+                None
+            }
+        }
+    }
+
+    /// A session with a client on another node is over for this run and all after it.
+    pub(super) fn let_go_session(&self, session: SessionId) {
+        if self.0.beyond.kept.borrow_mut().remove(&session) {
+            self.let_go(&format!("{SESSION}{session}"));
+        }
+    }
+
+    /// A session with a client on another node that the last run has served. `None`: nobody was told of it.
+    ///
+    /// # Errors
+    /// Why it cannot go on, for people.
+    pub(super) fn inherit_beyond(
+        &self,
+        session: SessionId,
+        memory: OwnedFd,
+        committed: impl Fn(u16) -> u64,
+    ) -> Result<Option<(Serve, Heritage)>, String> {
+        self.0.beyond.kept.borrow_mut().insert(session);
+        let Welcome { epoch, crash, ref provides, .. } = self.0.welcome;
+        let again = memory.try_clone().map_err(|error| error.to_string())?;
+        if Heritage::is_blank(again).map_err(|error| error.to_string())? {
+            return Ok(None);
+        }
+        let heritage = Heritage::check(memory, session, committed, crash).map_err(|error| error.to_string())?;
+        let note = heritage.note().map_err(|error| error.to_string())?;
+        if note.is_empty() {
+            return Ok(None);
+        }
+        let mut wish: ServeBeyond = serde_json::from_slice(&note).map_err(|error| format!("its note: {error}"))?;
+        wish.serve.epoch = epoch;
+        let serve = &wish.serve;
+        let is_its = serve.session == session && serve.client.is_beyond() && party(&wish).is_some();
+        if !is_its || !provides.iter().any(|provided| provided.name == serve.endpoint) {
+            return Err("its note is not of this session, or of no endpoint".into());
+        }
+        let serve = serve.clone();
+        self.0.beyond.heirs.borrow_mut().insert(serve.client);
+        self.0.beyond.inherited.borrow_mut().insert(session, wish);
+        Ok(Some((serve, heritage)))
     }
 }
 

@@ -25,6 +25,9 @@ pub(super) trait Endpoint {
 
     /// The client of a session that was to go on is gone before it did.
     fn forsaken(&self, info: &SessionInfo, died: bool);
+
+    /// Whether its sessions go on in this component's next run, if that goes on.
+    fn survives(&self) -> bool;
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<HostSession, String>>>>;
@@ -90,6 +93,10 @@ where
         }
         self.served.forsake(info);
         service.closed(info);
+    }
+
+    fn survives(&self) -> bool {
+        S::SURVIVES
     }
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Left {
     pub(super) sessions: Vec<(Serve, OwnedFd)>,
     pub(super) pins: Vec<Pins>,
     pub(super) held: Vec<(String, OwnedFd)>,
+    /// Ledgers of sessions with clients on other nodes.
+    pub(super) beyond: Vec<(SessionId, OwnedFd)>,
 }
 
 /// A mapper's pins, which the lender's next incarnation attaches before it does anything.
@@ -84,7 +86,10 @@ impl Context {
         self.0.left.replace(Left { memory: regions, held, ..Left::default() });
         match self.follow(&left) {
             Ok(Some(survived)) => Ok(survived),
-            Ok(None) => self.begin(ring).await,
+            Ok(None) => {
+                left.beyond.iter().for_each(|(session, _)| self.let_go_session(*session));
+                self.begin(ring).await
+            }
             Err(lost) => Err(self.forget(&lost)),
         }
     }
@@ -198,6 +203,21 @@ impl Context {
                 Err(poisoned) => {
                     let name = &serve.client_name;
                     tracing::error!("the session {} of {name} cannot go on: {}", serve.session, poisoned.0);
+                }
+            }
+        }
+        for (session, memory) in &left.beyond {
+            let committed = |slot: u16| last.get(&(*session, slot)).copied().unwrap_or_default();
+            match self.inherit_beyond(*session, again(memory)?, committed) {
+                Ok(Some((serve, heritage))) => {
+                    survived.sessions.push((super::endpoint::info(&serve), heritage.grants().copied().collect()));
+                    self.0.survival.sessions.borrow_mut().insert(*session, (serve, heritage));
+                }
+                // Nobody has opened it.
+                Ok(None) => self.let_go_session(*session),
+                Err(lost) => {
+                    tracing::error!("the session {session} with another node cannot go on: {lost}");
+                    self.let_go_session(*session);
                 }
             }
         }

@@ -31,7 +31,7 @@ mod session;
 pub use look::{Capability, Holdings};
 pub use memory::{Kept, Legible};
 pub use records::{Full, Record, Records};
-pub use session::{CRASHES_MAX, Cell, Executing, Poisoned, Recovered, Reply, SessionLedger, Tag};
+pub use session::{CRASHES_MAX, Cell, Executing, NOTE_BYTES, Poisoned, Recovered, Reply, SessionLedger, Tag};
 
 #[cfg(test)]
 mod testing;

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! header, one page
-//!   0 magic "ATOLL-L1" | 8 version u64 | 16 session u64 | 24 connection u64 | 32 secret 16 bytes
+//!   0 magic "ATOLL-L1" | 8 version u64 | 16 session u64 | 24 connection u64 | 32 zero 16 bytes
 //!  48 slots u64 | 56 window bytes u64 | 64 capability quota u64 | 72 root handle u64 | 80 entries ever used u64
-//!  88 last crash that was counted u64
+//!  88 last crash that was counted u64 | 96 bytes of the note u64 | 104 note: by whom and how the session was opened
 //!
 //! cell, 512 bytes, one for each normal slot       (control calls are idempotent and answered as they are read)
 //!   0 operation u16, class u16 << 16, crashes u8 << 32, bytes of request + 1 u16 << 48
@@ -41,12 +41,15 @@ mod header {
     pub const MAGIC: usize = 0;
     pub const VERSION: usize = 8;
     pub const SESSION: usize = 16;
+    pub const CONNECTION: usize = 24;
     pub const SLOTS: usize = 48;
     pub const WINDOW_BYTES: usize = 56;
     pub const QUOTA: usize = 64;
     pub const ROOT: usize = 72;
     pub const ENTRIES: usize = 80;
     pub const CRASH: usize = 88;
+    pub const NOTE_BYTES: usize = 96;
+    pub const NOTE: usize = 104;
     /// A page.
     pub const BYTES: usize = 4096;
 }
@@ -87,6 +90,8 @@ const IMAGE_BYTES: usize = cell::BYTES - cell::IMAGE;
 /// Where the class word counts crashes, and where it has the length of a request.
 const CRASHES: u32 = 32;
 const REQUEST: u32 = 48;
+/// Longest note: the rest of the header's page.
+pub const NOTE_BYTES: usize = header::BYTES - header::NOTE;
 /// Crashes of its host after which a call that was under way at each of them does not run again.
 pub const CRASHES_MAX: u8 = 2;
 
@@ -336,6 +341,47 @@ impl<M: Kept> SessionLedger<M> {
         Ok(Self { memory, shape, quota })
     }
 
+    /// Whether nobody ever began a ledger in this memory.
+    pub fn is_blank(memory: &M) -> bool {
+        memory.bytes() < header::BYTES || memory.load(header::MAGIC) == 0
+    }
+
+    /// Keeps by whom and how the session was opened, if that is not known to whoever keeps the ledger; once. False: it is too
+    /// long, and nothing was stored.
+    #[must_use]
+    pub fn note(&self, note: &[u8]) -> bool {
+        if note.len() > NOTE_BYTES {
+            return false;
+        }
+        self.memory.write(header::NOTE, note);
+        self.memory.store(header::NOTE_BYTES, note.len() as u64, Release);
+        true
+    }
+
+    /// What was noted; nothing: it was not, so nobody was told of the session.
+    ///
+    /// # Errors
+    /// [`Poisoned`]: an impossible length.
+    pub fn noted(&self) -> Result<Vec<u8>, Poisoned> {
+        let length = usize::try_from(self.memory.load(header::NOTE_BYTES)).unwrap_or(usize::MAX);
+        if length > NOTE_BYTES {
+            return Err(Poisoned("a note that is too long"));
+        }
+        let mut note = vec![0; length];
+        self.memory.read(header::NOTE, &mut note);
+        Ok(note)
+    }
+
+    /// The session goes on over the connection of this number, higher than any before.
+    pub fn connected(&self, number: u64) {
+        self.memory.store(header::CONNECTION, number, Release);
+    }
+
+    /// The number of the session's last connection; 0: it needs none.
+    pub fn connection(&self) -> u64 {
+        self.memory.load(header::CONNECTION)
+    }
+
     /// Maps the ledger that a dead incarnation left, and checks all of it. `committed` gives, for each slot, the seq of
     /// the last call of this session that has a record in the component's ring (0: none): it is done, whatever the cell
     /// says.
@@ -414,12 +460,12 @@ impl<M: Kept> SessionLedger<M> {
         self.memory.load(header::CRASH)
     }
 
-    /// The calls that were under way when the host of this session died. Changes nothing; some of them may have a record in
-    /// the component's ring all the same.
+    /// The calls that were under way when the host of this session died, and what was [noted](Self::note) of it. Changes nothing;
+    /// some of the calls may have a record in the component's ring all the same.
     ///
     /// # Errors
     /// As [`recover`](Self::recover).
-    pub fn executing(memory: M, session: SessionId) -> Result<Vec<Executing>, Poisoned> {
+    pub fn executing(memory: M, session: SessionId) -> Result<(Vec<Executing>, Vec<u8>), Poisoned> {
         let (ledger, root, used) = Self::open(memory, session)?;
         let object = |at| [ledger.memory.load(at + entry::OBJECT), ledger.memory.load(at + entry::OBJECT + 8)];
         let root = (root.index < used).then(|| object(ledger.entry_at(root.index)));
@@ -437,7 +483,8 @@ impl<M: Kept> SessionLedger<M> {
             });
             Executing { slot, cell, request }
         });
-        Ok(executing.collect())
+        let executing = executing.collect();
+        Ok((executing, ledger.noted()?))
     }
 
     /// Keeps the reply of the call that began last on the completion's slot; it counts from [`done`](Self::done) on, or

@@ -242,12 +242,12 @@ fn a_call_that_was_under_way_at_a_crash_is_suspect_and_its_request_is_kept() {
     // Counted once, and only what was under way.
     let (ledger, crashes) = crash(5);
     assert_eq!(crashes, [1, 0]);
-    assert_eq!(SessionLedger::executing(memory.clone(), SESSION).unwrap()[0].request, None);
+    assert_eq!(SessionLedger::executing(memory.clone(), SESSION).unwrap().0[0].request, None);
     // It runs once more, with its number: now its request is of interest.
     ledger.begin(0, 1, 9, Retry::Cached);
     assert!(ledger.is_suspect(0) && !ledger.is_suspect(1));
     ledger.keep_request(0, root.object, &[3; 500]);
-    let executing = SessionLedger::executing(memory.clone(), SESSION).unwrap();
+    let (executing, _) = SessionLedger::executing(memory.clone(), SESSION).unwrap();
     let [one] = &executing[..] else { panic!("{executing:?}") };
     assert_eq!((one.slot, one.cell.operation, one.cell.crashes), (0, 9, 1));
     assert_eq!(one.request, Some((root.object, true, vec![3; 432])));

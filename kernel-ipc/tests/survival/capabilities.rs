@@ -53,7 +53,7 @@ async fn is_ended(client: &ClientSession, on: Handle) -> bool {
 fn what_was_minted_before_a_death_is_good_after_it_and_each_mint_has_happened_once() {
     run(async {
         let node = Rc::new(Node::new());
-        let client = node.open();
+        let client = node.open().await;
         let source = opened(&client, 5).await;
         let stop = Rc::new(Cell::new(false));
         let minting = || {
@@ -94,7 +94,7 @@ fn what_was_minted_before_a_death_is_good_after_it_and_each_mint_has_happened_on
 fn what_was_revoked_before_a_death_stays_revoked_and_what_is_beside_it_does_not() {
     run(async {
         let node = Node::new();
-        let client = node.open();
+        let client = node.open().await;
         let source = opened(&client, 1).await;
         let minted = client.mint(source, readable()).await.expect("minted");
         let derived = client.mint(minted, readable()).await.expect("minted");
@@ -119,7 +119,7 @@ fn what_was_revoked_before_a_death_stays_revoked_and_what_is_beside_it_does_not(
 fn a_revoke_that_is_half_done_when_its_host_dies_is_finished() {
     run(async {
         let node = Node::new();
-        let client = node.open();
+        let client = node.open().await;
         let source = opened(&client, 1).await;
         let mut below = Vec::new();
         for _ in 0..20 {
@@ -158,7 +158,7 @@ fn a_revoke_that_is_half_done_when_its_host_dies_is_finished() {
 fn what_a_dead_run_has_lent_goes_back_with_the_capability_by_which_it_came() {
     run(async {
         let node = Node::new();
-        let client = node.open();
+        let client = node.open().await;
         let (source, other) = (opened(&client, 1).await, opened(&client, 2).await);
         let below = client.mint(source, readable()).await.expect("minted");
         let mut theirs = vec![lent(&client, source, 1).await, lent(&client, below, 2).await];

@@ -6,7 +6,7 @@ use kernel_ipc::{Cause, Executed, Failure, Handle};
 
 use super::common::run;
 use super::host::{ADD, ADD_ONCE, LONG, Node, OPEN, READ, number, request};
-use super::through_kills;
+use super::{over_both, through_kills};
 
 async fn open_ahead(client: &ClientSession, on: Handle, n: u64) -> Earlier {
     client.call_ahead(request(on, OPEN, &n.to_le_bytes())).await.expect("on its way")
@@ -37,8 +37,8 @@ async fn open_and_add(client: &ClientSession, n: u64) -> u64 {
 
 #[test]
 fn dependent_calls_happen_once_and_in_their_order_however_often_the_host_is_killed() {
-    run(async {
-        let client = through_kills(open_and_add).await;
+    over_both(async |node| {
+        let (_node, client) = through_kills(node, open_and_add).await;
         assert!(client.resumed().repeated > 0, "some were sent again");
     });
 }
@@ -47,7 +47,7 @@ fn dependent_calls_happen_once_and_in_their_order_however_often_the_host_is_kill
 fn one_whose_earlier_call_is_answered_is_sent_again_by_its_handle() {
     run(async {
         let node = Node::new();
-        let client = node.open();
+        let client = node.open().await;
         let earlier = open_ahead(&client, client.root(), 5).await;
         let expected = earlier.expected(0);
         let bytes = LONG.to_le_bytes();
@@ -73,7 +73,7 @@ fn one_whose_earlier_call_is_answered_is_sent_again_by_its_handle() {
 fn one_is_sent_again_also_when_nobody_expects_anything_of_its_earlier_call_any_more() {
     run(async {
         let node = Node::new();
-        let client = node.open();
+        let client = node.open().await;
         let earlier = open_ahead(&client, client.root(), 5).await;
         let name = earlier.expected(0).handle().expect("it comes");
         let bytes = LONG.to_le_bytes();
@@ -97,7 +97,7 @@ fn one_is_sent_again_also_when_nobody_expects_anything_of_its_earlier_call_any_m
 fn one_that_waits_is_sent_again_behind_the_call_that_it_waits_for() {
     run(async {
         let node = Node::new();
-        let client = node.open();
+        let client = node.open().await;
         // Sleeps before it grants.
         let earlier = open_ahead(&client, client.root(), LONG).await;
         let expected = earlier.expected(0);
@@ -127,7 +127,7 @@ fn one_that_waits_is_sent_again_behind_the_call_that_it_waits_for() {
 fn one_whose_earlier_call_is_lost_fails_with_it_and_did_not_run() {
     run(async {
         let node = Node::new();
-        let client = node.open();
+        let client = node.open().await;
         // Of a class that is never sent again; what it would bring does not matter.
         let bytes = LONG.to_le_bytes();
         let earlier = client.call_ahead(request(client.root(), ADD_ONCE, &bytes)).await.expect("on its way");

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
@@ -13,10 +14,12 @@ use kernel_ipc::described::Details;
 use kernel_ipc::interface::{Description, Operation, Retry};
 use kernel_ipc::lease::{Lend, Lender};
 use kernel_ipc::ledger::Records;
+use kernel_ipc::link::socket::dial;
+use kernel_ipc::link::socket::listen::{Admitted, Awaited, KeptSession, Listener, Options, Peer};
 use kernel_ipc::runtime::{self, Waiting};
 use kernel_ipc::session::{
-    Call, ClientSession, ComponentLedger, Grant, Heritage, HostSession, Ledgers, Offer, Request, Response, Service,
-    SessionInfo,
+    Call, ClientSession, ComponentLedger, Grant, Heritage, HostSession, Ledgers, Offer, Request, Response, Served,
+    Service, SessionInfo,
 };
 use kernel_ipc::sys::segment::{self, SegmentWriter};
 use kernel_ipc::wire::Shape;
@@ -27,6 +30,8 @@ use super::common::run_waiting;
 /// Added by a handler that sleeps for a second before: longer than it takes to end its host.
 pub const LONG: u64 = 6_000_699;
 const ROLE: &str = "ATOLL_TEST_SURVIVING_HOST";
+/// In the place of a client's segment.
+const BEYOND: &str = "beyond";
 const RING: usize = 16 << 20;
 
 /// Appends the number in the payload to the host's list; answers with where it stands.
@@ -162,46 +167,38 @@ pub fn lender(epoch: u64, leases: OwnedFd, table: OwnedFd) -> Rc<RefCell<Lender>
 }
 
 /// The host's program, when this test program is started as one: told by its environment
-/// "EPOCH C-SEGMENT LEDGER RING LEASES TABLE".
+/// "EPOCH C-SEGMENT LEDGER RING LEASES TABLE", or in the place of a segment [`BEYOND`]: then it listens on its standard input.
 #[test]
 fn host_process() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let mut words = role.split(' ');
     let epoch: u64 = words.next().unwrap().parse().unwrap();
-    let mut open = || -> OwnedFd {
-        let path = words.next().unwrap();
-        std::fs::OpenOptions::new().read(true).write(true).open(path).expect("the keeper's memory").into()
+    let mut open = || -> Option<OwnedFd> {
+        let path = words.next().filter(|word| *word != BEYOND)?;
+        Some(std::fs::OpenOptions::new().read(true).write(true).open(path).expect("the keeper's memory").into())
     };
-    let (client_segment, session, ring, leases, table) = (open(), open(), open(), open(), open());
+    let [client_segment, session, ring, leases, table] = [(); 5].map(|()| open());
+    let [session, ring, leases, table] = [session, ring, leases, table].map(|memory| memory.expect("it is kept"));
     run_waiting(Waiting::Adaptive, async {
         let adder: Rc<Adder> = Rc::default();
         let (lender, info) = (lender(epoch, leases, table), info(1, "test", epoch));
         adder.lender.replace(Some(lender.clone()));
-        let memory = SegmentWriter::open_kept(ring).unwrap();
+        let (component, committed) = follow(&adder, epoch, ring);
+        let heritage = |memory: OwnedFd| {
+            let committed = |slot| committed.get(&slot).copied().unwrap_or_default();
+            Heritage::check(memory, SessionId(1), committed, None).expect("a good ledger")
+        };
+        let Some(client_segment) = client_segment else {
+            return serve_beyond(adder, (component, session), info, heritage).await;
+        };
         let host = if epoch == 1 {
-            let component = Rc::new(RefCell::new(Records::create(memory).unwrap()));
-            adder.records.replace(Some(component.clone()));
             let ledgers = Ledgers { session, component: Some(component) };
             HostSession::start_surviving(client_segment, root(), adder, info, Some(lender), ledgers)
         } else {
-            let (records, found) = Records::recover(memory).expect("a good ring");
-            let mut committed: HashMap<u16, u64> = HashMap::new();
-            for record in &found {
-                adder.list.borrow_mut().push(number(&record.effect));
-                if let Some((_, slot, seq)) = record.call {
-                    let last = committed.entry(slot).or_default();
-                    *last = seq.max(*last);
-                }
-            }
-            let component = Rc::new(RefCell::new(records));
-            let committed = |slot| committed.get(&slot).copied().unwrap_or_default();
-            let heritage = Heritage::check(session, SessionId(1), committed, None).expect("a good ledger");
-            HostSession::go_on(client_segment, heritage, adder, info, Some(lender), Some(component))
+            HostSession::go_on(client_segment, heritage(session), adder, info, Some(lender), Some(component))
         }
         .expect("a session");
-        let mut out = std::io::stdout();
-        writeln!(out, "\nsegment {}", path(host.fd().expect("shared memory"))).expect("a reader");
-        out.flush().expect("a reader");
+        say(&format!("segment {}", path(host.fd().expect("shared memory"))));
         // Until it is killed, or its parent is gone.
         let input = std::io::stdin();
         let mut fds = [nix::poll::PollFd::new(input.as_fd(), nix::poll::PollFlags::POLLIN)];
@@ -210,6 +207,63 @@ fn host_process() {
         }
     });
     std::process::exit(0);
+}
+
+fn say(line: &str) {
+    let mut out = std::io::stdout();
+    writeln!(out, "\n{line}").expect("a reader");
+    out.flush().expect("a reader");
+}
+
+/// The host's ring, and for each slot the last call that has a record in it.
+fn follow(adder: &Adder, epoch: u64, ring: OwnedFd) -> (ComponentLedger, HashMap<u16, u64>) {
+    let memory = SegmentWriter::open_kept(ring).unwrap();
+    let mut committed: HashMap<u16, u64> = HashMap::new();
+    let records = if epoch == 1 {
+        Records::create(memory).unwrap()
+    } else {
+        let (records, found) = Records::recover(memory).expect("a good ring");
+        for record in &found {
+            adder.list.borrow_mut().push(number(&record.effect));
+            if let Some((_, slot, seq)) = record.call {
+                let last = committed.entry(slot).or_default();
+                *last = seq.max(*last);
+            }
+        }
+        records
+    };
+    let component = Rc::new(RefCell::new(records));
+    adder.records.replace(Some(component.clone()));
+    (component, committed)
+}
+
+/// Serves the one session over a socket, until it is killed, or its parent is gone.
+async fn serve_beyond(
+    adder: Rc<Adder>,
+    (component, session): (ComponentLedger, OwnedFd),
+    info: SessionInfo,
+    heritage: impl Fn(OwnedFd) -> Heritage,
+) {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).expect("a signal");
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().expect("a listening socket");
+    let again = || session.try_clone().expect("a descriptor");
+    let mut awaited = Vec::new();
+    if !Heritage::is_blank(again()).expect("memory") {
+        let heritage = heritage(again());
+        let secret = heritage.note().expect("a note").try_into().expect("a secret");
+        let (component, ended) = (Some(component.clone()), Box::new(|| ()));
+        awaited.push(Awaited { info: info.clone(), heritage, component, secret, party: None, ended });
+    }
+    let served = Served::from(adder);
+    served.inherit(awaited.iter().map(|awaited| (awaited.info.clone(), &awaited.heritage)), None);
+    let admit = move |_: &Peer, secret: &[u8; 32]| {
+        let ledgers = Ledgers { session: again(), component: Some(component.clone()) };
+        let kept = Some(KeptSession { ledgers, note: secret.to_vec(), ended: Box::new(|| ()) });
+        Some(Admitted { root: root(), info: info.clone(), kept })
+    };
+    let listener = Listener::adopt(socket).expect("loopback");
+    say("segment /dev/null");
+    listener.serve_on(served, None, Options::default(), awaited, admit).await;
 }
 
 fn path(fd: BorrowedFd<'_>) -> String {
@@ -229,6 +283,8 @@ pub struct Node {
     ring: OwnedFd,
     leases: OwnedFd,
     table: OwnedFd,
+    /// Where its host listens, if its client is beyond a socket.
+    listener: Option<TcpListener>,
     epoch: Cell<u64>,
     host: RefCell<Option<Child>>,
     /// The host's, to look at beside its client.
@@ -248,25 +304,36 @@ impl Node {
             ring: memory(Records::<SegmentWriter>::bytes(RING)),
             leases: memory(Lender::ledger_bytes(LEASES)),
             table: memory(Lender::table_bytes(LEASES)),
+            listener: None,
             epoch: Cell::new(0),
             host: RefCell::new(None),
             segment: RefCell::new(None),
         }
     }
 
-    /// Starts the next incarnation with the client's segment; gives the host's.
-    fn start(&self, segment: BorrowedFd<'_>) -> OwnedFd {
+    /// With a client beyond a socket.
+    pub fn beyond() -> Node {
+        Node { listener: Some(TcpListener::bind("127.0.0.1:0").expect("loopback")), ..Node::new() }
+    }
+
+    /// Starts the next incarnation with the client's segment, if it has one; gives the host's.
+    fn start(&self, segment: Option<BorrowedFd<'_>>) -> OwnedFd {
         self.epoch.set(self.epoch.get() + 1);
         // The run before has taken the right to open the table for writing from everybody, its next run included, which a
         // keeper hands a descriptor.
         let mode = nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR;
         nix::sys::stat::fchmod(&self.table, mode).expect("own memory");
         let kept = [&self.session, &self.ring, &self.leases, &self.table].map(|memory| path(memory.as_fd()));
-        let role = [&[self.epoch.get().to_string(), path(segment)], &kept[..]].concat().join(" ");
+        let segment = segment.map_or_else(|| BEYOND.to_owned(), path);
+        let role = [&[self.epoch.get().to_string(), segment], &kept[..]].concat().join(" ");
+        let input = match &self.listener {
+            Some(listener) => listener.try_clone().map(|listener| Stdio::from(OwnedFd::from(listener))),
+            None => Ok(Stdio::piped()),
+        };
         let mut child = Command::new(std::env::current_exe().expect("own program"))
             .args(["--exact", "host::host_process", "--nocapture"])
             .env(ROLE, role)
-            .stdin(Stdio::piped())
+            .stdin(input.expect("a descriptor"))
             .stdout(Stdio::piped())
             .spawn()
             .expect("a second process");
@@ -279,9 +346,15 @@ impl Node {
         segment.into()
     }
 
-    pub fn open(&self) -> ClientSession {
+    pub async fn open(&self) -> ClientSession {
+        if let Some(listener) = &self.listener {
+            self.start(None);
+            let address = listener.local_addr().expect("it listens");
+            let session = dial::connect(address, ADDER.name, Shape::default(), Options::default()).await;
+            return session.expect("a session");
+        }
         let offer = Offer::new(Shape::default()).unwrap();
-        let segment = self.start(offer.fd());
+        let segment = self.start(Some(offer.fd()));
         offer.open_surviving(segment, SessionId(1), Epoch(self.epoch.get())).expect("a session")
     }
 
@@ -295,13 +368,18 @@ impl Node {
     /// Kills the host and starts the next one, as the session's client sees it.
     pub fn replace(&self, client: &ClientSession) {
         self.kill();
+        if self.listener.is_some() {
+            // The client finds out, and where the next one is.
+            self.start(None);
+            return;
+        }
         client.suspend();
         self.resume(client, client.offer().unwrap());
     }
 
     /// Starts the next host for a client that is suspended.
     pub fn resume(&self, client: &ClientSession, offer: Offer) {
-        let segment = self.start(offer.fd());
+        let segment = self.start(Some(offer.fd()));
         client.resume(offer, segment, Epoch(self.epoch.get())).expect("the session goes on");
     }
 }

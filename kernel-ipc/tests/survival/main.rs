@@ -1,4 +1,4 @@
-//! Sessions that outlive their host: this test program starts itself again as the host, kills it at random moments, and
+//! Sessions that outlive their host, over shared memory and over a socket: this test program starts itself again as the host, kills it at random moments, and
 //! gives the next one what a keeper would. Every call is answered, and each effect is there exactly once.
 
 mod capabilities;
@@ -36,9 +36,11 @@ async fn list(client: &ClientSession) -> Vec<u64> {
 
 /// Makes calls from several places while the host is killed again and again. A call has a number, adds it to the host's list and
 /// says where it stands there: all of them do, once each.
-async fn through_kills(call: impl AsyncFn(&ClientSession, u64) -> u64 + Clone + 'static) -> ClientSession {
-    let node = Rc::new(Node::new());
-    let client = node.open();
+async fn through_kills(
+    node: Node,
+    call: impl AsyncFn(&ClientSession, u64) -> u64 + Clone + 'static,
+) -> (Node, ClientSession) {
+    let client = node.open().await;
     let stop = Rc::new(Cell::new(false));
     let answers = Rc::new(RefCell::new(HashMap::new()));
     let next = Rc::new(Cell::new(1u64));
@@ -70,26 +72,35 @@ async fn through_kills(call: impl AsyncFn(&ClientSession, u64) -> u64 + Clone + 
     for (at, n) in list.iter().enumerate() {
         assert_eq!(answers.get(n), Some(&(at as u64)), "the effect of {n} is where its answer says");
     }
-    client
+    drop(answers);
+    (node, client)
+}
+
+/// Runs a test with a client in the next process, and with one beyond a socket.
+fn over_both(test: impl AsyncFn(Node)) {
+    for node in [Node::new, Node::beyond] {
+        run(async { test(node()).await });
+    }
 }
 
 #[test]
 fn no_call_is_lost_and_none_runs_twice_however_often_the_host_is_killed() {
-    run(async {
-        through_kills(async |client: &ClientSession, n| {
+    over_both(async |node| {
+        let adds = async |client: &ClientSession, n| {
             let reply = client.call(request(client.root(), ADD, &n.to_le_bytes())).await.expect("answered");
             assert_eq!(number(&reply.payload[8..16]), n);
             number(&reply.payload[..8])
-        })
-        .await;
+        };
+        let (_node, client) = through_kills(node, adds).await;
+        // Of those that were outstanding some had happened, and are answered by what is kept.
+        assert!(client.resumed().repeated > 0, "{:?}", client.resumed());
     });
 }
 
 #[test]
 fn messages_that_nobody_waits_for_happen_once_each_however_often_the_host_is_killed() {
-    run(async {
-        let node = Rc::new(Node::new());
-        let client = node.open();
+    over_both(async |node| {
+        let client = node.open().await;
         let stop = Rc::new(Cell::new(false));
         let sender = runtime::spawn({
             let (client, stop) = (client.clone(), stop.clone());
@@ -120,9 +131,8 @@ fn messages_that_nobody_waits_for_happen_once_each_however_often_the_host_is_kil
 
 #[test]
 fn handles_are_valid_across_deaths_and_released_ones_stay_gone() {
-    run(async {
-        let node = Node::new();
-        let client = node.open();
+    over_both(async |node| {
+        let client = node.open().await;
         let mut handles = Vec::new();
         for n in 1..=6u64 {
             let reply = client.call(request(client.root(), OPEN, &n.to_le_bytes())).await.expect("granted");
@@ -143,9 +153,8 @@ fn handles_are_valid_across_deaths_and_released_ones_stay_gone() {
 
 #[test]
 fn what_may_not_run_twice_says_that_nobody_knows() {
-    run(async {
-        let node = Node::new();
-        let client = node.open();
+    over_both(async |node| {
+        let client = node.open().await;
         // Sleeps in its handler when the host dies.
         let call = |n: u64| {
             let client = client.clone();
@@ -169,7 +178,7 @@ fn what_may_not_run_twice_says_that_nobody_knows() {
 fn an_answer_that_stood_in_the_dead_hosts_segment_is_delivered() {
     run(async {
         let node = Node::new();
-        let client = node.open();
+        let client = node.open().await;
         let answers = || {
             let mut published = [0; 8];
             let segment = node.segment.borrow();
@@ -197,7 +206,7 @@ fn an_answer_that_stood_in_the_dead_hosts_segment_is_delivered() {
 fn a_host_that_is_not_started_again_ends_the_session() {
     run(async {
         let node = Node::new();
-        let client = node.open();
+        let client = node.open().await;
         let waits = runtime::spawn({
             let client = client.clone();
             async move { client.call(request(client.root(), ADD, &LONG.to_le_bytes())).await }

@@ -11,6 +11,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use kernel_ipc::SessionId;
+use kernel_ipc::broker::{SESSION, ServeBeyond};
 use kernel_ipc::ledger::{CRASHES_MAX, Executing, SessionLedger};
 use kernel_ipc::sys::segment::SegmentWriter;
 
@@ -52,29 +54,40 @@ impl Node {
         let mut calls = Vec::new();
         for surviving in sessions.values().filter_map(|session| session.surviving.as_ref()).filter(is_its) {
             let Ok(memory) = surviving.ledger.again() else { continue };
+            let serve = &surviving.serve;
             // A ledger that makes no sense has its report when it is gone on with.
-            let executing = executing(memory, surviving).unwrap_or_default();
-            calls.extend(executing.into_iter().map(|call| crashed_call(component, surviving, call)));
+            let (executing, _) = executing(memory, serve.session).unwrap_or_default();
+            let of = (serve.client_name.as_str(), serve.endpoint.as_str());
+            calls.extend(executing.into_iter().map(|call| crashed_call(component, of, call)));
+        }
+        // Those with clients on other nodes the component has had held itself.
+        for (number, memory) in component.holdings.those(SESSION) {
+            let Ok(number) = number.parse() else { continue };
+            let Some((executing, note)) = executing(memory, SessionId(number)) else { continue };
+            let Ok(ServeBeyond { serve, .. }) = serde_json::from_slice(&note) else { continue };
+            let of = (serve.client_name.as_str(), serve.endpoint.as_str());
+            calls.extend(executing.into_iter().map(|call| crashed_call(component, of, call)));
         }
         calls
     }
 }
 
-fn executing(memory: OwnedFd, surviving: &Surviving) -> Option<Vec<Executing>> {
+/// What was under way, and what was noted of the session.
+fn executing(memory: OwnedFd, session: SessionId) -> Option<(Vec<Executing>, Vec<u8>)> {
     let memory = SegmentWriter::open_kept(memory).ok()?;
-    SessionLedger::executing(memory, surviving.serve.session).ok()
+    SessionLedger::executing(memory, session).ok()
 }
 
-fn crashed_call(component: &Component, surviving: &Surviving, call: Executing) -> CrashedCall {
-    let provided = component.entry.provides.iter().find(|provided| provided.name == surviving.serve.endpoint);
+fn crashed_call(component: &Component, (client, endpoint): (&str, &str), call: Executing) -> CrashedCall {
+    let provided = component.entry.provides.iter().find(|provided| provided.name == endpoint);
     let interface = provided.map(|provided| provided.interface.clone()).unwrap_or_default();
     let operations = policy::interface(&interface).map(|interface| interface.operations).unwrap_or_default();
     let known = operations.iter().find(|operation| operation.number == call.cell.operation);
     // This crash is counted when the next run begins.
     let crashes = call.cell.crashes.saturating_add(1);
     CrashedCall {
-        client: surviving.serve.client_name.clone(),
-        endpoint: format!("{}.{}", component.entry.name, surviving.serve.endpoint),
+        client: client.to_owned(),
+        endpoint: format!("{}.{endpoint}", component.entry.name),
         interface,
         operation: call.cell.operation,
         name: known.map_or_else(String::new, |operation| operation.name.to_owned()),

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use kernel_ipc::broker::{MAX_HELD, MAX_HELD_NAME, ToComponent};
+use kernel_ipc::broker::{EXPORT, MAX_HELD, MAX_HELD_NAME, MAX_SESSIONS_HELD, SESSION, ToComponent};
 
 use super::records::{Kept, Kind, NamedTag, Records, hash, text};
 
@@ -38,7 +38,14 @@ impl Holdings {
     /// Why it is not held, for people.
     pub fn hold(&self, name: String, descriptor: OwnedFd) -> Result<(), String> {
         let mut held = self.held.borrow_mut();
-        if name.len() > MAX_HELD_NAME || (held.len() >= MAX_HELD && !held.contains_key(&name)) {
+        // What the supervisor gives is bounded by the manifest.
+        let most = match kind(&name) {
+            SESSION => MAX_SESSIONS_HELD,
+            EXPORT => usize::MAX,
+            _ => MAX_HELD,
+        };
+        let others = held.keys().filter(|known| kind(known) == kind(&name) && **known != name).count();
+        if name.len() > MAX_HELD_NAME || others >= most {
             return Err("it wants too much to be held".into());
         }
         let wrong = |error: std::io::Error| error.to_string();
@@ -63,6 +70,13 @@ impl Holdings {
         self.held.borrow().get(name)?.again().ok()
     }
 
+    /// What is held under names that begin so, with the rest of each name.
+    pub fn those(&self, prefix: &str) -> Vec<(String, OwnedFd)> {
+        let held = self.held.borrow();
+        let its = held.iter().filter_map(|(name, held)| Some((name.strip_prefix(prefix)?.to_owned(), held.again().ok()?)));
+        its.collect()
+    }
+
     /// What the next run is told of them.
     pub fn all(&self) -> Vec<(ToComponent, OwnedFd)> {
         let held = self.held.borrow();
@@ -71,6 +85,11 @@ impl Holdings {
         };
         held.iter().filter_map(copy).collect()
     }
+}
+
+/// Descriptors of which kind a name is: others do not count with them.
+fn kind(name: &str) -> &'static str {
+    [SESSION, EXPORT].into_iter().find(|kind| name.starts_with(kind)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -89,6 +108,12 @@ mod tests {
             holdings.hold(format!("n{n}"), descriptor()).unwrap();
         }
         assert!(holdings.hold("one more".into(), descriptor()).is_err());
+        // Sessions count apart.
+        for n in 0..MAX_SESSIONS_HELD {
+            holdings.hold(format!("{SESSION}{n}"), descriptor()).unwrap();
+        }
+        assert!(holdings.hold(format!("{SESSION}more"), descriptor()).is_err());
+        (0..MAX_SESSIONS_HELD).for_each(|n| holdings.let_go(&format!("{SESSION}{n}")));
         holdings.hold("n0".into(), descriptor()).unwrap();
         assert_eq!(holdings.all().len(), MAX_HELD);
         holdings.let_go("n0");

@@ -7,12 +7,12 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
 use kernel_ipc::ledger::Records;
-use kernel_ipc::session::{Ledgers, Offer};
+use kernel_ipc::session::Offer;
 use kernel_ipc::sys::segment::{self, SegmentWriter};
 use kernel_ipc::{Epoch, SessionId};
 
 use super::{HOST, World, address};
-use crate::host::Start;
+use crate::host::{Start, ledger_memory};
 use crate::plan::{Carrier, Fault, MS, S};
 
 /// Bytes of the host's ring: more than a run records.
@@ -61,12 +61,8 @@ pub(super) struct Kept {
 
 /// Memory for the host's ring.
 pub(super) fn ring_memory() -> OwnedFd {
-    memory(Records::<SegmentWriter>::bytes(RING))
-}
-
-fn memory(bytes: usize) -> OwnedFd {
-    let fd = segment::memfd("ledger").expect("memory");
-    segment::set_len(&fd, bytes).expect("memory");
+    let fd = segment::memfd("ring").expect("memory");
+    segment::set_len(&fd, Records::<SegmentWriter>::bytes(RING)).expect("memory");
     fd
 }
 
@@ -87,6 +83,7 @@ impl World {
             refuse_after: self.plan.refuse_after,
             ring: twin(&self.component_ring),
             sessions: kept.map(|(id, ledger)| (*id, twin(ledger))).collect(),
+            beyond: self.plan.keeps_sockets.then(|| self.beyond.clone()),
             truth: self.truth.clone(),
             next_session: self.next_session.clone(),
             trace: self.trace.clone(),
@@ -219,7 +216,7 @@ impl World {
         let is_new = self.kept[client].ledger.is_none();
         if is_new {
             let id = self.next_session.replace(self.next_session.get() + 1);
-            self.kept[client].ledger = Some((id, memory(Ledgers::BYTES)));
+            self.kept[client].ledger = Some((id, ledger_memory()));
         }
         let (id, ledger) =
             self.kept[client].ledger.as_ref().map(|(id, ledger)| (*id, twin(ledger))).expect("just made");

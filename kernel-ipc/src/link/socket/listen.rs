@@ -5,6 +5,7 @@
 //!   everything unread in it before the new one is answered.
 //! - A session whose connection is lost stays for [`Options::give_up`]: its calls go on, its capabilities stand. Then it
 //!   ends as if its client had closed it.
+//! - A session that [is kept](Admitted::kept) goes on when its host has died.
 //! - Strangers cost little: a bounded number of greetings is under way at a time, each for a bounded time, and nothing is
 //!   allocated for a session before its hello was checked. Who says nothing keeps nobody out: the one that has been silent
 //!   for longest gives way to a newcomer. (Very many at once do: a handshake takes some round trips, and until it has ended a
@@ -12,6 +13,8 @@
 //! - A listener that is [open to newcomers](Listener::to_newcomers) also hears those who prove nothing. They have a few sessions
 //!   among them, each for a short time, and the oldest of these gives way to another one.
 //! - A session begins with its client's knowledge: one whose welcome could not be sent ends at once.
+
+mod kept;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -32,9 +35,12 @@ use super::stream::Stream;
 use super::warnings::Warnings;
 use super::{SocketLink, Standing};
 use crate::id::SessionId;
+use crate::lease::Lender;
 use crate::runtime::{self, JoinHandle, clock};
 use crate::session::{Grant, HostSession, Served, Service, SessionInfo};
 use crate::wire::VERSION;
+
+pub use kept::{Admitted, Awaited, KeptSession};
 
 /// Greetings that may be under way at a time.
 const GREETINGS: usize = 64;
@@ -169,8 +175,22 @@ impl Listener {
         served: impl Into<Served<S>>,
         lending: Option<Lending>,
         options: Options,
-        admit: impl FnMut(&Peer, &[u8; SECRET_BYTES]) -> Option<(Grant, SessionInfo)> + 'static,
+        mut admit: impl FnMut(&Peer, &[u8; SECRET_BYTES]) -> Option<(Grant, SessionInfo)> + 'static,
     ) {
+        let admit = move |peer: &Peer, secret: &[u8; SECRET_BYTES]| admit(peer, secret).map(Admitted::from);
+        self.serve_on(served, lending, options, Vec::new(), admit).await;
+    }
+
+    /// The same for sessions that survive: `awaited` are those of dead runs, which [`Served::inherit`] knows already.
+    pub async fn serve_on<S: Service>(
+        self,
+        served: impl Into<Served<S>>,
+        lending: Option<Lending>,
+        options: Options,
+        awaited: Vec<Awaited>,
+        admit: impl FnMut(&Peer, &[u8; SECRET_BYTES]) -> Option<Admitted> + 'static,
+    ) {
+        let awaited: HashMap<_, _> = awaited.into_iter().map(|session| (session.info.id, session)).collect();
         let desk = Rc::new(Desk {
             served: served.into(),
             keys: self.keys,
@@ -179,12 +199,14 @@ impl Listener {
             options,
             admit: RefCell::new(Box::new(admit)),
             sessions: RefCell::default(),
+            awaited: awaited.into(),
             greetings: RefCell::default(),
             warnings: Warnings::default(),
             closed: Cell::new(false),
         });
         // The tasks of this listener see by it that nobody listens any more.
         let _closing = Closing(desk.clone());
+        runtime::spawn(kept::forsake_later(Rc::downgrade(&desk)));
         let mut connections = self.door.arrivals();
         loop {
             match connections.next().await {
@@ -198,7 +220,7 @@ impl Listener {
     }
 }
 
-type Admit = Box<dyn FnMut(&Peer, &[u8; SECRET_BYTES]) -> Option<(Grant, SessionInfo)>>;
+type Admit = Box<dyn FnMut(&Peer, &[u8; SECRET_BYTES]) -> Option<Admitted>>;
 
 /// Where clients come to.
 struct Desk<S: Service> {
@@ -210,6 +232,8 @@ struct Desk<S: Service> {
     options: Options,
     admit: RefCell<Admit>,
     sessions: RefCell<HashMap<SessionId, Rc<Entry>>>,
+    /// Sessions of dead runs whose clients have not come back.
+    awaited: RefCell<HashMap<SessionId, Awaited>>,
     /// Those under way, the oldest first, and some that have ended.
     greetings: RefCell<VecDeque<Greeting>>,
     warnings: Warnings,
@@ -360,23 +384,28 @@ impl<S: Service> Desk<S> {
         if is_newcomer {
             self.make_room_for_newcomer();
         }
-        let (root, info) = (self.admit.borrow_mut())(peer, &hello.secret).ok_or(Refusal::Forbidden)?;
-        let id = info.id;
+        let admitted = (self.admit.borrow_mut())(peer, &hello.secret).ok_or(Refusal::Forbidden)?;
+        let Admitted { root, info, kept } = admitted;
         let link = SocketLink::new(hello.shape);
-        let lender = self.lending.as_ref().map(|lending| lending.lender().clone());
-        let session = HostSession::over(link.clone(), root, self.served.clone(), info, lender);
-        let entry = Rc::new(Entry {
-            session,
-            link,
-            secret: hello.secret,
-            party: peer.party(),
-            number: Cell::new(hello.number),
-            bulk_number: Cell::new(0),
-            bulk: RefCell::default(),
-            is_known: Cell::new(false),
-        });
+        let session = match kept {
+            None => HostSession::over(link.clone(), root, self.served.clone(), info, self.lender()),
+            Some(kept) => self.begin_kept(link.clone(), (root, info), kept)?,
+        };
+        let entry = Entry::new(session, link, hello, peer);
+        self.enter(&entry, is_newcomer);
+        let welcome = entry.welcome(hello);
+        Ok((entry, welcome, 0))
+    }
+
+    fn lender(&self) -> Option<Rc<RefCell<Lender>>> {
+        self.lending.as_ref().map(|lending| lending.lender().clone())
+    }
+
+    /// A session is served from now on, until it ends.
+    fn enter(self: &Rc<Self>, entry: &Rc<Entry>, is_newcomer: bool) {
+        let id = entry.session.info().id;
         self.sessions.borrow_mut().insert(id, entry.clone());
-        let (desk, keeper) = (Rc::downgrade(self), Rc::downgrade(&entry));
+        let (desk, keeper) = (Rc::downgrade(self), Rc::downgrade(entry));
         let options = self.options;
         runtime::spawn(async move {
             if let Some(entry) = keeper.upgrade() {
@@ -395,8 +424,6 @@ impl<S: Service> Desk<S> {
                 drop(gone);
             }
         });
-        let welcome = entry.welcome(hello);
-        Ok((entry, welcome, 0))
     }
 
     /// Whether there may be one more session of this peer, which is no newcomer.
@@ -422,9 +449,13 @@ impl<S: Service> Desk<S> {
         }
     }
 
-    /// A session that lost its connection.
-    fn find(&self, hello: &Hello, peer: &Peer) -> Result<(Rc<Entry>, Welcome, u16), Refusal> {
-        let entry = self.sessions.borrow().get(&hello.session).cloned().ok_or(Refusal::NoSuchSession)?;
+    /// A session that lost its connection, or its host.
+    fn find(self: &Rc<Self>, hello: &Hello, peer: &Peer) -> Result<(Rc<Entry>, Welcome, u16), Refusal> {
+        let known = self.sessions.borrow().get(&hello.session).cloned();
+        let entry = match known {
+            Some(entry) => entry,
+            None => self.revive(hello, peer)?,
+        };
         if !entry.is_of(peer, &hello.secret) || entry.link.shape_is_not(hello.shape) {
             return Err(Refusal::NoSuchSession);
         }
@@ -432,6 +463,7 @@ impl<S: Service> Desk<S> {
             return Err(Refusal::StaleConnection);
         }
         entry.number.set(hello.number);
+        entry.session.connected(hello.number);
         // What the old connection still holds is never read: the client offers it again (R20).
         entry.link.detach();
         let welcome = entry.welcome(hello);
@@ -488,6 +520,20 @@ impl<S: Service> Desk<S> {
 }
 
 impl Entry {
+    fn new(session: HostSession, link: SocketLink, hello: &Hello, peer: &Peer) -> Rc<Entry> {
+        session.connected(hello.number);
+        Rc::new(Entry {
+            session,
+            link,
+            secret: hello.secret,
+            party: peer.party(),
+            number: Cell::new(hello.number),
+            bulk_number: Cell::new(0),
+            bulk: RefCell::default(),
+            is_known: Cell::new(false),
+        })
+    }
+
     /// Whether it is open and this peer's, who knows this secret.
     fn is_of(&self, peer: &Peer, secret: &[u8; SECRET_BYTES]) -> bool {
         same(&self.secret, secret) && self.party == peer.party() && self.session.is_open()

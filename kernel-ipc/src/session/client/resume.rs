@@ -12,9 +12,9 @@
 //! A call that is sent again is the same to its caller: same future, same deadline. One that depends on another is sent after
 //! it, with the handle in the place of its name if that was answered; if that failed, it fails.
 //!
-//! Over a socket it is the same exchange, on the next connection and with the same host ([`ClientSession::cut`],
-//! [`ClientSession::reconnected`]): its link keeps what it had sent, and the host answers each RESUME by the completion that
-//! the connection took with it, by NOT_SEEN, or by RUNNING, after which the completion comes as it would have.
+//! Over a socket it is the same exchange, on the next connection ([`ClientSession::cut`], [`ClientSession::reconnected`]). The same
+//! host has kept what it had sent, and answers each RESUME by the completion that the connection took with it, by NOT_SEEN, or by
+//! RUNNING, after which the completion comes as it would have. Another epoch is the next incarnation, which answers by the ledger.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
@@ -119,6 +119,13 @@ impl Survival {
         self.calls.get(usize::from(slot)).is_some_and(|call| call.seen.get())
     }
 
+    /// Who may have begun the slot's call is dead.
+    fn host_died_on(&self, slot: u16) {
+        if let Some(call) = self.calls.get(usize::from(slot)) {
+            call.seen.set(call.seen.get() || call.in_doubt.replace(false));
+        }
+    }
+
     #[cold]
     fn awaits_verdict_of(&self, request: &Request<'_>) -> bool {
         let named = request.capabilities.iter().chain([&request.handle]);
@@ -176,15 +183,20 @@ impl ClientSession {
         u16::try_from(normal).unwrap_or(u16::MAX)
     }
 
-    /// The link has a connection again, with the host that lives, which was told how many calls are outstanding. False:
-    /// that host is another one, or broke a rule, and the session is over.
+    /// The link has a connection again, with the host that lives, or that goes on for one that has died: that has a later epoch. It
+    /// was told how many calls are outstanding. False: it is another one, or broke a rule, and the session is over.
     pub(crate) fn reconnected(&self, root: Handle, epoch: Epoch, told: u16) -> bool {
         let inner = &self.0.inner;
-        let is_the_same = root == inner.root && epoch == inner.epoch.get() && told == self.outstanding();
+        let goes_on = root == inner.root && epoch >= inner.epoch.get() && told == self.outstanding();
+        let lives = epoch == inner.epoch.get();
         if let Some(survival) = &inner.survival {
-            survival.host_lives.set(true);
+            survival.host_lives.set(lives);
+            if goes_on && !lives {
+                inner.epoch.set(epoch);
+                inner.slots.borrow().outstanding().iter().for_each(|(slot, _)| survival.host_died_on(*slot));
+            }
         }
-        if !is_the_same || inner.offer_again().is_err() {
+        if !goes_on || inner.offer_again().is_err() {
             inner.broken();
         }
         self.is_open()

@@ -68,6 +68,7 @@ impl<S: Service> Inner<S> {
             self.quiet.answered(call.operation);
             return self.answer(call, Status::Done, &[], &[], &[]);
         }
+        self.reconnect.reads(call.slot);
         let seen = self.log_saw(call);
         if let Err(cause) = turn.admit(&self.turns, call) {
             return self.refuse(call, seen, Failure::not_executed(cause));

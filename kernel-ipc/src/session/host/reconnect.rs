@@ -1,4 +1,4 @@
-//! A client whose connection was lost comes back over another one, to a host that lives.
+//! A client whose connection was lost comes back over another one, to a host that lives, or to one that goes on where a dead one was.
 //!
 //! - It offers each outstanding call by its slot and seq, as it would to a next incarnation; nothing else comes before that.
 //! - What was answered is answered again with the same words, which the link has kept until the slot's next call (R22). That
@@ -6,6 +6,8 @@
 //!   twice. (A reply counts as published when the link has it, so a revoke that ended since does not change it.)
 //! - What is under way is RUNNING, and its completion follows on this connection. What never arrived is NOT_SEEN, and comes
 //!   with the same seq.
+//! - Of a call that this host has not read itself, the dead one's ledger says what became of it ([`survival`](super::survival)),
+//!   over however many connections it is asked.
 //! - Control calls are not offered. The client sends again those whose answer it misses: they are idempotent.
 
 use std::cell::Cell;
@@ -23,6 +25,8 @@ pub(super) struct Reconnect {
     awaited: Cell<u16>,
     /// Slots that were answered on this connection while offers were awaited: theirs need no other answer. A bit each.
     answered: Cell<u64>,
+    /// Slots of which only the ledger knows, because no call on them has come since the last run died. A bit each.
+    inherited: Cell<u64>,
 }
 
 impl Reconnect {
@@ -33,15 +37,28 @@ impl Reconnect {
             self.answered.set(self.answered.get() | bit(slot));
         }
     }
+
+    /// A call was read on this slot.
+    #[inline]
+    pub(super) fn reads(&self, slot: u16) {
+        self.inherited.set(self.inherited.get() & !bit(slot));
+    }
 }
 
 /// A new connection, for a session whose service's type is forgotten.
 pub(super) trait Reconnecting {
+    /// A dead run has served all of it.
+    fn inherited(&self);
     /// It begins with so many offers.
     fn reconnected(&self, outstanding: u16);
 }
 
 impl<S: Service> Reconnecting for Inner<S> {
+    fn inherited(&self) {
+        let all = (0..self.shape.slots).map(bit).fold(0, |all, bit| all | bit);
+        self.reconnect.inherited.set(all);
+    }
+
     fn reconnected(&self, outstanding: u16) {
         self.reconnect.awaited.set(outstanding);
         self.reconnect.answered.set(0);
@@ -68,6 +85,9 @@ impl<S: Service> Inner<S> {
         }
         self.reconnect.awaited.set(self.reconnect.awaited.get().saturating_sub(1));
         let outstanding @ Outstanding { slot, seq } = Outstanding::check(raw, self.shape)?;
+        if let Some(survival) = self.survival.as_ref().filter(|_| self.reconnect.inherited.get() & bit(slot) != 0) {
+            return self.resume_one(survival, outstanding);
+        }
         let verdict = match self.slots.borrow().last(slot).ok_or(Violation::Slot)? {
             (last, false) if seq > last => flag::NOT_SEEN,
             (last, true) if seq == last => flag::RUNNING,

@@ -13,15 +13,18 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use super::{HostSession, Inner, Lent, Names, Served};
+use crate::capability::Member;
 use crate::error::{Cause, Executed, Failure};
 use crate::interface::Retry;
 use crate::lease::Lender;
-use crate::ledger::{CRASHES_MAX, Poisoned, Records, Recovered, SessionLedger};
-use crate::link::{Body, shm};
+use crate::ledger::{CRASHES_MAX, NOTE_BYTES, Poisoned, Records, Recovered, SessionLedger};
+use crate::link::{Body, Link, shm};
 use crate::session::{Call, Grant, OpenError, Service, SessionInfo};
 use crate::steps;
 use crate::sys::segment::SegmentWriter;
-use crate::wire::{Completion, Handle, LeaseName, Outstanding, RawDescriptor, Status, Submission, Violation, flag};
+use crate::wire::{
+    Completion, Handle, LeaseName, Outstanding, RawDescriptor, Shape, Status, Submission, Violation, flag,
+};
 
 /// The ring of a component, shared by its sessions.
 pub type ComponentLedger = Rc<RefCell<Records<SegmentWriter>>>;
@@ -38,6 +41,8 @@ pub struct Ledgers {
 impl Ledgers {
     /// Memory for the ledger of a session of any shape; its pages are taken as they are used.
     pub const BYTES: usize = 4 << 20;
+    /// Longest [note](HostSession::over_surviving).
+    pub const NOTE_BYTES: usize = NOTE_BYTES;
 }
 
 /// A session that a dead incarnation served, as its ledger tells it.
@@ -65,6 +70,32 @@ impl Heritage {
             ledger.crashed(number, &mut recovered.cells);
         }
         Ok(Heritage { ledger: Rc::new(ledger), recovered })
+    }
+
+    /// Whether nobody ever began a session in this memory: whoever was to do it died before.
+    ///
+    /// # Errors
+    /// It cannot be mapped.
+    pub fn is_blank(memory: OwnedFd) -> std::io::Result<bool> {
+        Ok(SessionLedger::is_blank(&SegmentWriter::open_kept(memory)?))
+    }
+
+    /// What was noted of a session over a socket when it was [opened](HostSession::over_surviving).
+    ///
+    /// # Errors
+    /// [`Poisoned`]: it makes no sense.
+    pub fn note(&self) -> Result<Vec<u8>, Poisoned> {
+        self.ledger.noted()
+    }
+
+    /// The number of its last connection.
+    pub(crate) fn connection(&self) -> u64 {
+        self.ledger.connection()
+    }
+
+    /// Its measures.
+    pub(crate) fn shape(&self) -> Shape {
+        self.recovered.shape
     }
 
     /// What the session was granted and that is held by somebody, or was when the host died: the service hears when it
@@ -97,16 +128,50 @@ impl HostSession {
         ledgers: Ledgers,
     ) -> Result<HostSession, OpenError> {
         let link = shm::ShmLink::host(client_segment, info.id, info.epoch, super::ROOT)?;
-        let memory = SegmentWriter::open_kept(ledgers.session)?;
-        let shape = crate::link::Link::shape(&link);
-        let fresh = |_| OpenError::Io(std::io::Error::other("the ledger's memory is not fresh"));
-        let session = SessionLedger::create(memory, info.id, shape, super::CAPABILITIES, super::ROOT).map_err(fresh)?;
-        let session = Rc::new(session);
         let segment = link.fd().try_clone_to_owned()?;
-        let (served, info) = (service.into(), Rc::new(info));
+        Self::begin_surviving(link, Some(segment), root, service.into(), info, lender, ledgers, &[])
+    }
+
+    /// The same over a socket. The next incarnation finds `note` in the [ledger](Heritage::note): by whom and how it was opened.
+    ///
+    /// # Errors
+    /// [`OpenError::Io`]: the memory cannot be used, or the note is longer than [`Ledgers::NOTE_BYTES`].
+    pub fn over_surviving<S: Service>(
+        link: impl Link + 'static,
+        root: Grant,
+        service: impl Into<Served<S>>,
+        info: SessionInfo,
+        lender: Option<Rc<RefCell<Lender>>>,
+        ledgers: Ledgers,
+        note: &[u8],
+    ) -> Result<HostSession, OpenError> {
+        Self::begin_surviving(link, None, root, service.into(), info, lender, ledgers, note)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what the two ways to open have in common")]
+    fn begin_surviving<S: Service>(
+        link: impl Link + 'static,
+        segment: Option<OwnedFd>,
+        root: Grant,
+        served: Served<S>,
+        info: SessionInfo,
+        lender: Option<Rc<RefCell<Lender>>>,
+        ledgers: Ledgers,
+        note: &[u8],
+    ) -> Result<HostSession, OpenError> {
+        let memory = SegmentWriter::open_kept(ledgers.session)?;
+        let other = |what| OpenError::Io(std::io::Error::other(what));
+        let session = SessionLedger::create(memory, info.id, link.shape(), super::CAPABILITIES, super::ROOT)
+            .map_err(|_| other("the ledger's memory is not fresh"))?;
+        let (session, info) = (Rc::new(session), Rc::new(info));
         let member = served.begin(&info, root, Some(&session));
+        // The last of all: whoever finds a note finds everything else too.
+        if !session.note(note) {
+            served.forsake(&info);
+            return Err(other("the note is too long"));
+        }
         let survival = Survival { session, component: ledgers.component, awaited: Cell::new(0) };
-        Ok(Self::serve(link, Some(segment), served, (info, member), lender, Some(survival)))
+        Ok(Self::serve(link, segment, served, (info, member), lender, Some(survival)))
     }
 
     /// Goes on with a session of a dead incarnation: handles are what they were, and each call that was outstanding is
@@ -123,22 +188,64 @@ impl HostSession {
         component: Option<ComponentLedger>,
     ) -> Result<HostSession, OpenError> {
         let served = service.into();
-        let known = served.0.realm.borrow().member(info.id);
-        let member = match known {
-            Some(member) => member,
-            None => {
-                served.inherit([(info.clone(), &heritage)], lender.as_ref());
-                served.0.realm.borrow().member(info.id).expect("it has come this moment")
-            }
-        };
+        let member = Self::member_again(&served, &info, &heritage, lender.as_ref());
         steps::reach("resume/inherited");
         let opened = Self::link_again(client_segment, &info, &heritage.recovered);
         let (link, awaited, segment) = opened.inspect_err(|_| served.forsake(&info))?;
+        let known = (Rc::new(info), member);
+        Ok(Self::serve_again(link, Some(segment), awaited, heritage, served, known, lender, component))
+    }
+
+    /// The same over a socket, with a link of the session's measures whose next connection is its client's.
+    pub(crate) fn go_on_over<S: Service>(
+        link: impl Link + 'static,
+        heritage: Heritage,
+        served: Served<S>,
+        info: SessionInfo,
+        lender: Option<Rc<RefCell<Lender>>>,
+        component: Option<ComponentLedger>,
+    ) -> HostSession {
+        let member = Self::member_again(&served, &info, &heritage, lender.as_ref());
+        let host = Self::serve_again(link, None, 0, heritage, served, (Rc::new(info), member), lender, component);
+        host.inner.inherited();
+        host
+    }
+
+    /// The session among those that were inherited.
+    fn member_again<S: Service>(
+        served: &Served<S>,
+        info: &SessionInfo,
+        heritage: &Heritage,
+        lender: Option<&Rc<RefCell<Lender>>>,
+    ) -> Member {
+        let known = served.0.realm.borrow().member(info.id);
+        known.unwrap_or_else(|| {
+            served.inherit([(info.clone(), heritage)], lender);
+            served.0.realm.borrow().member(info.id).expect("it has come this moment")
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what the two ways to go on have in common")]
+    fn serve_again<S: Service>(
+        link: impl Link + 'static,
+        segment: Option<OwnedFd>,
+        awaited: u32,
+        heritage: Heritage,
+        served: Served<S>,
+        known: (Rc<SessionInfo>, Member),
+        lender: Option<Rc<RefCell<Lender>>>,
+        component: Option<ComponentLedger>,
+    ) -> HostSession {
         let Heritage { ledger, recovered } = heritage;
         let survival = Survival { session: ledger, component, awaited: Cell::new(awaited) };
-        let host = Self::serve(link, Some(segment), served, (Rc::new(info), member), lender, Some(survival));
+        let host = Self::serve(link, segment, served, known, lender, Some(survival));
         host.inner.recovered(&recovered);
-        Ok(host)
+        host
+    }
+
+    /// The session goes on over the connection of this number.
+    pub(crate) fn connected(&self, number: u64) {
+        self.inner.connected(number);
     }
 
     /// The carrier of a session that goes on, how many RESUMEs its client owes, and the segment to be sent to it.
@@ -148,7 +255,7 @@ impl HostSession {
         recovered: &Recovered,
     ) -> Result<(shm::ShmLink, u32, OwnedFd), OpenError> {
         let (link, awaited) = shm::ShmLink::host_resuming(client_segment, info.id, info.epoch, recovered.root)?;
-        if crate::link::Link::shape(&link) != recovered.shape {
+        if link.shape() != recovered.shape {
             return Err(Violation::Segment.into());
         }
         let segment = link.fd().try_clone_to_owned()?;
@@ -250,7 +357,12 @@ impl<S: Service> Inner<S> {
             return Err(Violation::Reserved);
         }
         survival.awaited.set(survival.awaited.get().saturating_sub(1));
-        let outstanding @ Outstanding { slot, seq } = Outstanding::check(raw, self.shape)?;
+        self.resume_one(survival, Outstanding::check(raw, self.shape)?)
+    }
+
+    /// The same for this one.
+    pub(super) fn resume_one(&self, survival: &Survival, outstanding: Outstanding) -> Result<(), Violation> {
+        let Outstanding { slot, seq } = outstanding;
         let cell = survival.session.cell(slot).map_err(|_| Violation::Slot)?;
         if seq < cell.begun || seq < cell.done {
             return Err(Violation::Seq);
@@ -331,6 +443,7 @@ impl<S: Service> Inner<S> {
 /// What a recovered ledger says, for a session whose service's type is forgotten.
 pub(super) trait Recovering {
     fn recovered(&self, recovered: &Recovered);
+    fn connected(&self, number: u64);
     /// The client holds these leases, by index and generation.
     fn holds(&self, leases: &[(u32, u32)]);
     /// The session ends, and what was lent on it stays lent.
@@ -348,6 +461,12 @@ impl<S: Service> Recovering for Inner<S> {
                 // Counted when the entries were inherited.
                 self.has_out(index, generation, by.map(|by| by.index));
             }
+        }
+    }
+
+    fn connected(&self, number: u64) {
+        if let Some(survival) = &self.survival {
+            survival.session.connected(number);
         }
     }
 
