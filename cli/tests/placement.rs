@@ -6,6 +6,7 @@ mod common;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use common::nodes::Node;
 use common::{Over, Random, get, keep_asking, kill_now, said, wait_for};

@@ -176,7 +176,12 @@ impl Model {
             Cause::Busy { .. } => call.carrier == Carrier::Memory && of.refuses && failure.executed != Executed::Yes,
             Cause::LinkLost => call.carrier != Carrier::Memory && of.is_impatient,
             // With a ledger only what may not run twice ends so, and nobody knows whether it ran.
-            Cause::PeerDied => call.carrier.is_kept() && of.host_deaths > 0 && call.operation == ONCE && failure.executed == Executed::Unknown,
+            Cause::PeerDied => {
+                call.carrier.is_kept()
+                    && of.host_deaths > 0
+                    && call.operation == ONCE
+                    && failure.executed == Executed::Unknown
+            }
             _ => false,
         }
     }

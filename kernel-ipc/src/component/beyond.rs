@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use super::endpoint::{self, Endpoint};
+use super::endpoint;
 use super::{Context, ContextError, Inner};
 use crate::broker::{
     MAX_SESSIONS_HELD, OpenedBeyond, PartyKeys, SESSION, Serve, ServeBeyond, TICKET_BYTES, ToSupervisor, Welcome,
@@ -33,8 +33,10 @@ use crate::sys::segment;
 use crate::wire::Shape;
 use crate::{Incarnation, RegionId, SessionId};
 
-/// Tickets that one component expects at a time, and for how long each.
-const EXPECTED: usize = 256;
+/// Clients that one component expects at a time, how many of them may be of one node, and for how long each. Of a node that announces
+/// more, the one that was announced first is not expected any more: so who fails to come takes the place of nobody else's.
+const EXPECTED: usize = 1024;
+const EXPECTED_OF_A_NODE: usize = 64;
 const EXPECTED_FOR: Duration = Duration::from_secs(30);
 
 /// Memory for what other nodes lend to this component. Taken from the machine as it is used.
@@ -50,7 +52,7 @@ pub(super) struct Beyond {
     keys: RefCell<Option<Keys>>,
     /// Sockets that listen for clients of these endpoints, until each is provided.
     exports: RefCell<HashMap<String, OwnedFd>>,
-    expected: Rc<RefCell<HashMap<Ticket, Expected>>>,
+    expected: RefCell<HashMap<Ticket, Expected>>,
     landing: RefCell<Option<Landing>>,
     /// The regions that this run has published: it may lend from them.
     own: RefCell<HashMap<RegionId, RegionReader>>,
@@ -202,13 +204,10 @@ async fn expected(cx: &Context, wish: ServeBeyond) -> Result<(), String> {
     let ServeBeyond { serve, ticket, .. } = &wish;
     let (name, ticket) = (serve.endpoint.clone(), *ticket);
     let endpoint = cx.0.endpoints.borrow().get(&name).cloned().ok_or("no such endpoint is provided")?;
-    if cx.0.beyond.expected.borrow().len() >= EXPECTED {
-        return Err("too many clients of other nodes are about to come".into());
-    }
     let (root, info) = endpoint.clone().root(serve.clone()).await?;
     let session = info.id;
+    make_room(cx, &party.node);
     let mut expected = cx.0.beyond.expected.borrow_mut();
-    // Looked at again: others have come meanwhile.
     if expected.len() >= EXPECTED || expected.contains_key(&ticket) {
         drop(expected);
         endpoint.forsaken(&info, false);
@@ -217,20 +216,38 @@ async fn expected(cx: &Context, wish: ServeBeyond) -> Result<(), String> {
     let kept = if endpoint.survives() { cx.keep_session(&wish) } else { None };
     expected.insert(ticket, Expected { endpoint: name, party, root, info, kept });
     drop(expected);
-    spawn(forget(Rc::downgrade(&cx.0), (ticket, session), endpoint));
+    spawn(forget(Rc::downgrade(&cx.0), ticket, session));
     Ok(())
 }
 
+/// If as many clients of a node are expected as may be, the first of them is not any more.
+fn make_room(cx: &Context, node: &NodeName) {
+    let expected = cx.0.beyond.expected.borrow();
+    let its = || expected.iter().filter(|(_, known)| known.party.node == *node);
+    let first = its().min_by_key(|(_, known)| known.info.id).map(|(ticket, _)| *ticket);
+    if let Some(first) = first.filter(|_| its().count() >= EXPECTED_OF_A_NODE) {
+        drop(expected);
+        no_longer_expected(cx, &first);
+    }
+}
+
+fn no_longer_expected(cx: &Context, ticket: &Ticket) {
+    let forgotten = cx.0.beyond.expected.borrow_mut().remove(ticket);
+    let Some(Expected { endpoint, info, .. }) = forgotten else { return };
+    cx.let_go_session(info.id);
+    let endpoint = cx.0.endpoints.borrow().get(&endpoint).cloned();
+    if let Some(endpoint) = endpoint {
+        endpoint.forsaken(&info, false);
+    }
+}
+
 /// A client that has not come by now does not come any more.
-async fn forget(cx: Weak<Inner>, (ticket, session): (Ticket, SessionId), endpoint: Rc<dyn Endpoint>) {
+async fn forget(cx: Weak<Inner>, ticket: Ticket, session: SessionId) {
     sleep(EXPECTED_FOR).await;
     let Some(cx) = cx.upgrade().map(Context) else { return };
-    let expected = &cx.0.beyond.expected;
-    let is_it = expected.borrow().get(&ticket).is_some_and(|known| known.info.id == session);
-    let forgotten = if is_it { expected.borrow_mut().remove(&ticket) } else { None };
-    if let Some(forgotten) = forgotten {
-        cx.let_go_session(session);
-        endpoint.forsaken(&forgotten.info, false);
+    let is_it = cx.0.beyond.expected.borrow().get(&ticket).is_some_and(|known| known.info.id == session);
+    if is_it {
+        no_longer_expected(&cx, &ticket);
     }
 }
 

@@ -28,9 +28,10 @@ pub(super) struct Asked {
     answer: Answer<Result<ClientSession, ConnectError>>,
 }
 
-/// How often a host on another node is asked for and dialled, and the pause between two times: it may die, or its node, in between.
-const DIALLED: u32 = 50;
+/// Between two times that a host on another node is asked for and dialled, at first; it doubles so often. It may die, or its node, in
+/// between, and who waits for it does so as for one of this node: until there is one, or he goes away.
 const DIAL_AGAIN: Duration = Duration::from_millis(200);
+const DOUBLED_MOST: u32 = 5;
 
 impl Asked {
     /// Says what is asked for, also again: to a supervisor that did not hear it.
@@ -127,19 +128,38 @@ async fn ask(
     offer: Offer,
     resumes: Option<ClientSession>,
 ) -> Result<ClientSession, ConnectError> {
-    let request = cx.0.next_request.replace(cx.0.next_request.get() + 1);
     let (opened, answer) = question();
-    let asked = Asked { name: name.to_owned(), interface: interface.to_owned(), offer, resumes, dialled: 0, answer };
-    // Otherwise it is dropped, and its question has no answer.
+    // Whoever asked for the same and went away has left the question: so there are never more than wait at a time.
+    let is_left = |asked: &&mut Asked| {
+        asked.name == name && asked.interface == interface && asked.resumes.is_none() && !asked.answer.is_awaited()
+    };
+    let mut all = cx.0.asked.borrow_mut();
+    match all.values_mut().find(is_left).filter(|_| resumes.is_none()) {
+        Some(left) => {
+            left.answer = answer;
+            drop(all);
+        }
+        None => {
+            drop(all);
+            let request = cx.0.next_request.replace(cx.0.next_request.get() + 1);
+            let (name, interface) = (name.to_owned(), interface.to_owned());
+            say(cx, request, Asked { name, interface, offer, resumes, dialled: 0, answer });
+        }
+    }
+    opened.await.unwrap_or_else(|| Err(refused(name, "the supervisor is gone".into())))
+}
+
+/// Asks the supervisor, if there is one. Otherwise the question is dropped, and has no answer.
+fn say(cx: &Context, request: u64, asked: Asked) {
     if !cx.0.lost.has_happened() {
         asked.say(cx, request);
         steps::reach("open/asked");
         cx.0.asked.borrow_mut().insert(request, asked);
     }
-    opened.await.unwrap_or_else(|| {
-        let error = OpenError::Unavailable { reason: "the supervisor is gone".into() };
-        Err(ConnectError::Refused { name: name.to_owned(), error })
-    })
+}
+
+fn refused(name: &str, reason: String) -> ConnectError {
+    ConnectError::Refused { name: name.to_owned(), error: OpenError::Unavailable { reason } }
 }
 
 /// The supervisor brings the host's segment. In the control socket's order, so that news of the host's death that comes
@@ -205,16 +225,15 @@ pub(super) fn opened_beyond(cx: &Context, to: OpenedBeyond) {
                 }
                 let _ = asked.answer.give(Ok(session));
             }
-            Err(why) if asked.dialled < DIALLED && !cx.0.lost.has_happened() => {
+            // Nobody waits for it any more.
+            Err(_) if !asked.answer.is_awaited() => {}
+            Err(why) => {
                 tracing::warn!("{why}; it is asked for again");
+                runtime::sleep(DIAL_AGAIN * (1 << asked.dialled.min(DOUBLED_MOST))).await;
                 asked.dialled += 1;
-                runtime::sleep(DIAL_AGAIN).await;
-                asked.say(&cx, to.request);
-                cx.0.asked.borrow_mut().insert(to.request, asked);
-            }
-            Err(reason) => {
-                let error = OpenError::Unavailable { reason };
-                let _ = asked.answer.give(Err(ConnectError::Refused { name: asked.name, error }));
+                if asked.answer.is_awaited() {
+                    say(&cx, to.request, asked);
+                }
             }
         }
     });

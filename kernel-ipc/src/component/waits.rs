@@ -25,6 +25,11 @@ pub fn question<T>() -> (Question<T>, Answer<T>) {
 }
 
 impl<T> Answer<T> {
+    /// Whether somebody waits for it still.
+    pub fn is_awaited(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
     /// Gives the value.
     ///
     /// # Errors
@@ -113,7 +118,9 @@ mod tests {
         assert_eq!(waiting.poll(&mut cx), Poll::Ready(Some(5)));
 
         let (question, answer) = super::question();
+        assert!(answer.is_awaited());
         drop(question);
+        assert!(!answer.is_awaited());
         assert_eq!(answer.give(6), Err(6));
 
         let (question, answer) = super::question::<i32>();

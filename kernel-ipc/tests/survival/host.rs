@@ -246,7 +246,7 @@ async fn serve_beyond(
 ) {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).expect("a signal");
     let socket = std::io::stdin().as_fd().try_clone_to_owned().expect("a listening socket");
-    let again = || session.try_clone().expect("a descriptor");
+    let again = move || session.try_clone().expect("a descriptor");
     let mut awaited = Vec::new();
     if !Heritage::is_blank(again()).expect("memory") {
         let heritage = heritage(again());
@@ -313,7 +313,9 @@ impl Node {
 
     /// With a client beyond a socket.
     pub fn beyond() -> Node {
-        Node { listener: Some(TcpListener::bind("127.0.0.1:0").expect("loopback")), ..Node::new() }
+        let mut node = Node::new();
+        node.listener = Some(TcpListener::bind("127.0.0.1:0").expect("loopback"));
+        node
     }
 
     /// Starts the next incarnation with the client's segment, if it has one; gives the host's.

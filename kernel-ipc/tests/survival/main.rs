@@ -86,7 +86,7 @@ fn over_both(test: impl AsyncFn(Node)) {
 #[test]
 fn no_call_is_lost_and_none_runs_twice_however_often_the_host_is_killed() {
     over_both(async |node| {
-        let adds = async |client: &ClientSession, n| {
+        let adds = async |client: &ClientSession, n: u64| {
             let reply = client.call(request(client.root(), ADD, &n.to_le_bytes())).await.expect("answered");
             assert_eq!(number(&reply.payload[8..16]), n);
             number(&reply.payload[..8])

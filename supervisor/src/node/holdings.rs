@@ -73,7 +73,8 @@ impl Holdings {
     /// What is held under names that begin so, with the rest of each name.
     pub fn those(&self, prefix: &str) -> Vec<(String, OwnedFd)> {
         let held = self.held.borrow();
-        let its = held.iter().filter_map(|(name, held)| Some((name.strip_prefix(prefix)?.to_owned(), held.again().ok()?)));
+        let its =
+            held.iter().filter_map(|(name, held)| Some((name.strip_prefix(prefix)?.to_owned(), held.again().ok()?)));
         its.collect()
     }
 
