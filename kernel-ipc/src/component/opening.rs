@@ -129,24 +129,34 @@ async fn ask(
     resumes: Option<ClientSession>,
 ) -> Result<ClientSession, ConnectError> {
     let (opened, answer) = question();
-    // Whoever asked for the same and went away has left the question: so there are never more than wait at a time.
+    let left = if resumes.is_none() { leave_to(cx, name, interface, answer) } else { Some(answer) };
+    if let Some(answer) = left {
+        let request = cx.0.next_request.replace(cx.0.next_request.get() + 1);
+        let (name, interface) = (name.to_owned(), interface.to_owned());
+        say(cx, request, Asked { name, interface, offer, resumes, dialled: 0, answer });
+    }
+    opened.await.unwrap_or_else(|| Err(refused(name, "the supervisor is gone".into())))
+}
+
+/// Whoever asked for the same and went away has left the question to this one: so there are never more than wait at a time. Gives the
+/// answer back if there is none.
+fn leave_to(
+    cx: &Context,
+    name: &str,
+    interface: &str,
+    answer: Answer<Result<ClientSession, ConnectError>>,
+) -> Option<Answer<Result<ClientSession, ConnectError>>> {
+    let mut all = cx.0.asked.borrow_mut();
     let is_left = |asked: &&mut Asked| {
         asked.name == name && asked.interface == interface && asked.resumes.is_none() && !asked.answer.is_awaited()
     };
-    let mut all = cx.0.asked.borrow_mut();
-    match all.values_mut().find(is_left).filter(|_| resumes.is_none()) {
+    match all.values_mut().find(is_left) {
         Some(left) => {
             left.answer = answer;
-            drop(all);
+            None
         }
-        None => {
-            drop(all);
-            let request = cx.0.next_request.replace(cx.0.next_request.get() + 1);
-            let (name, interface) = (name.to_owned(), interface.to_owned());
-            say(cx, request, Asked { name, interface, offer, resumes, dialled: 0, answer });
-        }
+        None => Some(answer),
     }
-    opened.await.unwrap_or_else(|| Err(refused(name, "the supervisor is gone".into())))
 }
 
 /// Asks the supervisor, if there is one. Otherwise the question is dropped, and has no answer.
