@@ -94,7 +94,7 @@ pub trait Decode<'a>: Layout + Sized {
 pub struct Encoder {
     /// Where the fixed part is written next.
     cursor: usize,
-    /// Boxed, because an encoder moves from hand to hand before its call is sent. `None` after its drop.
+    /// Boxed, because an encoder moves from hand to hand before its call is sent. `None`: nothing was written.
     buffers: Option<Box<Buffers>>,
 }
 
@@ -115,10 +115,11 @@ struct Buffers {
 impl Encoder {
     /// An empty message whose fixed part has `fixed_bytes`.
     pub fn new(fixed_bytes: usize) -> Encoder {
-        let pooled = POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten();
-        let mut buffers = pooled.unwrap_or_default();
-        buffers.payload.resize(fixed_bytes, 0);
-        Encoder { cursor: 0, buffers: Some(buffers) }
+        let mut encoder = Encoder { cursor: 0, buffers: None };
+        if fixed_bytes > 0 {
+            encoder.buffers_mut().payload.resize(fixed_bytes, 0);
+        }
+        encoder
     }
 
     /// A message of one value.
@@ -179,7 +180,7 @@ impl Encoder {
 
     /// What is written from now on is a list's element; gives where the outer value goes on.
     pub(crate) fn begin_nested(&mut self, fixed_bytes: usize) -> usize {
-        let end = self.buffers().payload.len();
+        let end = self.payload().len();
         self.buffers_mut().payload.resize(end + fixed_bytes, 0);
         std::mem::replace(&mut self.cursor, end)
     }
@@ -201,43 +202,48 @@ impl Encoder {
 
     /// The payload so far.
     pub fn payload(&self) -> &[u8] {
-        &self.buffers().payload
+        self.buffers.as_ref().map_or(&[], |buffers| &buffers.payload)
     }
 
     /// The handle arguments so far.
     pub fn handles(&self) -> &[Handle] {
-        &self.buffers().handles
+        self.buffers.as_ref().map_or(&[], |buffers| &buffers.handles)
     }
 
     pub(crate) fn handles_mut(&mut self) -> &mut [Handle] {
-        &mut self.buffers_mut().handles
+        self.buffers.as_mut().map_or(&mut [], |buffers| &mut buffers.handles)
     }
 
     /// The lease arguments so far.
     pub fn leases(&self) -> &[LeaseName] {
-        &self.buffers().leases
+        self.buffers.as_ref().map_or(&[], |buffers| &buffers.leases)
     }
 
     /// What a reply gives beside its payload: new capabilities, new leases.
     pub(crate) fn take_given(&mut self) -> (Vec<Grant>, Vec<Lend>) {
-        let buffers = self.buffers_mut();
+        let Some(buffers) = &mut self.buffers else { return (Vec::new(), Vec::new()) };
         (std::mem::take(&mut buffers.grants), std::mem::take(&mut buffers.lends))
     }
 
     #[inline]
-    fn buffers(&self) -> &Buffers {
-        self.buffers.as_ref().expect("only a drop takes the buffers")
-    }
-
-    #[inline]
     fn buffers_mut(&mut self) -> &mut Buffers {
-        self.buffers.as_mut().expect("only a drop takes the buffers")
+        self.buffers
+            .get_or_insert_with(|| POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten().unwrap_or_default())
     }
 }
 
 impl Drop for Encoder {
+    #[inline]
     fn drop(&mut self) {
-        let Some(mut buffers) = self.buffers.take() else { return };
+        if let Some(buffers) = self.buffers.take() {
+            buffers.give_back();
+        }
+    }
+}
+
+impl Buffers {
+    fn give_back(self: Box<Self>) {
+        let mut buffers = self;
         if buffers.payload.capacity() > MAX_POOLED_BYTES {
             return;
         }

@@ -118,6 +118,12 @@ impl ClientSlots {
         self.free(slot);
     }
 
+    /// The call that was just begun is over, or was not made: nobody waits, and no answer will come.
+    pub fn give_back(&mut self, slot: u16) {
+        debug_assert_eq!(self.state(slot), ClientState::Wanted);
+        self.free(slot);
+    }
+
     /// The caller no longer waits. True when the answer is still to come, so a cancel should go out; false when it
     /// was there already: then the slot is free, and the caller releases what the answer brought.
     pub fn park(&mut self, slot: u16) -> bool {

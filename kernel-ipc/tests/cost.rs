@@ -11,7 +11,7 @@ use common::allocations::{Counting, allocations};
 use common::*;
 use kernel_ipc::interface::{Connect, Connection, Granted, NewCap, Object, OperationError, interface};
 use kernel_ipc::runtime::{self, Options, Runtime, Signal, SystemCalls, Waiting, system_calls};
-use kernel_ipc::session::{Call, ClientSession, HostSession, Offer, SessionInfo};
+use kernel_ipc::session::{Call, ClientSession, HostSession, Offer, SessionInfo, in_process};
 use kernel_ipc::wire::Shape;
 use kernel_ipc::{CallError, Epoch, Rights, SessionId};
 
@@ -159,15 +159,21 @@ fn a_call_allocates_nothing_on_either_side() {
         let offer = Offer::new(Shape::default()).expect("a segment");
         let host = host(offer.fd().try_clone_to_owned().expect("dup"), Server::default());
         let fd = host.fd().expect("shared memory").try_clone_to_owned().expect("dup");
-        let session = offer.open(fd, SessionId(1), Epoch(1)).expect("a session");
-        let client = Client::from_connection(Connection::fixed(session));
-        for n in 0..100 {
-            client.add(client.root(), n, 1).await.expect("added");
+        let shared = offer.open(fd, SessionId(1), Epoch(1)).expect("a session");
+        let root = NewCap::new(Nothing, Rights::READ).to_grant();
+        let service = Rc::new(Dispatcher(Server::default()));
+        let (near, _host) = in_process(Shape::default(), root, service, info(2), None);
+        for session in [shared, near] {
+            let client = Client::from_connection(Connection::fixed(session));
+            for n in 0..100 {
+                client.add(client.root(), n, 1).await.expect("added");
+            }
+            let before = (allocations(), system_calls());
+            for n in 0..1000 {
+                client.add(client.root(), n, 1).await.expect("added");
+            }
+            assert_eq!(allocations() - before.0, 0, "client and host together, in 1000 calls");
+            assert_eq!(system_calls().since(before.1).total(), 0);
         }
-        let before = allocations();
-        for n in 0..1000 {
-            client.add(client.root(), n, 1).await.expect("added");
-        }
-        assert_eq!(allocations() - before, 0, "client and host together, in 1000 calls");
     });
 }

@@ -28,7 +28,7 @@ use kernel_ipc::interface::{Connect, Connection};
 use kernel_ipc::lease::Holder;
 use kernel_ipc::logbook::{self, Logbook};
 use kernel_ipc::runtime::{self, Options as RuntimeOptions, Runtime, Waiting};
-use kernel_ipc::session::{Offer, in_process};
+use kernel_ipc::session::{ClientSession, HostSession, Offer, in_process};
 use kernel_ipc::wire::Shape;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
@@ -71,7 +71,7 @@ const LENT_FROM: usize = 8192;
 
 /// How client and host are joined in one thread.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Near {
+pub enum Near {
     /// Through segments, as between processes.
     Shared,
     /// As `Shared`, and both ends write into a logbook, as in a node.
@@ -222,26 +222,36 @@ fn measure_task(host: &Host, kind: TaskKind, calls: &Calls, place: &Place, durat
     Ok(row)
 }
 
+/// Both ends of a session in this thread, joined like this.
+///
+/// # Errors
+/// When the system refuses memory.
+///
+/// # Panics
+/// Outside a runtime.
+pub fn near(near: Near) -> io::Result<(ClientSession, HostSession)> {
+    let mut service = Nothing::default();
+    if near == Near::InProcess {
+        return Ok(in_process(Shape::default(), host::root(), Rc::new(Dispatcher(service)), host::info(), None));
+    }
+    service.effects = (near == Near::Effect).then(host::ring).transpose()?;
+    let offer = Offer::new(Shape::default())?;
+    let segment = offer.fd().try_clone_to_owned()?;
+    let survives = matches!(near, Near::Ledger | Near::Effect);
+    let host = if survives { host::open_surviving(segment, service) } else { host::open(segment, service) }?;
+    let fd = host.fd().ok_or_else(|| io::Error::other("no segment"))?.try_clone_to_owned()?;
+    let session = match survives {
+        true => offer.open_surviving(fd, SESSION, EPOCH),
+        false => offer.open(fd, SESSION, EPOCH),
+    };
+    Ok((session.map_err(io::Error::other)?, host))
+}
+
 /// Calls of a host in this very thread: nobody waits, no line moves between cores.
 fn one_thread(name: &str, near: Near, duration: Duration) -> io::Result<Row> {
     let runtime = Runtime::new(RuntimeOptions { waiting: Waiting::Spin, ..RuntimeOptions::default() })?;
     runtime.block_on(async {
-        let mut service = Nothing::default();
-        let (session, host) = if near == Near::InProcess {
-            in_process(Shape::default(), host::root(), Rc::new(Dispatcher(service)), host::info(), None)
-        } else {
-            service.effects = (near == Near::Effect).then(host::ring).transpose()?;
-            let offer = Offer::new(Shape::default())?;
-            let segment = offer.fd().try_clone_to_owned()?;
-            let survives = matches!(near, Near::Ledger | Near::Effect);
-            let host = if survives { host::open_surviving(segment, service) } else { host::open(segment, service) }?;
-            let fd = host.fd().ok_or_else(|| io::Error::other("no segment"))?.try_clone_to_owned()?;
-            let session = match survives {
-                true => offer.open_surviving(fd, SESSION, EPOCH),
-                false => offer.open(fd, SESSION, EPOCH),
-            };
-            (session.map_err(io::Error::other)?, host)
-        };
+        let (session, host) = self::near(near)?;
         let mut traced: Option<Rc<Logbook>> = None;
         if matches!(near, Near::Logged | Near::Traced) {
             let book = Logbook::open(host::memory(logbook::BYTES)?, EPOCH)?;

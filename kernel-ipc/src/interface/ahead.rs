@@ -30,8 +30,12 @@ impl<K: Kind, T> Brings for (Cap<K>, T) {
     type Kind = K;
 }
 
-/// A call on its way: awaited, it gives what the call gives. Dropped, the call is given up, unless somebody holds the
-/// [`capability`](Ahead::capability) that it brings.
+/// A call on its way: awaited, it gives what the call gives.
+///
+/// Dropped, the call is given up, unless somebody holds the [`capability`](Ahead::capability) that it brings. A call that is given
+/// up takes those along that were made on what it was to bring and have not begun: they end with
+/// [`Cancelled`](crate::Cause::Cancelled), and did not run. A call that is awaited holds what it was made on; one that was itself
+/// sent [ahead](super::Pending::ahead) does not. So of a chain of those each is kept, or awaited, until the last has its answer.
 #[must_use = "dropping it gives the call up"]
 pub struct Ahead<O> {
     earlier: Earlier,
@@ -60,6 +64,16 @@ impl<R: Brings, E> Ahead<Result<R, CallError<E>>> {
     /// It is the same that the result has: given back when both are dropped.
     pub fn capability(&self) -> Cap<R::Kind> {
         Cap::expected(self.earlier.expected(0))
+    }
+}
+
+impl<O> Ahead<O> {
+    /// Waits for the call on this thread, which runs no executor.
+    ///
+    /// # Panics
+    /// Inside a runtime.
+    pub fn wait(self) -> O {
+        crate::blocking(self)
     }
 }
 

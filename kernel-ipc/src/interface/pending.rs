@@ -7,7 +7,7 @@ use super::client::Place;
 use super::under_way::Begin;
 use super::{Ahead, Cap, Connection, Kind, Operation, OperationError, Retry};
 use crate::codec::{Decode, Decoder, Encode, Encoder, Malformed};
-use crate::session::{self, ClientSession, Earlier, Reply, Request, Sent};
+use crate::session::{self, Begun, ClientSession, Earlier, Reply, Request, Sent};
 use crate::wire::{Handle, LeaseName};
 use crate::{CallError, Cause, Executed, Failure, runtime};
 
@@ -55,10 +55,30 @@ impl<S: Start> Pending<S> {
     /// calls which need it follow at once instead of after its answer: all of them together are one round trip. If all slots
     /// are taken it waits for one. When its host dies before it has answered, and the session with it, it is not made again.
     ///
+    /// The capabilities among its arguments have to be kept until it is answered: it may still wait for what it depends on
+    /// itself, and is checked only when it begins.
+    ///
     /// # Errors
     /// It was not sent.
     pub async fn ahead(self) -> Result<Ahead<S::Output>, Failure> {
         self.start.ahead(self.deadline).await
+    }
+
+    /// The same on this thread, which runs no executor. What is sent so goes on while the thread waits for something: for this
+    /// call ([`Ahead::wait`]), for one that was made on what it brings, or for any other.
+    ///
+    /// # Errors
+    /// It was not sent.
+    ///
+    /// # Panics
+    /// Inside a runtime.
+    pub fn ahead_blocking(self) -> Result<Ahead<S::Output>, Failure> {
+        crate::blocking(async {
+            let ahead = self.ahead().await;
+            // Whatever this thread does next, the host has it.
+            runtime::yield_now().await;
+            ahead
+        })
     }
 
     /// Sends the call as a one-way message: returns when it is on its way, and nobody hears its answer. If all slots are
@@ -161,11 +181,30 @@ impl<'a> Arguments<'a> {
         Pending { deadline: operation.deadline, start: Begin::new(self, operation) }
     }
 
-    /// Publishes the call, if nothing has to be waited for first. The wait, if there is one, is [`send`](Self::send)'s.
+    /// Publishes the call, if nothing has to be waited for first. The wait, if there is one, is [`send`](Self::send)'s. An
+    /// answer that is there already goes to `ended`: the operation's error, and the payload of a reply that brought nothing else.
     ///
     /// # Errors
     /// What was found wrong: nothing was sent.
     #[inline(always)]
+    pub(super) fn begin_with<T>(
+        &mut self,
+        operation: &Operation,
+        deadline: Option<Duration>,
+        ended: impl FnOnce(&ClientSession, Option<u16>, &[u8]) -> T,
+    ) -> Result<Begun<T>, Failure> {
+        if let Some(failure) = self.failure {
+            return Err(failure);
+        }
+        let Some(session) = self.session_now()? else { return Ok(Begun::Waits) };
+        self.place_root(session.root());
+        session.begin_with(&self.request(operation, deadline), ended)
+    }
+
+    /// The same for a message, whose answer nobody waits for.
+    ///
+    /// # Errors
+    /// What was found wrong: nothing was sent.
     pub(super) fn begin(&mut self, operation: &Operation, deadline: Option<Duration>) -> Result<Option<Sent>, Failure> {
         if let Some(failure) = self.failure {
             return Err(failure);
@@ -256,11 +295,13 @@ impl<'a> Arguments<'a> {
     /// Puts the root of this attempt's session where the arguments name a root.
     fn place_root(&mut self, root: Handle) {
         let all_are_roots = self.session.is_none();
-        for handle in self.encoder.handles_mut().iter_mut().chain([&mut self.target]) {
+        let place = |handle: &mut Handle| {
             if all_are_roots || *handle == Handle::NONE {
                 *handle = root;
             }
-        }
+        };
+        place(&mut self.target);
+        self.encoder.handles_mut().iter_mut().for_each(place);
     }
 
     /// The session of the handles, if there is one now.
@@ -342,6 +383,7 @@ fn decode_result<'p, R: Decode<'p>>(
     value.and_then(|value| decoder.finish().map(|()| value))
 }
 
+#[inline]
 fn release(session: &ClientSession, capabilities: &[Handle], leases: &[LeaseName]) {
     capabilities.iter().for_each(|handle| session.release_handle(*handle));
     leases.iter().for_each(|lease| session.release_lease(*lease));

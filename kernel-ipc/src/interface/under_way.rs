@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::pending::{Arguments, Start, decoded};
 use super::{Ahead, Operation, OperationError};
 use crate::codec::Decode;
-use crate::session::{ClientSession, Reply, Sent};
+use crate::session::{Begun, ClientSession, Reply, Sent};
 use crate::{CallError, Failure};
 
 /// A call that begins when it is polled: what [`Pending`](super::Pending) starts for a generated client.
@@ -88,9 +88,15 @@ where
         let this = &mut *self;
         if let Stage::Begin = this.stage {
             let arguments = this.arguments.as_mut().expect("they leave with this stage");
-            match arguments.begin(this.operation, this.deadline) {
-                Ok(Some(sent)) => this.stage = Stage::Sent(sent),
-                Ok(None) => this.slowly(None),
+            let ended =
+                |session: &ClientSession, error, payload: &[u8]| decoded(session, error, payload, (&[], &[]), None);
+            match arguments.begin_with(this.operation, this.deadline, ended) {
+                Ok(Begun::Ended(result)) => {
+                    this.stage = Stage::Done;
+                    return Poll::Ready(result);
+                }
+                Ok(Begun::Sent(sent)) => this.stage = Stage::Sent(sent),
+                Ok(Begun::Waits) => this.slowly(None),
                 Err(failure) => {
                     this.stage = Stage::Done;
                     return Poll::Ready(Err(failure.into()));

@@ -1,7 +1,8 @@
 //! A link inside one thread: a server that runs inside its client.
 //!
 //! Two queues and two sets of windows. The ends trust each other as far as one address space must, and still go
-//! through the same checks in the session above.
+//! through the same checks in the session above. A call that is answered at once passes the link by, checks and all: see
+//! `session/near.rs`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

@@ -1,10 +1,7 @@
 //! One call, from before its handler to after it.
 
 use std::cell::Cell;
-use std::future::Future;
-use std::pin::pin;
 use std::sync::atomic::Ordering::Release;
-use std::task::Poll;
 
 use super::layout::{WAIT, WAITS_AT, header, wait};
 use super::reader::Place;
@@ -21,9 +18,9 @@ pub(super) struct Running {
     pub(super) slot: u16,
 }
 
-/// Watches one call. Without a log it does nothing.
+/// Watches one call.
 pub(crate) struct Watch<'a> {
-    log: Option<&'a SessionLog>,
+    log: &'a SessionLog,
     row: u16,
     slot: u16,
     trace: u64,
@@ -36,47 +33,54 @@ pub(crate) struct Watch<'a> {
     span: Option<Box<Open>>,
 }
 
+/// What the thread was at before a handler had it.
+pub(crate) struct Before {
+    running: Running,
+    /// `None`: nobody asks.
+    within: Option<Within>,
+}
+
 impl<'a> Watch<'a> {
     /// A handler is about to get this call.
     #[inline]
-    pub(crate) fn begin(log: Option<&'a SessionLog>, (slot, seq): (u16, u64), call: &Call) -> Watch<'a> {
-        let row = log.map_or(0, |log| log.received(call.operation()));
-        let measured = log.is_some_and(|log| log.is_measured(row));
+    pub(crate) fn begin(log: &'a SessionLog, (slot, seq): (u16, u64), call: &Call) -> Watch<'a> {
+        let row = log.received(call.operation());
+        let measured = log.is_measured(row);
         let since = Cell::new(if measured { monotonic() } else { 0 });
-        let span = log.filter(|_| call.seen().trace != 0).map(|log| {
+        let span = (call.seen().trace != 0).then(|| {
             let (seen, operation) = (call.seen(), call.operation());
             Box::new(log.span_begins(Served { seen, slot, seq, operation }))
         });
         Watch { log, row, slot, trace: call.trace(), since, measured, entry: Cell::new(None), span }
     }
 
-    /// Runs the handler. While it has the thread it is written that it does, and when it first waits, since when.
-    pub(crate) async fn over<F: Future>(&self, handler: F) -> F::Output {
-        let Some(log) = self.log else { return handler.await };
-        let mut handler = pin!(handler);
-        let place = Place { row: self.row, slot: self.slot }.to_word();
-        std::future::poll_fn(|cx| {
-            let before = log.book.running.replace(Running { place, session: log.session, slot: self.slot });
-            log.book.store(header::RUNNING, place);
-            let outer = self.enter();
-            let polled = handler.as_mut().poll(cx);
-            if let Some(outer) = outer {
-                trace::enter(outer);
-            }
-            log.book.running.set(before);
-            log.book.store(header::RUNNING, before.place);
-            if polled.is_pending() && self.since.get() == 0 {
-                self.since.set(monotonic());
-            }
-            if polled.is_pending() && self.entry.get().is_none() {
-                self.waits(log, place);
-            }
-            match polled {
-                Poll::Ready(output) => Poll::Ready(output),
-                Poll::Pending => Poll::Pending,
-            }
-        })
-        .await
+    fn place(&self) -> u64 {
+        Place { row: self.row, slot: self.slot }.to_word()
+    }
+
+    /// The handler has the thread from now on, and it is written that it does.
+    #[inline]
+    pub(crate) fn enters(&self) -> Before {
+        let (book, session, place) = (&self.log.book, self.log.session, self.place());
+        let running = book.running.replace(Running { place, session, slot: self.slot });
+        book.store(header::RUNNING, place);
+        Before { running, within: self.enter() }
+    }
+
+    /// It has it no more. When it first waits it is written since when.
+    #[inline]
+    pub(crate) fn leaves(&self, before: Before, is_pending: bool) {
+        if let Some(outer) = before.within {
+            trace::enter(outer);
+        }
+        self.log.book.running.set(before.running);
+        self.log.book.store(header::RUNNING, before.running.place);
+        if is_pending && self.since.get() == 0 {
+            self.since.set(monotonic());
+        }
+        if is_pending && self.entry.get().is_none() {
+            self.waits();
+        }
     }
 
     /// What the handler calls belongs to its call. Gives what the thread was at; `None`: nobody asks.
@@ -92,7 +96,7 @@ impl<'a> Watch<'a> {
     /// The handler has answered.
     #[inline]
     pub(crate) fn end(self, operation: u16, response: &Response) {
-        let Some(log) = self.log else { return };
+        let log = self.log;
         if let Some(open) = &self.span {
             log.span_ends(open, operation, outcome(response));
         }
@@ -103,7 +107,8 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn waits(&self, log: &SessionLog, place: u64) {
+    fn waits(&self) {
+        let (log, place) = (self.log, self.place());
         let Some(entry) = log.book.free_waits.borrow_mut().pop() else {
             return log.book.add(header::WAITS_MISSED, 1);
         };
@@ -127,9 +132,9 @@ fn outcome(response: &Response) -> Outcome {
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
-        if let (Some(log), Some(entry)) = (self.log, self.entry.get()) {
-            log.book.store(WAITS_AT + usize::from(entry) * WAIT + wait::PLACE, 0);
-            log.book.free_waits.borrow_mut().push(entry);
+        if let Some(entry) = self.entry.get() {
+            self.log.book.store(WAITS_AT + usize::from(entry) * WAIT + wait::PLACE, 0);
+            self.log.book.free_waits.borrow_mut().push(entry);
         }
     }
 }

@@ -92,7 +92,7 @@ impl Tasks {
         assert!(slots.len() < TASKS_MAX, "more than {TASKS_MAX} tasks at a time");
         let index = slots.len() as u32;
         self.remote.reserve(index);
-        let waker = Waker::from(Arc::new(TaskWaker { index, remote: Arc::clone(&self.remote) }));
+        let waker = self.new_waker(index);
         slots.push(Slot {
             future: None,
             waker: Some(waker),
@@ -154,7 +154,18 @@ impl Tasks {
 
     /// A waker of the main future.
     pub fn main_waker(&self) -> Waker {
-        self.slots.borrow()[MAIN as usize].waker.clone().expect("the main slot keeps its waker")
+        self.waker(MAIN)
+    }
+
+    /// A waker of a task.
+    fn waker(&self, index: u32) -> Waker {
+        let slots = self.slots.borrow();
+        // A task that runs has lent its own: another one wakes as well.
+        slots[index as usize].waker.clone().unwrap_or_else(|| self.new_waker(index))
+    }
+
+    fn new_waker(&self, index: u32) -> Waker {
+        Waker::from(Arc::new(TaskWaker { index, remote: Arc::clone(&self.remote) }))
     }
 
     /// Polls a spawned task once.
@@ -180,17 +191,6 @@ impl Tasks {
         // The task's memory goes before its slot, so that a cancel from its destructors finds it still there.
         drop(future);
         self.end(index);
-    }
-
-    /// Polls a task at once, wherever it stands in the queue. Nothing if it runs already or has ended.
-    fn run_now(&self, id: TaskId) {
-        let slots = self.slots.borrow();
-        let slot = &slots[id.index as usize];
-        let wanted = slot.generation == id.generation && slot.live;
-        drop(slots);
-        if wanted {
-            self.run(id.index);
-        }
     }
 
     /// Drops a task's future; if it runs at the moment, when its poll returns.
@@ -278,12 +278,9 @@ impl<T> JoinHandle<T> {
         }
     }
 
-    /// Polls the task at once instead of queueing it: for who has just given it what it waits for, and would only go
-    /// round the loop to get there. Nothing if it runs at the moment or has ended.
-    pub(crate) fn run_now(&self) {
-        if let Some(core) = self.core.upgrade() {
-            core.tasks.run_now(self.id);
-        }
+    /// What wakes the task. After its end it may wake another one, for nothing.
+    pub(crate) fn waker(&self) -> Waker {
+        self.core.upgrade().map_or_else(|| Waker::noop().clone(), |core| core.tasks.waker(self.id.index))
     }
 
     /// Whether the task has ended or was cancelled.

@@ -16,6 +16,7 @@ use crate::wire::{Handle, LeaseName};
 #[derive(Debug)]
 pub struct Call {
     pub(super) operation: u16,
+    pub(super) seq: u64,
     pub(super) handle: Handle,
     /// What the call did to the host's state, for the component's ledger.
     pub(super) effect: RefCell<Option<Vec<u8>>>,
@@ -24,8 +25,6 @@ pub struct Call {
     pub(super) capabilities: Vec<Grant>,
     pub(super) leases: Vec<LeaseName>,
     pub(super) session: Rc<SessionInfo>,
-    /// As on the wire.
-    pub(super) deadline: u64,
     pub(super) trace: u64,
     /// Whether it is traced here, and since when.
     pub(super) seen: Seen,
@@ -87,8 +86,9 @@ impl Call {
 
     /// When the caller stops waiting.
     pub fn deadline(&self) -> Option<Instant> {
-        let left = || Duration::from_nanos(self.deadline.saturating_sub(now()));
-        (self.deadline != 0).then(|| clock::now() + left().min(Duration::from_secs(1 << 32)))
+        let deadline = self.cancel.deadline();
+        let left = || Duration::from_nanos(deadline.saturating_sub(now()));
+        (deadline != 0).then(|| clock::now() + left().min(Duration::from_secs(1 << 32)))
     }
 
     /// Whether the caller has stopped waiting, or the session has ended. A hint: finishing is always allowed, and what
@@ -122,14 +122,42 @@ impl Call {
     }
 }
 
-/// The cancel token of a slot; reused by its calls one after the other.
+/// The deadline of a call that is made in its host's thread: its caller waits for so long from when somebody first asks. Nobody
+/// does of a call that is answered at once, and the clock costs as much as a tenth of it.
+pub(super) const LATER: u64 = u64::MAX;
+
+/// The cancel token of a slot, and how long the caller waits; reused by its calls one after the other.
 #[derive(Debug, Default)]
 pub(super) struct Cancel {
     is_set: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+    /// As on the wire, or [`LATER`].
+    deadline: Cell<u64>,
+    /// Of a deadline that is looked at later.
+    limit: Cell<Duration>,
 }
 
 impl Cancel {
+    /// A call begins that has this deadline.
+    #[inline]
+    pub(super) fn begins(&self, deadline: u64) {
+        self.deadline.set(deadline);
+    }
+
+    /// How long its caller waits, of a deadline that is looked at later.
+    #[inline]
+    pub(super) fn waits(&self, limit: Duration) {
+        self.limit.set(limit);
+    }
+
+    /// The call's deadline, as on the wire.
+    pub(super) fn deadline(&self) -> u64 {
+        if self.deadline.get() == LATER {
+            self.deadline.set(wire_deadline(Some(self.limit.get())));
+        }
+        self.deadline.get()
+    }
+
     pub(super) fn set(&self) {
         self.is_set.set(true);
         // Taken out before it is woken: waking may run code that comes back here.
@@ -139,9 +167,10 @@ impl Cancel {
         }
     }
 
+    #[inline]
     pub(super) fn reset(&self) {
         self.is_set.set(false);
-        self.waker.borrow_mut().take();
+        *self.waker.borrow_mut() = None;
     }
 }
 

@@ -17,6 +17,7 @@ use std::rc::{Rc, Weak};
 use std::task::Waker;
 
 use super::by_slot::BySlot;
+use super::near::Near;
 use super::{Reply, Request};
 use crate::error::{Cause, Executed, Failure};
 use crate::id::{Epoch, SessionId};
@@ -34,6 +35,7 @@ mod earlier;
 mod landing;
 mod log;
 mod messages;
+mod near;
 mod offer;
 mod replies;
 mod resume;
@@ -45,13 +47,11 @@ use earlier::EarlierCalls;
 pub use earlier::{Earlier, Expected};
 use messages::Mailbox;
 pub use messages::Messages;
+pub(crate) use near::Begun;
 pub use offer::Offer;
 pub use resume::Resumed;
 pub(crate) use waits::Sent;
 use waits::{Answered, FreeSlot};
-
-/// Calls in a row that a host in the same thread answers at once. Then all others of the thread have their turn.
-const AT_ONCE: u32 = 64;
 
 /// Callers of a session that may wait for a free slot, if nobody [says otherwise](ClientSession::limit_waiters).
 const WAITERS: usize = 1024;
@@ -111,6 +111,7 @@ impl ClientSession {
             survival: survives.then(|| Box::new(resume::Survival::new(shape))),
             suspended: Cell::new(false),
             waiters: RefCell::new(VecDeque::new()),
+            early: Cell::new(0),
             waiters_max: Cell::new(WAITERS),
             next_ticket: Cell::new(0),
             pending: RefCell::new(Pending::default()),
@@ -140,12 +141,6 @@ impl ClientSession {
         self.0.inner.extent(request).ok_or(self.0.inner.shape.window_bytes)
     }
 
-    /// The host is in this very thread: calls are answered at once, if the host can.
-    pub(super) fn is_near(&self, host: &Rc<dyn Source>) {
-        // There is one host for as long as a session in one process lasts.
-        let _ = self.0.inner.near.set(Rc::downgrade(host));
-    }
-
     /// From now on only [`close`](Self::close), or the client's death, ends the session: what this client holds on it, its next
     /// run inherits, and a run that fails or panics drops everything on its way out.
     pub(crate) fn stays_open_when_dropped(&self) {
@@ -163,8 +158,8 @@ impl ClientSession {
         self.submitted(inner.submit(&request, extent, deadline)?, deadline).await
     }
 
-    /// Lets at most so many callers wait for a free slot; one more is refused with [`Cause::Busy`] at once, without a word to
-    /// the host. 1024 at first.
+    /// Lets at most so many callers wait for a free slot, or for what became of the call that theirs depends on; one more is
+    /// refused with [`Cause::Busy`] at once, without a word to the host. 1024 at first.
     pub fn limit_waiters(&self, most: usize) {
         self.0.inner.waiters_max.set(most);
     }
@@ -259,7 +254,9 @@ struct Inner {
     suspended: Cell<bool>,
     /// Callers without a slot, in order of arrival.
     waiters: RefCell<VecDeque<Waiter>>,
-    /// More are refused.
+    /// Callers that wait for what is to be known of the call that theirs depends on.
+    early: Cell<usize>,
+    /// More of both are refused.
     waiters_max: Cell<usize>,
     next_ticket: Cell<u64>,
     /// Control calls to be made, and whether there are any.
@@ -271,7 +268,7 @@ struct Inner {
     timer: RefCell<Option<JoinHandle<()>>>,
     timer_at: Cell<u64>,
     /// The host, if it is in this very thread, and how often it was looked at since the runtime's last turn.
-    near: OnceCell<Weak<dyn Source>>,
+    near: OnceCell<Weak<dyn Near>>,
     looked: Cell<u32>,
     /// It is not closed when the last clone is dropped.
     stays_open: Cell<bool>,
@@ -295,6 +292,8 @@ struct SlotCell {
     deadline: Cell<u64>,
     /// The deadline has passed.
     is_late: Cell<bool>,
+    /// The call did not go over the link: the host has it.
+    is_near: Cell<bool>,
 }
 
 impl SlotCell {
@@ -348,7 +347,8 @@ impl Inner {
         let waiting = self.slots.borrow_mut().end();
         for (slot, position) in waiting {
             let seen = self.survival.as_ref().is_some_and(|survival| survival.may_have_run(slot));
-            let executed = if position < read || seen { Executed::Unknown } else { Executed::No };
+            let is_near = !self.shape.is_control(slot) && self.cells[slot].is_near.get();
+            let executed = if position < read || seen || is_near { Executed::Unknown } else { Executed::No };
             if !self.shape.is_control(slot) {
                 let cell = &self.cells[slot];
                 let failure = Failure { cause, executed };
@@ -374,16 +374,6 @@ impl Inner {
         }
         if let Some(hook) = self.on_end.take() {
             hook();
-        }
-    }
-
-    /// Lets a host in this very thread answer what was just published, as a function call would.
-    fn look_at_once(&self) {
-        let Some(host) = self.near.get().filter(|_| self.looked.get() < AT_ONCE) else { return };
-        self.looked.set(self.looked.get() + 1);
-        if let Some(host) = host.upgrade() {
-            host.poll();
-            self.drain();
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! - A descriptor is copied and checked once; slot, operation, capabilities, kinds, rights and deadline are checked
 //!   before any code of the service runs.
-//! - One long-lived task per slot, made when the slot is first used: a call costs no allocation.
+//! - One long-lived future per slot, made when the slot is first used: a call costs no allocation.
 //! - Control calls are answered when they are read, never after a handler (R14).
 //! - What the client breaks ends its session and nothing else.
 //! - A handler always runs to its end. When the session ends, it hears of it by its cancel token; what it then answers
@@ -11,19 +11,18 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
-use std::task::Poll;
 use std::time::Duration;
 
 use super::by_slot::BySlot;
 use super::client::ClientSession;
-use super::{Call, Grant, OpenError, Service, SessionInfo};
+use super::near::Near;
+use super::{Grant, OpenError, Service, SessionInfo};
 use crate::capability::Member;
 use crate::lease::Lender;
 use crate::link::{Link, in_process, shm};
-use crate::logbook::{SessionLog, Watch};
+use crate::logbook::SessionLog;
 use crate::runtime::{self, Sleep, Source, SourceGuard};
 use crate::slots::HostSlots;
-use crate::steps;
 use crate::wire::{Handle, LeaseName, Shape, Violation};
 
 mod answer;
@@ -31,8 +30,10 @@ mod cell;
 mod control;
 mod dependent;
 mod describe;
+mod lane;
 mod log;
 mod names;
+mod near;
 mod parting;
 mod quiet;
 mod receive;
@@ -243,13 +244,13 @@ pub fn in_process<S: Service>(
     let (served, info) = (service.into(), Rc::new(info));
     let member = served.begin(&info, root, None);
     let host = HostSession::serve(host, None, served, (info, member), lender, None);
-    let source: Rc<dyn Source> = host.inner.clone();
-    client.is_near(&source);
+    let near: Rc<dyn Near> = host.inner.clone();
+    client.is_near(&near);
     (client, host)
 }
 
 /// A session whose service's type is forgotten.
-trait Serving: Source + Recovering + Reconnecting + log::Logging + parting::Parting {
+trait Serving: Near + Recovering + Reconnecting + log::Logging + parting::Parting {
     fn info(&self) -> &SessionInfo;
     /// `None` while it lives; else what the client broke, if anything.
     fn end_reason(&self) -> Option<Option<Violation>>;
@@ -315,41 +316,6 @@ impl Lent {
 }
 
 impl<S: Service> Inner<S> {
-    /// The task of one slot.
-    async fn run_slot(self: Rc<Self>, slot: u16) {
-        while let Some((mut call, seq)) = self.next_call(slot).await {
-            let watch = Watch::begin(self.log.get(), (slot, seq), &call);
-            let response = watch.over(self.service.serve(&mut call)).await;
-            watch.end(call.operation, &response);
-            steps::reach("call/served");
-            self.finish(slot, seq, &mut call, response);
-            self.was_answered(slot);
-            *self.cells[slot].call.borrow_mut() = Some(call);
-            self.begin_ready();
-        }
-        if self.cells[slot].ready.replace(false) {
-            // The session has ended before its handler began.
-            self.was_answered(slot);
-        }
-    }
-
-    /// The next call of a slot, with its seq; `None` when the session has ended.
-    fn next_call(&self, slot: u16) -> impl Future<Output = Option<(Box<Call>, u64)>> {
-        let cell = &self.cells[slot];
-        std::future::poll_fn(move |cx| {
-            if self.ended.get().is_some() {
-                return Poll::Ready(None);
-            }
-            if cell.ready.replace(false) {
-                let seq = self.slots.borrow().in_progress(slot);
-                let call = cell.call.borrow_mut().take();
-                return Poll::Ready(call.zip(seq));
-            }
-            cell.waker.borrow_mut().get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
-            Poll::Pending
-        })
-    }
-
     /// Lets the client see what was answered, and wakes it if there is something that it waits for.
     fn flush(&self) {
         match self.quiet.is_over(self.link.sent()) {
@@ -368,7 +334,7 @@ impl<S: Service> Inner<S> {
         self.dependents.clear();
         for (_, cell) in self.cells.used() {
             cell.cancel.set();
-            cell.wake();
+            cell.lane.wake();
         }
         if let Some(lender) = &self.lender {
             let lender = lender.borrow().id();

@@ -10,6 +10,7 @@ mod call;
 pub mod capability;
 mod client;
 mod host;
+mod near;
 
 use std::future::Future;
 use std::ops::Deref;
@@ -24,7 +25,7 @@ use crate::wire::{Handle, INLINE_BYTES, LeaseName, Violation, inline_bytes};
 
 pub use crate::capability::Grant;
 pub use call::Call;
-pub(crate) use client::Sent;
+pub(crate) use client::{Begun, Sent};
 pub use client::{ClientSession, Earlier, Expected, Messages, Offer, Resumed, WeakSession};
 pub use host::{ComponentLedger, Heritage, HostSession, Ledgers, Movable, Parted, Served, in_process};
 

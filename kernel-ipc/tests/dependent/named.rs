@@ -167,6 +167,43 @@ fn what_was_released_or_revoked_before_the_call_begins_is_not_there() {
 }
 
 #[test]
+fn a_call_that_waits_neither_keeps_its_arguments_nor_takes_another_for_them() {
+    const REVOKE: u16 = kernel_ipc::session::capability::operation::REVOKE;
+    over_each_bare_link(async |link, _host, tree| {
+        send(link, call(0, 1, OPEN, ROOT, &[0, NODE, 1]), &[]);
+        let opened = answer(link).await;
+        let first = brought(link, &opened);
+        // Its target is to come, its argument is there.
+        send(link, call(1, 1, OPEN, ROOT, &[WAITS, NODE, 1]), &[]);
+        send(link, call(2, 1, JOIN, expected(1, 1, 0), b""), &[first]);
+        settle().await;
+        let (slot, handle) = (SHAPE.slots, first.to_word().to_le_bytes());
+        send(link, call(slot, 1, control::RELEASE_HANDLES, Handle::NONE, &handle), &[]);
+        send(link, call(0, 2, OPEN, ROOT, &[0, NODE, 1]), &[]);
+        assert_eq!(answer(link).await.slot, slot);
+        let opened = answer(link).await;
+        let second = brought(link, &opened);
+        assert_eq!(second.index, first.index, "it stands where the argument stood");
+        send(link, call(3, 1, JOIN, expected(1, 1, 0), b""), &[second]);
+        settle().await;
+        // A revoke waits for calls that run, and these do not.
+        send(link, call(4, 1, REVOKE, ROOT, &[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), &[]);
+        assert_eq!(status(link, 4).await, Status::Done);
+        tree.open_gate();
+        let mut answers = Vec::new();
+        while answers.len() < 3 {
+            answers.push(answer(link).await);
+        }
+        let of = |slot| answers.iter().find(|answer| answer.slot == slot).expect("answered").status;
+        assert_eq!(of(1), Status::Done);
+        assert_eq!(of(2), failed(Cause::StaleHandle));
+        // A revoked entry is taken out soon after.
+        assert!([failed(Cause::Revoked), failed(Cause::StaleHandle)].contains(&of(3)), "{:?}", of(3));
+        assert!(!tree.begun().contains(&JOIN));
+    });
+}
+
+#[test]
 fn a_violation_of_the_protocol_stays_one_while_calls_wait() {
     over_each_bare_link(async |link, host, tree| {
         send(link, call(0, 1, OPEN, ROOT, &[WAITS, NODE, 1]), &[]);

@@ -89,23 +89,44 @@ impl Handler for Host {
     }
 }
 
+fn ends(near: bool, library: &Rc<Library>) -> (Client, HostSession) {
+    let root = NewCap::new(Taken(0), Rights::READ).to_grant();
+    let service = Rc::new(Dispatcher(Host(library.clone())));
+    let (session, host) = if near {
+        in_process(Shape::default(), root, service, info(1), None)
+    } else {
+        let offer = Offer::new(Shape::default()).expect("a segment");
+        let segment = offer.fd().try_clone_to_owned().expect("dup");
+        let host = HostSession::start(segment, root, service, info(1), None).expect("opened");
+        let segment = host.fd().expect("shared memory").try_clone_to_owned().expect("dup");
+        (offer.open(segment, SessionId(1), Epoch(1)).expect("opened"), host)
+    };
+    (Client::from_connection(Connection::fixed(session)), host)
+}
+
 fn over_both(test: impl AsyncFn(Client, Rc<Library>)) {
     for near in [true, false] {
         run(async {
             let library: Rc<Library> = Rc::default();
-            let root = NewCap::new(Taken(0), Rights::READ).to_grant();
-            let service = Rc::new(Dispatcher(Host(library.clone())));
-            let (session, _host) = if near {
-                in_process(Shape::default(), root, service, info(1), None)
-            } else {
-                let offer = Offer::new(Shape::default()).expect("a segment");
-                let segment = offer.fd().try_clone_to_owned().expect("dup");
-                let host = HostSession::start(segment, root, service, info(1), None).expect("opened");
-                let segment = host.fd().expect("shared memory").try_clone_to_owned().expect("dup");
-                (offer.open(segment, SessionId(1), Epoch(1)).expect("opened"), host)
-            };
-            test(Client::from_connection(Connection::fixed(session)), library).await;
+            let (client, _host) = ends(near, &library);
+            test(client, library).await;
         });
+    }
+}
+
+#[test]
+fn a_thread_without_an_executor_sends_calls_ahead_as_well() {
+    for near in [true, false] {
+        let library: Rc<Library> = Rc::default();
+        let (client, _host) = kernel_ipc::blocking(async { ends(near, &library) });
+        let taken = client.take(client.root(), "one").ahead_blocking().expect("sent");
+        let other = client.take(client.root(), "other").ahead_blocking().expect("sent");
+        let (item, other) = (taken.capability(), other.capability());
+        assert_eq!(client.titles(&item, &other).wait(), Ok("one, other".to_owned()));
+        let (_same, length) = taken.wait().expect("taken");
+        assert_eq!(length, 3);
+        let refused = client.take(client.root(), "").ahead_blocking().expect("sent");
+        assert!(matches!(refused.wait(), Err(CallError::Operation(TakeError::NoSuchTitle))));
     }
 }
 

@@ -124,6 +124,37 @@ fn one_that_waits_is_sent_again_behind_the_call_that_it_waits_for() {
 }
 
 #[test]
+fn who_waits_for_a_verdict_is_counted_among_those_that_wait() {
+    run(async {
+        let node = Node::new();
+        let client = node.open().await;
+        let earlier = open_ahead(&client, client.root(), LONG).await;
+        let expected = earlier.expected(0);
+        let name = expected.handle().expect("it comes");
+        client.call(request(client.root(), READ, b"")).await.expect("so the call before it was read");
+        node.kill();
+        client.suspend();
+        let offer = client.offer().expect("memory");
+        node.resume(&client, offer);
+        client.limit_waiters(2);
+        let read = || {
+            let client = client.clone();
+            runtime::spawn(
+                async move { client.call(request(name, READ, b"")).await.map(|reply| number(&reply.payload)) },
+            )
+        };
+        // Nobody has said yet whether the host knows the earlier call.
+        let reads = [read(), read(), read()];
+        let busy = Failure { cause: Cause::Busy { retry_after_us: 0 }, executed: Executed::No };
+        for (read, expected) in reads.into_iter().zip([Ok(LONG), Ok(LONG), Err(busy)]) {
+            assert_eq!(read.await.expect("not cancelled"), expected);
+        }
+        assert_eq!(read().await.expect("not cancelled"), Ok(LONG), "nobody waits any more");
+        assert!(earlier.await.is_ok());
+    });
+}
+
+#[test]
 fn one_whose_earlier_call_is_lost_fails_with_it_and_did_not_run() {
     run(async {
         let node = Node::new();

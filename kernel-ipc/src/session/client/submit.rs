@@ -1,7 +1,5 @@
 //! How a request becomes a call: it is laid out, takes a slot, and is published once.
 
-use std::time::Duration;
-
 use super::Inner;
 use crate::error::{Cause, Failure};
 use crate::link::Body;
@@ -14,6 +12,7 @@ use crate::wire::{Extent, Submission, inline_words};
 
 impl Inner {
     /// How a request lies in a window; `None`: it does not fit.
+    #[inline]
     pub(super) fn extent(&self, request: &Request<'_>) -> Option<Extent> {
         let extent = extent_of(request.leases.len(), request.capabilities.len(), request.payload.len());
         extent.filter(|extent| extent.check(self.shape.window_bytes).is_ok())
@@ -21,11 +20,17 @@ impl Inner {
 
     /// What can be said of a call before it has a slot: its extent, and its deadline as on the wire.
     pub(super) fn admit(&self, request: &Request<'_>) -> Result<(Extent, u64), Failure> {
+        Ok((self.fits(request)?, wire_deadline(request.deadline)))
+    }
+
+    /// The same without the deadline.
+    #[inline]
+    pub(super) fn fits(&self, request: &Request<'_>) -> Result<Extent, Failure> {
         let extent = self.extent(request).ok_or(Failure::not_executed(Cause::BadArguments))?;
-        if request.deadline == Some(Duration::ZERO) {
+        if request.deadline.is_some_and(|limit| limit.is_zero()) {
             return Err(Failure::not_executed(Cause::Deadline));
         }
-        Ok((extent, wire_deadline(request.deadline)))
+        Ok(extent)
     }
 
     /// Publishes a call on a free slot: which, and its seq.
@@ -72,6 +77,7 @@ impl Inner {
         let cell = &self.cells[slot];
         cell.deadline.set(deadline);
         cell.is_late.set(false);
+        cell.is_near.set(false);
         if self.link.borrow().send(&submission.to_raw(), slot, &body).is_err() {
             self.slots.borrow_mut().park(slot);
             self.log_ended(slot, || Outcome::GivenUp);

@@ -47,7 +47,7 @@ impl Future for FreeSlot<'_> {
                     waiters[place].waker.clone_from(cx.waker());
                 }
             }
-            None if waiters.len() >= session.waiters_max.get() => {
+            None if waiters.len() + session.early.get() >= session.waiters_max.get() => {
                 return Poll::Ready(Err(Failure::not_executed(Cause::BUSY)));
             }
             None => {
@@ -136,10 +136,37 @@ impl Inner {
     pub(super) async fn turn(&self, request: &Request<'_>, deadline: u64) -> Result<(), Failure> {
         self.free_slot(deadline).await?;
         while self.is_early(request) {
-            self.next_verdict(deadline).await?;
+            self.waits_early()?.of(self.next_verdict(deadline)).await?;
             self.free_slot(deadline).await?;
         }
         Ok(())
+    }
+
+    /// One more caller waits before its call has a slot, for something else than that.
+    ///
+    /// # Errors
+    /// Too many wait.
+    fn waits_early(&self) -> Result<Early<'_>, Failure> {
+        if self.waiters.borrow().len() + self.early.get() >= self.waiters_max.get() {
+            return Err(Failure::not_executed(Cause::BUSY));
+        }
+        self.early.set(self.early.get() + 1);
+        Ok(Early(self))
+    }
+}
+
+/// A caller that is counted among those that wait, until this is dropped.
+struct Early<'a>(&'a Inner);
+
+impl Early<'_> {
+    async fn of<T>(self, wait: impl Future<Output = T>) -> T {
+        wait.await
+    }
+}
+
+impl Drop for Early<'_> {
+    fn drop(&mut self) {
+        self.0.early.set(self.0.early.get() - 1);
     }
 }
 

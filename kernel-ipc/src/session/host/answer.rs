@@ -1,6 +1,7 @@
 //! What a finished handler's answer goes through: what it gives is entered into the session's tables, it is committed if it
 //! is kept, and published. An answer that cannot be given takes back what it had entered.
 
+use super::cell::SlotCell;
 use super::names::{Names, extent_of};
 use super::{Inner, Lent};
 use crate::error::{Cause, Executed, Failure};
@@ -14,27 +15,41 @@ use crate::wire::{Handle, LeaseName, Status, Submission, Violation};
 
 impl<S: Service> Inner<S> {
     /// Answers with what the service said.
-    pub(super) fn finish(&self, slot: u16, seq: u64, call: &mut Call, response: Response) {
+    #[inline]
+    pub(super) fn finish(&self, slot: u16, cell: &SlotCell, call: &mut Call, response: Response) {
+        let is_short = response.failure.is_none()
+            && response.grants.is_empty()
+            && response.lends.is_empty()
+            && response.payload.len() <= self.shape.window_bytes as usize;
+        if is_short && cell.direct.is_awaited() && self.ended.get().is_none() {
+            let Response { operation_error, payload, .. } = response;
+            let status = operation_error.map_or(Status::Done, Status::OperationError);
+            self.is_answered((slot, call.seq), status, &[]);
+            cell.direct.answer(operation_error, payload);
+            steps::reach("reply/published");
+        } else {
+            self.send(slot, call, response, is_short);
+        }
+    }
+
+    /// The same over the link.
+    fn send(&self, slot: u16, call: &mut Call, response: Response, is_short: bool) {
         let submission =
-            Submission { slot, seq, operation: call.operation, trace: call.trace, ..Submission::default() };
+            Submission { slot, seq: call.seq, operation: call.operation, trace: call.trace, ..Submission::default() };
         let status = response.operation_error.map_or(Status::Done, Status::OperationError);
         let kept = self.survival.is_some()
             && status == Status::Done
             && response.failure.is_none()
             && S::INTERFACE.operation(call.operation).is_some_and(|operation| operation.retry == Retry::Cached);
         // Looked at where it stands: most are short, and not worth moving.
-        if response.failure.is_none()
-            && !kept
-            && response.grants.is_empty()
-            && response.lends.is_empty()
-            && response.payload.len() <= self.shape.window_bytes as usize
-        {
+        if is_short && !kept {
             if let Err(violation) = self.answer(&submission, status, &[], &[], &response.payload) {
                 self.end(Some(violation));
             }
             steps::reach("reply/published");
             return;
         }
+        let seq = call.seq;
         let Response { payload, grants, lends, failure, .. } = response;
         let mut names = Names::default();
         let outcome = match failure {
@@ -151,24 +166,29 @@ impl<S: Service> Inner<S> {
         if self.ended.get().is_some() {
             return Ok(());
         }
-        self.slots.borrow_mut().finish(call.slot);
-        let brings_nothing = capabilities.is_empty() && matches!(status, Status::Done);
-        if !brings_nothing || self.dependents.await_some(call.slot) {
-            self.dependents_hear(call, status, capabilities);
-        }
+        self.is_answered((call.slot, call.seq), status, capabilities);
         let completion = self.completion(call, status, leases, capabilities, payload).ok_or(Violation::Length)?;
         let payload = if completion.extent.is_inline() { &[] } else { payload };
         self.reconnect.answers(call.slot);
         self.link.send(&completion.to_raw(), call.slot, &Body { leases, capabilities, payload })
     }
 
+    /// The slot is idle again, and those hear of it that depend on its call.
+    #[inline]
+    fn is_answered(&self, (slot, seq): (u16, u64), status: Status, capabilities: &[Handle]) {
+        self.slots.borrow_mut().finish(slot);
+        let brings_nothing = capabilities.is_empty() && matches!(status, Status::Done);
+        if !brings_nothing || self.dependents.await_some(slot) {
+            self.dependents_hear((slot, seq), status, capabilities);
+        }
+    }
+
     /// The call in progress has been answered: nothing depends on it any more.
-    pub(super) fn was_answered(&self, slot: u16) {
+    #[inline]
+    pub(super) fn was_answered(&self, cell: &SlotCell) {
+        let mut is_waited_for = false;
         let mut realm = self.shared.realm.borrow_mut();
-        let waited_for = |index: &u32| realm.ended(self.member, *index);
-        let uses = self.cells[slot].uses.take();
-        let is_waited_for = uses.iter().map(waited_for).fold(false, |one, other| one | other);
-        self.cells[slot].uses.replace(uses);
+        cell.for_each_use(|index| is_waited_for |= realm.ended(self.member, index));
         drop(realm);
         if is_waited_for {
             // Before whoever waits for it answers somebody else: a revoke that has returned is heard after this.

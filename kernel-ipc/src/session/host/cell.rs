@@ -1,11 +1,11 @@
-//! One slot of the host end: its call object, its task, and what wakes it.
+//! One slot of the host end: its call object, and its lane.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::task::Waker;
 
+use super::lane::Lane;
+use super::near::Direct;
 use crate::logbook::Seen;
-use crate::runtime::JoinHandle;
 use crate::session::call::Cancel;
 use crate::session::{Call, Grant, SessionInfo};
 use crate::wire::Handle;
@@ -13,16 +13,18 @@ use crate::wire::Handle;
 /// What the receiving half and the task of one slot hand each other.
 pub(super) struct SlotCell {
     /// The slot's one call object, while no handler has it.
-    pub(super) call: RefCell<Option<Box<Call>>>,
+    pub(super) call: Cell<Option<Box<Call>>>,
     /// The call object holds a call that is to be served.
     pub(super) ready: Cell<bool>,
-    /// The slot's task, while it waits for a call.
-    pub(super) waker: RefCell<Option<Waker>>,
-    /// The slot's task, once it was used. Taken out while it is run from here.
-    pub(super) task: Cell<Option<JoinHandle<()>>>,
+    pub(super) lane: Lane,
     pub(super) cancel: Rc<Cancel>,
-    /// The entries that the call in progress names, by index: its target first.
-    pub(super) uses: RefCell<Vec<u32>>,
+    /// The entry of the target of the call in progress, by index.
+    pub(super) target: Cell<u32>,
+    /// The entries that it names beside, by index.
+    arguments: RefCell<Vec<u32>>,
+    has_arguments: Cell<bool>,
+    /// Where its answer goes.
+    pub(super) direct: Direct,
 }
 
 impl SlotCell {
@@ -30,6 +32,7 @@ impl SlotCell {
         let cancel = Rc::new(Cancel::default());
         let call = Call {
             operation: 0,
+            seq: 0,
             handle: Handle::NONE,
             effect: RefCell::new(None),
             payload: Vec::new(),
@@ -37,27 +40,39 @@ impl SlotCell {
             capabilities: Vec::new(),
             leases: Vec::new(),
             session: info.clone(),
-            deadline: 0,
             trace: 0,
             seen: Seen::default(),
             cancel: cancel.clone(),
         };
         SlotCell {
-            call: RefCell::new(Some(Box::new(call))),
+            call: Cell::new(Some(Box::new(call))),
             ready: Cell::new(false),
-            waker: RefCell::new(None),
-            task: Cell::new(None),
+            lane: Lane::default(),
             cancel,
-            uses: RefCell::default(),
+            target: Cell::new(0),
+            arguments: RefCell::default(),
+            has_arguments: Cell::new(false),
+            direct: Direct::default(),
         }
     }
 
-    /// Wakes the slot's task. The waker stays for the next call; it is out of the cell meanwhile, because waking may
-    /// run code that comes back here.
-    pub(super) fn wake(&self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake_by_ref();
-            self.waker.borrow_mut().get_or_insert(waker);
+    /// Does something for each entry that the call in progress names, by index.
+    #[inline]
+    pub(super) fn for_each_use(&self, mut then: impl FnMut(u32)) {
+        then(self.target.get());
+        if self.has_arguments.get() {
+            self.arguments.borrow().iter().for_each(|index| then(*index));
+        }
+    }
+
+    /// The call has no arguments that are entries, or these.
+    #[inline]
+    pub(super) fn names(&self, arguments: impl ExactSizeIterator<Item = u32>) {
+        self.has_arguments.set(arguments.len() > 0);
+        if arguments.len() > 0 {
+            let mut named = self.arguments.borrow_mut();
+            named.clear();
+            named.extend(arguments);
         }
     }
 }

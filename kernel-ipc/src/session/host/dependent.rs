@@ -15,8 +15,8 @@ use super::Inner;
 use crate::error::{Cause, Failure};
 use crate::logbook::Seen;
 use crate::runtime;
-use crate::session::Service;
 use crate::session::by_slot::bit;
+use crate::session::{Request, Service};
 use crate::slots::Brought;
 use crate::wire::{ExpectedHandle, Handle, MAX_CAPABILITIES, Status, Submission, Violation};
 
@@ -27,6 +27,8 @@ pub(super) enum Rest<'a> {
     Window,
     /// In a copy of what of the window belongs to the call.
     Copy(&'a [u8]),
+    /// In what its caller gave, in this thread.
+    Request(&'a Request<'a>),
 }
 
 /// The dependent calls of a session that have not begun.
@@ -59,6 +61,12 @@ impl Dependents {
     #[inline]
     pub(super) fn await_some(&self, slot: u16) -> bool {
         self.awaited.get() & bit(slot) != 0
+    }
+
+    /// Whether some wait for nothing more, and come before anything else.
+    #[inline]
+    pub(super) fn are_ready(&self) -> bool {
+        self.are_ready.get()
     }
 
     /// Takes out the one on this slot.
@@ -203,20 +211,20 @@ impl<S: Service> Inner<S> {
 
     /// A call is being answered on which others depend, or may. Whoever answers it begins them, or the next who looks.
     #[cold]
-    pub(super) fn dependents_hear(&self, call: &Submission, status: Status, brought: &[Handle]) {
+    pub(super) fn dependents_hear(&self, (slot, seq): (u16, u64), status: Status, brought: &[Handle]) {
         let answer = match status {
             Status::Done => Ok(brought),
             Status::OperationError(error) => Err(Failure::not_executed(Cause::EarlierError { error })),
             Status::Failed(failure) => Err(failure),
         };
-        if self.shape.is_control(call.slot) {
+        if self.shape.is_control(slot) {
             return;
         }
-        self.slots.borrow_mut().answered(call.slot, call.seq, answer);
-        if !self.dependents.await_some(call.slot) {
+        self.slots.borrow_mut().answered(slot, seq, answer);
+        if !self.dependents.await_some(slot) {
             return;
         }
-        self.dependents.hear(call.slot, |expected| Brought::by(answer, expected.number));
+        self.dependents.hear(slot, |expected| Brought::by(answer, expected.number));
         if !self.dependents.are_ready.get() {
             return;
         }

@@ -125,7 +125,7 @@ pub(super) trait Parting {
     fn hold(&self, held: bool);
     fn is_drained(&self) -> bool;
     fn received(&self) -> u64;
-    /// Nothing is in progress, and nothing of it belongs to this thread or run for good. Its slots' tasks end.
+    /// Nothing is in progress, and nothing of it belongs to this thread or run for good. Its slots' lanes end.
     fn is_ready_to_part(&self) -> bool;
     /// Takes its capabilities out of the service's tables. `None`: something hangs on them.
     fn carry(&self) -> Option<Vec<Restored>>;
@@ -155,10 +155,7 @@ impl<S: Service> Parting for Inner<S> {
         }
         self.link.flush();
         for (_, cell) in self.cells.used() {
-            // It waits for the next call, or has ended.
-            if let Some(task) = cell.task.take() {
-                task.cancel();
-            }
+            cell.lane.end();
         }
         true
     }

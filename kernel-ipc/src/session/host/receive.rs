@@ -1,15 +1,17 @@
 //! What a call goes through before its handler: it is read once, checked, and handed to its slot.
 
 use super::Inner;
+use super::cell::SlotCell;
 use super::dependent::Rest;
 use super::turns::Turn;
+use crate::capability::Realm;
 use crate::described::DESCRIBE;
 use crate::error::{Cause, Failure};
+use crate::interface::Operation;
 use crate::logbook::Seen;
-use crate::runtime;
-use crate::session::{Service, now};
+use crate::session::{Grant, Service, now};
 use crate::steps;
-use crate::wire::{Handle, LeaseName, Status, Submission, Violation, inline_bytes};
+use crate::wire::{Handle, LeaseName, MAX_CAPABILITIES, Status, Submission, Violation, inline_bytes};
 
 impl<S: Service> Inner<S> {
     /// Serves what has come. True if anything had.
@@ -81,9 +83,10 @@ impl<S: Service> Inner<S> {
 
     /// Begins a call whose handles are all known: it is refused or answered at once, or handed to its slot.
     pub(super) fn begin(&self, call: &Submission, rest: Rest<'_>, seen: Seen) -> Result<(), Violation> {
-        match self.check(call, rest, seen) {
+        let cell = &self.cells[call.slot];
+        match self.check(cell, call, rest, seen) {
             Ok(()) => {
-                self.start(call.slot);
+                self.start(call.slot, cell);
                 Ok(())
             }
             Err(Cause::UnknownOperation) if call.operation == DESCRIBE => self.describe(call, rest),
@@ -99,57 +102,110 @@ impl<S: Service> Inner<S> {
     }
 
     /// Everything that the service need not check, and the copy of the arguments into the slot's call object.
-    fn check(&self, submission: &Submission, rest: Rest<'_>, seen: Seen) -> Result<(), Cause> {
+    pub(super) fn check(
+        &self,
+        cell: &SlotCell,
+        submission: &Submission,
+        rest: Rest<'_>,
+        seen: Seen,
+    ) -> Result<(), Cause> {
         let operation = S::INTERFACE.operation(submission.operation).ok_or(Cause::UnknownOperation)?;
         self.begun(submission, operation.retry);
         if submission.deadline != 0 && submission.deadline <= now() {
             return Err(Cause::Deadline);
         }
+        self.check_names(cell, operation, submission, rest, seen)
+    }
+
+    /// The same, but for what a call that was made this moment cannot have missed.
+    pub(super) fn check_names(
+        &self,
+        cell: &SlotCell,
+        operation: &Operation,
+        submission: &Submission,
+        rest: Rest<'_>,
+        seen: Seen,
+    ) -> Result<(), Cause> {
         let mut realm = self.shared.realm.borrow_mut();
         let target = *realm.lookup(self.member, submission.handle, operation.target_kind, operation.requires, now)?;
         if usize::from(submission.extent.capabilities) != operation.handles.len() {
             return Err(Cause::BadArguments);
         }
-
-        let cell = &self.cells[submission.slot];
-        let mut idle = cell.call.borrow_mut();
-        let call = idle.as_mut().expect("a slot that accepts a call has no handler");
+        let mut call = cell.call.take().expect("a slot that accepts a call has no handler");
         call.operation = submission.operation;
+        call.seq = submission.seq;
         call.handle = submission.handle;
-        call.effect.take();
+        *call.effect.get_mut() = None;
         call.target = target;
-        call.deadline = submission.deadline;
         call.trace = submission.trace;
         call.seen = seen;
-        call.capabilities.clear();
+        call.cancel.begins(submission.deadline);
         call.leases.clear();
-        let mut uses = cell.uses.borrow_mut();
-        uses.clear();
-        uses.push(submission.handle.index);
         for i in 0..submission.extent.leases {
-            let mut name = [0; LeaseName::BYTES];
-            self.read(submission.slot, rest, usize::from(i) * LeaseName::BYTES, &mut name);
-            call.leases.push(LeaseName::from_bytes(name));
+            call.leases.push(self.lease(submission, rest, usize::from(i)));
         }
-        for (i, argument) in operation.handles.iter().enumerate() {
-            let mut handle = [0; Handle::BYTES];
-            let offset = submission.extent.capabilities_offset() + i * Handle::BYTES;
-            self.read(submission.slot, rest, offset, &mut handle);
-            let handle = Handle::from_word(u64::from_le_bytes(handle));
-            call.capabilities.push(*realm.lookup(self.member, handle, argument.kind, argument.requires, now)?);
-            uses.push(handle.index);
+        cell.target.set(submission.handle.index);
+        let named = self
+            .look_up_arguments(cell, operation, &realm, &mut call.capabilities, |i| self.handle(submission, rest, i));
+        if named.is_ok() {
+            cell.for_each_use(|index| realm.begun(self.member, index));
+            self.read_payload(submission, rest, &mut call.payload);
+            self.runs(submission.slot, &call);
+            steps::reach("call/begun");
         }
-        uses.iter().for_each(|index| realm.begun(self.member, *index));
-        self.read_payload(submission, rest, &mut call.payload);
-        self.runs(submission.slot, call);
-        steps::reach("call/begun");
+        cell.call.set(Some(call));
+        named
+    }
+
+    /// Looks up the handle arguments of a call, which are as many as its operation has.
+    #[inline]
+    fn look_up_arguments(
+        &self,
+        cell: &SlotCell,
+        operation: &Operation,
+        realm: &Realm,
+        capabilities: &mut Vec<Grant>,
+        handle: impl Fn(usize) -> Handle,
+    ) -> Result<(), Cause> {
+        capabilities.clear();
+        let mut named = [0; MAX_CAPABILITIES];
+        let named = &mut named[..operation.handles.len()];
+        for (i, (argument, index)) in operation.handles.iter().zip(&mut *named).enumerate() {
+            let handle = handle(i);
+            capabilities.push(*realm.lookup(self.member, handle, argument.kind, argument.requires, now)?);
+            *index = handle.index;
+        }
+        cell.names(named.iter().copied());
         Ok(())
+    }
+
+    /// The lease argument of this number.
+    fn lease(&self, submission: &Submission, rest: Rest<'_>, i: usize) -> LeaseName {
+        let mut name = [0; LeaseName::BYTES];
+        match rest {
+            Rest::Request(request) => return request.leases[i],
+            _ => self.read(submission.slot, rest, i * LeaseName::BYTES, &mut name),
+        }
+        LeaseName::from_bytes(name)
+    }
+
+    /// The handle argument of this number.
+    fn handle(&self, submission: &Submission, rest: Rest<'_>, i: usize) -> Handle {
+        let mut handle = [0; Handle::BYTES];
+        let offset = submission.extent.capabilities_offset() + i * Handle::BYTES;
+        match rest {
+            Rest::Request(request) => return request.capabilities[i],
+            _ => self.read(submission.slot, rest, offset, &mut handle),
+        }
+        Handle::from_word(u64::from_le_bytes(handle))
     }
 
     pub(super) fn read_payload(&self, submission: &Submission, rest: Rest<'_>, payload: &mut Vec<u8>) {
         let length = submission.extent.length as usize;
         payload.clear();
-        if submission.extent.is_inline() {
+        if let Rest::Request(request) = rest {
+            payload.extend_from_slice(request.payload);
+        } else if submission.extent.is_inline() {
             payload.extend(inline_bytes(submission.inline).iter().take(length));
         } else {
             payload.resize(length, 0);
@@ -163,21 +219,7 @@ impl<S: Service> Inner<S> {
         match rest {
             Rest::Window => self.link.read_window(slot, offset, bytes),
             Rest::Copy(copy) => bytes.copy_from_slice(&copy[offset..][..bytes.len()]),
+            Rest::Request(_) => {}
         }
-    }
-
-    /// Hands the slot's call object to the slot's task.
-    fn start(&self, slot: u16) {
-        let cell = &self.cells[slot];
-        cell.cancel.reset();
-        cell.ready.set(true);
-        let task = cell.task.take().or_else(|| self.this.upgrade().map(|this| runtime::spawn(this.run_slot(slot))));
-        if let Some(task) = &task {
-            // At once, not by its waker: the task is at the place where it waits for the next call, and the way through
-            // the run queue would be a tenth of a call's cost. A handler runs in its session's poll, therefore, until it
-            // waits for something.
-            task.run_now();
-        }
-        cell.task.set(task);
     }
 }

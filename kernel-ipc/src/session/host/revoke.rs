@@ -160,7 +160,9 @@ impl<S: Service> Inner<S> {
     /// Tells the calls in progress that name the entry of this index that they had better end.
     fn cancel_calls_on(&self, index: u32) {
         for (slot, cell) in self.cells.used() {
-            if self.slots.borrow().in_progress(slot).is_some() && cell.uses.borrow().contains(&index) {
+            let mut is_used = false;
+            cell.for_each_use(|used| is_used |= used == index);
+            if is_used && self.slots.borrow().in_progress(slot).is_some() {
                 cell.cancel.set();
             }
         }
