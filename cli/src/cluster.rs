@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::time::{Duration, SystemTime};
 
+use kernel_ipc::component::Context;
 use kernel_ipc::link::socket::keys::NodeName;
 use kernel_ipc::runtime::{Options, Runtime};
 use protocol::node::Member;
@@ -84,6 +85,8 @@ fn list(common: &Common) -> Result<(), Failed> {
     let home = Home::open(&common.state).map_err(|error| refused(&error))?;
     let runtime = Runtime::new(Options::default()).map_err(|error| no_runtime(&error))?;
     let learnt = runtime.block_on(join::learn(&home));
+    drop(runtime);
+    tell_supervisor(common);
     let known = match &learnt {
         Ok(known) => known.clone(),
         Err(error) => {
@@ -126,10 +129,19 @@ pub fn refresh(common: &Common, system: &Checked) {
 fn remove(common: &Common, name: &str) -> Result<(), Failed> {
     let name = named(name)?;
     let home = Home::open(&common.state).map_err(|error| refused(&error))?;
-    match home.remove(&name).map_err(|error| refused(&error))? {
+    let removed = home.remove(&name).map_err(|error| refused(&error))?;
+    tell_supervisor(common);
+    match removed {
         true if common.json => output::json(&json!({"removed": name.as_str()})),
         true => output::line(&format!("node {name} is none of the cluster's any more")),
         false => Err(Failed::new(format!("the cluster has no node {name}")).help("`atoll node ls` lists them")),
+    }
+}
+
+/// Lets the system here, if it is up, see who is a node now: its supervisor looks when a guest comes, and otherwise once a minute.
+fn tell_supervisor(common: &Common) {
+    if let Ok(runtime) = Runtime::new(Options::default()) {
+        let _ = runtime.block_on(async { Context::guest(&common.state, "atoll node").map(drop) });
     }
 }
 

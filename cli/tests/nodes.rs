@@ -11,8 +11,13 @@ use std::time::{Duration, SystemTime};
 
 use common::nodes::Node;
 use common::{said, wait_for};
+use kernel_ipc::CallError;
+use kernel_ipc::component::{Client, Connection};
+use kernel_ipc::link::socket::dial::{self, Remote};
 use kernel_ipc::link::socket::keys::{Keys, NodeName};
 use kernel_ipc::runtime::{Options, Runtime};
+use kernel_ipc::wire::Shape;
+use protocol::node::{JoinError, Joined};
 use supervisor::cluster::token::Token;
 use supervisor::cluster::{Neighbour, authority};
 
@@ -108,6 +113,49 @@ fn a_token_lets_one_in_once_in_its_time_at_the_node_that_made_it() {
     c.up();
     let said = c.join_in_vain(&a, &a.token(), "c");
     assert!(said.contains("a system runs on"), "{said}");
+}
+
+/// What the first node says to a newcomer that asks by itself.
+fn ask_to_join(a: &Node, token: &Token, name: &str, public_key: &[u8]) -> Result<Joined, JoinError> {
+    let runtime = Runtime::new(Options::default()).expect("a runtime");
+    let to: SocketAddr = a.address.parse().expect("an address");
+    runtime.block_on(async {
+        let keys = Keys::newcomer(token.authority).expect("keys");
+        let (remote, interface) = (Remote::node(to, token.node.clone(), keys), protocol::node::Client::INTERFACE);
+        let session = dial::connect(remote, interface, Shape::default(), dial::Options::default()).await;
+        let client = protocol::node::Client::from_connection(Connection::fixed(session.expect("it is heard")));
+        let joined = client.join(client.root(), &token.secret, name, "127.0.0.1:7701", public_key).await;
+        joined.map_err(|error| match error {
+            CallError::Operation(error) => error,
+            CallError::Failed { cause, .. } => panic!("{cause:?}"),
+        })
+    })
+}
+
+#[test]
+fn a_newcomer_that_did_not_hear_the_answer_is_let_in_once_more_and_nobody_else_is() {
+    let a = Node::first();
+    let token = Token::parse(&a.token()).expect("a token");
+    let key = || authority::public_key(&authority::new_key().expect("a key")).expect("its public key");
+    let (mine, another) = (key(), key());
+    let first = ask_to_join(&a, &token, "b", &mine).expect("it is let in");
+    // That answer was lost.
+    let again = ask_to_join(&a, &token, "b", &mine).expect("once more");
+    assert_eq!((first.authority, first.by), (again.authority, again.by));
+    assert_eq!(a.nodes().0.len(), 2);
+    for (name, key) in [("b", &another), ("c", &mine)] {
+        assert_eq!(ask_to_join(&a, &token, name, key).map(drop), Err(JoinError::UsedToken), "{name}");
+    }
+    // Nor is one that was removed since.
+    a.system.ok(&["node", "remove", "b"]);
+    assert_eq!(ask_to_join(&a, &token, "b", &mine).map(drop), Err(JoinError::UsedToken));
+    // However many ask in vain, the log does not grow with them.
+    let lines = || a.system.supervisor_log().matches("is not let in").count();
+    let (before, wrong) = (lines(), Token { secret: vec![0; 16], ..token });
+    for _ in 0..60 {
+        assert_eq!(ask_to_join(&a, &wrong, "b", &mine).map(drop), Err(JoinError::UnknownToken));
+    }
+    assert!(lines() - before < 30, "{}", a.system.supervisor_log());
 }
 
 #[test]

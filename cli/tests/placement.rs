@@ -14,7 +14,7 @@ use kernel_ipc::component::Client;
 use kernel_ipc::link::socket::dial::{self, DialError, Remote};
 use kernel_ipc::link::socket::frame::Refusal;
 use kernel_ipc::link::socket::keys::{Keys, NodeName, Party};
-use kernel_ipc::runtime::{Options, Runtime};
+use kernel_ipc::runtime::{Options, Runtime, sleep};
 use kernel_ipc::wire::Shape;
 use protocol::node::AnnounceError;
 use serde_json::json;
@@ -258,10 +258,13 @@ fn nobody_opens_what_the_manifest_gives_somebody_else() {
             dial::connect(remote, fs, Shape::default(), dial::Options::default()).await
         };
         let (b, c) = (web.b.system.state(), third.system.state());
-        for (state, component, ticket) in [(b, "net", ticket), (c, "httpd", ticket), (b, "httpd", [8; 32])] {
+        for (state, component, ticket) in [(b, "net", ticket), (b, "httpd", [8; 32])] {
             let refused = open(state, component, ticket).await.map(drop).expect_err("it is not expected");
             assert!(matches!(refused, DialError::Refused(_, Refusal::Forbidden)), "{component}: {refused}");
         }
+        // Nobody of a node that the manifest gives nothing is heard.
+        let refused = open(c, "httpd", ticket).await.map(drop).expect_err("it has nothing to do with that node");
+        assert!(matches!(refused, DialError::Io(..)), "{refused}");
         let session = open(b, "httpd", ticket).await.expect("it is expected");
         let again = open(b, "httpd", ticket).await.map(drop).expect_err("once");
         assert!(matches!(again, DialError::Refused(_, Refusal::Forbidden)), "{again}");
@@ -272,6 +275,75 @@ fn nobody_opens_what_the_manifest_gives_somebody_else() {
         assert!(refused.to_string().contains("takes this node for none"), "{refused}");
     });
     web.is_served();
+}
+
+#[test]
+fn a_machine_that_was_removed_has_no_sessions_any_more_and_gets_none_under_a_name_that_another_one_has() {
+    let web = Web::start(1000);
+    let runtime = Runtime::new(Options::default()).expect("a runtime");
+    let name = |name: &str| NodeName::new(name).expect("a name");
+    let to: SocketAddr = web.a.address.parse().expect("an address");
+    let of_b = Home::open(web.b.system.state()).expect("b");
+    let fs = protocol::fs::Client::INTERFACE;
+    runtime.block_on(async {
+        let b = Neighbour::call(&of_b.keys().expect("keys"), &name("a"), to).await.expect("a session");
+        let party = Party::component(name("a"), "fs").expect("a name");
+        let open = async |address: SocketAddr, ticket: [u8; 32]| {
+            let remote = Remote::party(address, party.clone(), keys_of(web.b.system.state(), "httpd"));
+            dial::connect(remote.with_ticket(ticket), fs, Shape::default(), dial::Options::default()).await
+        };
+        let announce = async |ticket: [u8; 32]| -> SocketAddr {
+            let announced = b.announce("httpd", "root", fs, &ticket).await.expect("an answer").expect("it is given");
+            announced.address.parse().expect("an address")
+        };
+        let address = announce([1; 32]).await;
+        announce([2; 32]).await;
+        announce([3; 32]).await;
+        let session = open(address, [1; 32]).await.expect("a session");
+        web.a.system.ok(&["node", "remove", "b"]);
+        while session.is_open() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let refused = open(address, [2; 32]).await.map(drop).expect_err("it is no node any more");
+        assert!(matches!(refused, DialError::Io(..)), "{refused}");
+        // Another machine has its name.
+        let _other = Node::joined(&web.a, "b");
+        web.a.system.ok(&["ps"]);
+        let refused = open(address, [3; 32]).await.map(drop).expect_err("it is another machine");
+        assert!(matches!(refused, DialError::Io(..)), "{refused}");
+    });
+    // What ran there has lost what it had, too.
+    wait_for("the file system to say so", || {
+        web.a.system.ok(&["logs", "fs"]).contains("its client is of a machine that is no node any more")
+    });
+}
+
+/// The authority's certificate is damaged there: its supervisor answers nobody, and what runs there cannot prove who it is.
+#[test]
+fn a_host_that_was_started_again_while_its_node_answered_nobody_is_found_when_it_does() {
+    let web = Web::start(1 << 20);
+    web.is_served();
+    let certificate = web.a.system.file("node/authority");
+    let good = std::fs::read(&certificate).expect("a file");
+    std::fs::write(&certificate, "nonsense").expect("it can be written");
+    let turns = web.a.system.supervisor()["restarts"].as_u64();
+    kill_now(web.a.system.process("supervisor").expect("a supervisor"));
+    wait_for("another supervisor", || web.a.system.supervisor()["restarts"].as_u64() > turns);
+    wait_for("what it says", || web.a.system.supervisor_log().contains("does not answer others"));
+    let fs = web.a.system.pid("fs");
+    kill_now(fs);
+    // Those of the other node are not to be had.
+    wait_for("the next run", || {
+        let now = web.a.system.component("fs");
+        now["state"] == "ready" && now["pid"].as_i64().is_some_and(|pid| pid != i64::from(fs))
+    });
+    web.a.system.ok(&["fs", "ls", "/www"]);
+    let next = web.a.system.pid("fs");
+    std::fs::write(&certificate, good).expect("it can be written");
+    wait_for("the file to be served again", || {
+        get(&web.b.system.listen(), "/file.bin").is_ok_and(|reply| reply.status == 200 && reply.body == web.content)
+    });
+    assert_eq!(web.a.system.pid("fs"), next, "it needed no other run");
 }
 
 #[test]

@@ -225,11 +225,11 @@ mod tests {
         let (component, supervisor) = pair();
         assert!(supervisor.receive::<ToSupervisor>().unwrap().is_none());
         let file = std::fs::File::open("/dev/null").unwrap();
-        component.send(&ToSupervisor::Region { region: RegionId(7) }, &[file.as_fd()]).unwrap();
+        component.send(&ToSupervisor::Region { region: RegionId(7), landed: false }, &[file.as_fd()]).unwrap();
         let counters = CounterValues { leased: 1, verified: 2, copied: u64::MAX };
         component.send(&ToSupervisor::Counters { request: 9, counters }, &[]).unwrap();
         let (first, descriptors) = supervisor.receive::<ToSupervisor>().unwrap().unwrap();
-        assert!(matches!(first, ToSupervisor::Region { region: RegionId(7) }));
+        assert!(matches!(first, ToSupervisor::Region { region: RegionId(7), landed: false }));
         assert_eq!(descriptors.len(), 1);
         let (second, descriptors) = supervisor.receive::<ToSupervisor>().unwrap().unwrap();
         assert!(matches!(second, ToSupervisor::Counters { request: 9, counters: c } if c == counters));
@@ -254,13 +254,15 @@ mod tests {
         use crate::runtime::{Options, Runtime};
         let (component, supervisor) = pair();
         let (reader, writer) = nix::unistd::pipe().unwrap();
-        component.send(&ToSupervisor::Region { region: RegionId(7) }, &[writer.as_fd()]).unwrap();
+        component.send(&ToSupervisor::Region { region: RegionId(7), landed: false }, &[writer.as_fd()]).unwrap();
         component.send(&ToSupervisor::Ready, &[]).unwrap();
         drop(writer);
         Runtime::new(Options::default()).unwrap().block_on(async {
             for _ in 0..2 {
                 let (first, given) = supervisor.look::<ToSupervisor>().await.unwrap();
-                assert!(matches!(first, ToSupervisor::Region { region: RegionId(7) }) && given.len() == 1);
+                assert!(
+                    matches!(first, ToSupervisor::Region { region: RegionId(7), landed: false }) && given.len() == 1
+                );
             }
             supervisor.done();
             // End of file: with the message went the last copy of its descriptor.
@@ -293,7 +295,7 @@ mod tests {
         // End of file: the received copy of the write end is closed.
         assert_eq!(nix::unistd::read(&reader, &mut [0]).unwrap(), 0);
 
-        let bytes = serde_json::to_vec(&ToSupervisor::Region { region: RegionId(1) }).unwrap();
+        let bytes = serde_json::to_vec(&ToSupervisor::Region { region: RegionId(1), landed: false }).unwrap();
         descriptors::send(peer.as_fd(), &bytes, &[], false).unwrap();
         assert!(matches!(channel.receive::<ToSupervisor>(), Err(ChannelError::Protocol(_))));
     }
@@ -304,7 +306,7 @@ mod tests {
         let (peer, channel) = pair();
         let (reader, writer) = nix::unistd::pipe().unwrap();
         let numbers = [writer.as_raw_fd(); 40];
-        let bytes = serde_json::to_vec(&ToSupervisor::Region { region: RegionId(1) }).unwrap();
+        let bytes = serde_json::to_vec(&ToSupervisor::Region { region: RegionId(1), landed: false }).unwrap();
         let rights = [ControlMessage::ScmRights(&numbers)];
         let parts = [io::IoSlice::new(&bytes)];
         sendmsg::<()>(peer.as_fd().as_raw_fd(), &parts, &rights, MsgFlags::empty(), None).unwrap();

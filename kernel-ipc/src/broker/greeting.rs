@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::link::socket::nodes::KnownNode;
 use crate::{Epoch, Incarnation, LenderId, RegionId, Rights};
 
 /// The supervisor's greeting: who this process is, and all that its manifest entry says.
@@ -53,6 +54,9 @@ pub struct Welcome {
     /// By which it proves to other nodes who it is; absent: it has nothing to do with any.
     #[serde(default)]
     pub keys: Option<PartyKeys>,
+    /// What the nodes are with which it has to do.
+    #[serde(default)]
+    pub nodes: Vec<(String, KnownNode)>,
     /// How many messages of the kinds `Heritage`, `Held`, `Recovers` and `AttachPins` follow at once: what its last run left.
     #[serde(default)]
     pub heritage: u32,

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ledger::Holdings;
+use crate::link::socket::nodes::KnownNode;
 use crate::{Epoch, Incarnation, LenderId, RegionId, Rights, SessionId};
 
 pub(crate) use channel::say;
@@ -34,7 +35,7 @@ pub use outbox::Outbox;
 pub use to_supervisor::{Account, CounterValues, ToSupervisor};
 
 /// Version of this protocol; both ends must speak the same one (there is one binary per node).
-pub const PROTOCOL: u32 = 7;
+pub const PROTOCOL: u32 = 8;
 
 /// Longest message, in bytes of JSON.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -132,8 +133,15 @@ pub enum ToComponent {
     OpenedBeyond(Box<OpenedBeyond>),
     /// A component of another node will open a session with an endpoint of yours: expect it, and answer `Expects` or `Refused`.
     ServeBeyond(Box<ServeBeyond>),
-    /// A new certificate by which you prove to other nodes who you are.
+    /// A certificate by which you prove to other nodes who you are: a new one, or the first.
     Keys(Box<PartyKeys>),
+    /// What a node with which you have to do is from now on: nobody else who calls himself so is of it.
+    NodeIs {
+        /// Its name.
+        node: String,
+        /// What it is.
+        is: KnownNode,
+    },
     /// Someone wants a session with an endpoint of yours; answer `Serving` or `Refused`. Descriptors: the C-segment; for
     /// a session that survives and is new, fresh memory for its ledger.
     Serve(Box<Serve>),
@@ -377,6 +385,7 @@ impl Message for ToComponent {
             | ToComponent::OpenedBeyond(_)
             | ToComponent::ServeBeyond(_)
             | ToComponent::Keys(_)
+            | ToComponent::NodeIs { .. }
             | ToComponent::ClientGone { .. }
             | ToComponent::HostGone { .. }
             | ToComponent::LenderGone { .. }

@@ -155,12 +155,14 @@ mod tests {
         Runtime::new(Options::default()).unwrap().block_on(async {
             spawn(outbox.clone().write());
             for region in 0..MANY {
-                outbox.send(&ToSupervisor::Region { region: RegionId(region) }, &[file.as_fd()]).unwrap();
+                outbox
+                    .send(&ToSupervisor::Region { region: RegionId(region), landed: false }, &[file.as_fd()])
+                    .unwrap();
             }
             assert!(outbox.waiting() > 0, "more than a socket takes");
             for expected in 0..MANY {
                 let (message, given) = peer.next::<ToSupervisor>().await.unwrap();
-                assert!(matches!(message, ToSupervisor::Region { region } if region.get() == expected));
+                assert!(matches!(message, ToSupervisor::Region { region, .. } if region.get() == expected));
                 assert_eq!(given.len(), 1);
             }
             outbox.emptied().await;

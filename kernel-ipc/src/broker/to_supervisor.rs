@@ -28,6 +28,9 @@ pub enum ToSupervisor {
     Region {
         /// One of the ids given in `Welcome`, or that of a region that is kept.
         region: RegionId,
+        /// What other nodes lend lands in it: so whoever this component uses may map it.
+        #[serde(default)]
+        landed: bool,
     },
     /// Calls to this endpoint will be answered.
     Provides {

@@ -7,7 +7,7 @@
 
 use std::os::fd::AsFd;
 
-use super::{Context, Wanted};
+use super::{Context, Publishing, Wanted};
 use crate::SessionId;
 use crate::broker::{Account, ToSupervisor};
 use crate::steps;
@@ -28,8 +28,8 @@ pub(super) fn account(cx: &Context, turn: u64) {
     for (name, (bytes, _)) in &*cx.0.keeping.borrow() {
         cx.send(&ToSupervisor::Keep { name: name.clone(), bytes: *bytes as u64 }, &[]);
     }
-    for (region, (memory, _)) in &*cx.0.publishing.borrow() {
-        cx.send(&ToSupervisor::Region { region: *region }, &[memory.as_fd()]);
+    for (region, Publishing { memory, landed, .. }) in &*cx.0.publishing.borrow() {
+        cx.send(&ToSupervisor::Region { region: *region, landed: *landed }, &[memory.as_fd()]);
     }
     for (request, asked) in &*cx.0.asked.borrow() {
         asked.say(cx, *request);

@@ -27,8 +27,9 @@ use crate::link::socket::bulk::serve::Lending;
 use crate::link::socket::dial::{self, Options, Remote};
 use crate::link::socket::keys::{BadKeys, Keys, NodeName, Party};
 use crate::link::socket::listen::{Admitted, Awaited, KeptSession, Listener, Peer};
+use crate::link::socket::nodes::{KnownNode, Nodes};
 use crate::runtime::{sleep, spawn};
-use crate::session::{ClientSession, Grant, Heritage, Ledgers, Served, Service, SessionInfo};
+use crate::session::{ClientSession, Grant, Heritage, Ledgers, Served, Service, SessionInfo, WeakSession};
 use crate::sys::segment;
 use crate::wire::Shape;
 use crate::{Incarnation, RegionId, SessionId};
@@ -50,6 +51,10 @@ type Ticket = [u8; TICKET_BYTES];
 #[derive(Default)]
 pub(super) struct Beyond {
     keys: RefCell<Option<Keys>>,
+    /// The nodes with which it has to do.
+    nodes: Nodes,
+    /// Sessions that it has opened, by the node of their host.
+    opened: RefCell<Vec<(NodeName, WeakSession)>>,
     /// Sockets that listen for clients of these endpoints, until each is provided.
     exports: RefCell<HashMap<String, OwnedFd>>,
     expected: RefCell<HashMap<Ticket, Expected>>,
@@ -64,6 +69,12 @@ pub(super) struct Beyond {
     heirs: RefCell<HashSet<Incarnation>>,
 }
 
+impl PartyKeys {
+    fn keys(&self) -> Result<Keys, BadKeys> {
+        Keys::chained(&self.authority, &self.chain(), &self.key)
+    }
+}
+
 /// A session that a client beyond the node is about to open.
 struct Expected {
     endpoint: String,
@@ -75,23 +86,26 @@ struct Expected {
 }
 
 impl Beyond {
-    /// Of a run that begins with these keys and sockets.
-    pub(super) fn new(keys: Option<&PartyKeys>, exports: HashMap<String, OwnedFd>) -> Result<Beyond, BadKeys> {
-        let keys = keys.map(|keys| Keys::chained(&keys.authority, &keys.chain(), &keys.key)).transpose()?;
-        Ok(Beyond { keys: keys.into(), exports: exports.into(), ..Beyond::default() })
+    /// Of a run that begins with these keys and sockets. Keys that are none are as if there were none yet.
+    pub(super) fn new(welcome: &Welcome, exports: HashMap<String, OwnedFd>) -> Beyond {
+        let keys = welcome.keys.as_ref().and_then(|keys| {
+            keys.keys().inspect_err(|error| tracing::warn!("this run begins without keys: {error}")).ok()
+        });
+        let beyond = Beyond { keys: keys.into(), exports: exports.into(), ..Beyond::default() };
+        for (node, is) in &welcome.nodes {
+            beyond.nodes_learn(node, *is);
+        }
+        beyond
     }
 
-    /// A new certificate, before the last one ends.
-    pub(super) fn renew(&self, keys: &PartyKeys) {
-        let renewed = self.keys.borrow().as_ref().map(|known| known.renew(&keys.chain(), &keys.key));
-        if let Some(Err(error)) = renewed {
-            tracing::warn!("a new certificate cannot be used: {error}");
-        }
+    /// True: it is another one than it was.
+    fn nodes_learn(&self, node: &str, is: KnownNode) -> bool {
+        NodeName::new(node).is_some_and(|node| self.nodes.learn(node, is))
     }
 
     /// A region of this run's own is published.
     pub(super) fn publishes(&self, region: &Region) {
-        if self.keys.borrow().is_none() {
+        if self.keys.borrow().is_none() && self.exports.borrow().is_empty() {
             return;
         }
         let reader = region.fd().try_clone_to_owned().and_then(|memory| RegionReader::open(memory, region.id()));
@@ -102,9 +116,44 @@ impl Beyond {
     }
 }
 
+/// A new certificate, before the last one ends; or the first, of a run that began when its node could give it none.
+pub(super) fn renew(cx: &Context, new: &PartyKeys) {
+    let beyond = &cx.0.beyond;
+    let known = beyond.keys.borrow().clone();
+    let used = match known {
+        Some(known) => known.renew(&new.chain(), &new.key),
+        None => new.keys().map(|keys| drop(beyond.keys.replace(Some(keys)))),
+    };
+    if let Err(error) = used {
+        return tracing::warn!("a new certificate cannot be used: {error}");
+    }
+    let endpoints: Vec<_> =
+        cx.0.endpoints.borrow().iter().map(|(name, endpoint)| (name.clone(), endpoint.clone())).collect();
+    endpoints.iter().for_each(|(name, endpoint)| endpoint.listen(cx, name));
+}
+
+/// A node is another one than it was, or none any more: with who it was nobody has to do any longer.
+pub(super) fn learn(cx: &Context, node: &str, is: KnownNode) {
+    let beyond = &cx.0.beyond;
+    if !beyond.nodes_learn(node, is) {
+        return;
+    }
+    let opened = std::mem::take(&mut *beyond.opened.borrow_mut());
+    let (its, others) = opened.into_iter().partition(|(of, _): &(NodeName, WeakSession)| of.as_str() == node);
+    *beyond.opened.borrow_mut() = others;
+    for session in its.iter().filter_map(|(_, session)| session.upgrade()) {
+        tracing::warn!("a session ends: its host is of a machine that is not node {node} any more");
+        session.host_is_gone();
+    }
+}
+
 /// Listens for clients of an endpoint on other nodes, if there may be any.
 pub(super) fn listen<S: Service>(cx: &Context, endpoint: &str, served: &Served<S>) {
     let beyond = &cx.0.beyond;
+    if beyond.keys.borrow().is_none() && beyond.exports.borrow().contains_key(endpoint) {
+        // They come later, and so do its clients.
+        return tracing::warn!("{endpoint} is not served to other nodes before this run has keys");
+    }
     let awaited = awaited(cx, endpoint);
     let listener = match (beyond.exports.borrow_mut().remove(endpoint), beyond.keys.borrow().clone()) {
         (Some(socket), Some(keys)) => Listener::adopt_secured(socket, keys).map_err(|error| error.to_string()),
@@ -130,7 +179,7 @@ pub(super) fn listen<S: Service>(cx: &Context, endpoint: &str, served: &Served<S
     let lending = Lending::by(cx.lender(), find);
     let (weak, name) = (Rc::downgrade(&cx.0), endpoint.to_owned());
     let admit = move |peer: &Peer, ticket: &Ticket| take(&Context(weak.upgrade()?), &name, peer, ticket);
-    spawn(listener.serve_on(served.clone(), Some(lending), Options::default(), awaited, admit));
+    spawn(listener.among(&beyond.nodes).serve_on(served.clone(), Some(lending), Options::default(), awaited, admit));
 }
 
 /// The sessions of this endpoint whose clients may come back.
@@ -258,10 +307,16 @@ async fn forget(cx: Weak<Inner>, ticket: Ticket, session: SessionId) {
 pub(super) async fn dial(cx: &Context, interface: &str, to: &OpenedBeyond) -> Result<ClientSession, String> {
     let keys = cx.0.beyond.keys.borrow().clone().ok_or("this run has no keys")?;
     let party = NodeName::new(&to.node).and_then(|node| Party::component(node, &to.component));
-    let remote = Remote::party(to.address, party.ok_or("a host without a name")?, keys).with_ticket(to.ticket);
+    let party = party.ok_or("a host without a name")?;
+    let (node, nodes) = (party.node.clone(), &cx.0.beyond.nodes);
+    let remote = Remote::party(to.address, party, keys).with_ticket(to.ticket).among(nodes);
     let landing = landing(cx).await.map_err(|error| error.to_string())?;
     let session = dial::connect_landing(remote, interface, Shape::default(), Options::default(), landing).await;
-    session.map_err(|error| format!("{} on node {}: {error}", to.component, to.node))
+    let session = session.map_err(|error| format!("{} on node {}: {error}", to.component, to.node))?;
+    let mut opened = cx.0.beyond.opened.borrow_mut();
+    opened.retain(|(_, session)| session.upgrade().is_some());
+    opened.push((node, session.downgrade()));
+    Ok(session)
 }
 
 /// Where leases of other nodes land; made when there is the first such session.
@@ -270,7 +325,7 @@ async fn landing(cx: &Context) -> Result<Landing, ContextError> {
         return Ok(landing.clone());
     }
     let region = Region::create("landed", cx.new_region_id(), LANDED_BYTES)?;
-    cx.publish_region(&region).await?;
+    cx.publish(&region, true).await?;
     let landing = Landing { pool: Pool::new(region, GRANULE), lender: cx.lender(), me: cx.incarnation() };
     // If two were made at once, the later one serves from now on, and the other its session.
     *cx.0.beyond.landing.borrow_mut() = Some(landing.clone());

@@ -55,7 +55,8 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
         ToComponent::OpenFailed { request, error } => opening::failed(cx, request, error),
         ToComponent::OpenedBeyond(to) => opening::opened_beyond(cx, *to),
         ToComponent::ServeBeyond(wish) => drop(spawn(beyond::expect(cx.clone(), *wish))),
-        ToComponent::Keys(keys) => cx.0.beyond.renew(&keys),
+        ToComponent::Keys(keys) => beyond::renew(cx, &keys),
+        ToComponent::NodeIs { node, is } => beyond::learn(cx, &node, is),
         ToComponent::Serve(serve) => {
             let segment = descriptor();
             if adoption::serves_already(cx, serve.session) {
@@ -134,8 +135,8 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
         }
         ToComponent::LenderGone { lender, regions } => cx.0.introductions.lender_gone(lender, &regions),
         ToComponent::RegionPublished { region } => {
-            if let Some((_, answer)) = cx.0.publishing.borrow_mut().remove(&region) {
-                let _ = answer.give(());
+            if let Some(published) = cx.0.publishing.borrow_mut().remove(&region) {
+                let _ = published.answer.give(());
             }
         }
         ToComponent::AttachPins { mapper, epoch, status_entry } => {

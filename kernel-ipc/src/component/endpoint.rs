@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use super::beyond::Root;
+use super::beyond::{self, Root};
 use super::{Context, Inner, Wanted};
 use crate::SessionId;
 use crate::broker::{Serve, ToSupervisor};
@@ -28,6 +28,9 @@ pub(super) trait Endpoint {
 
     /// Whether its sessions go on in this component's next run, if that goes on.
     fn survives(&self) -> bool;
+
+    /// Listens for clients on other nodes, if there may be any.
+    fn listen(&self, cx: &Context, name: &str);
 }
 
 type Opening = Pin<Box<dyn Future<Output = Result<HostSession, String>>>>;
@@ -97,6 +100,10 @@ where
 
     fn survives(&self) -> bool {
         S::SURVIVES
+    }
+
+    fn listen(&self, cx: &Context, name: &str) {
+        beyond::listen(cx, name, &self.served);
     }
 }
 

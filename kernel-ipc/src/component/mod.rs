@@ -218,7 +218,7 @@ struct Inner {
     /// Ends the tracing.
     tracing: RefCell<Option<crate::runtime::JoinHandle<()>>>,
     /// Regions whose introduction is awaited.
-    publishing: RefCell<HashMap<RegionId, (std::os::fd::OwnedFd, waits::Answer<()>)>>,
+    publishing: RefCell<HashMap<RegionId, Publishing>>,
     /// What was reported, the latest of each.
     reported: RefCell<HashMap<String, Value>>,
     next_request: Cell<u64>,
@@ -239,6 +239,14 @@ struct Inner {
     beyond: beyond::Beyond,
     /// A guest's fence.
     fence: RefCell<Option<std::os::fd::OwnedFd>>,
+}
+
+/// A region whose introduction is awaited.
+struct Publishing {
+    memory: std::os::fd::OwnedFd,
+    /// Other nodes' leases land in it.
+    landed: bool,
+    answer: waits::Answer<()>,
 }
 
 /// Whether somebody waits for a session that is about to be served.
@@ -383,13 +391,18 @@ impl Context {
     /// # Errors
     /// [`ContextError::Supervisor`] if the supervisor is gone.
     pub async fn publish_region(&self, region: &Region) -> Result<(), ContextError> {
+        self.publish(region, false).await
+    }
+
+    /// The same; `landed`: it is where other nodes' leases land.
+    async fn publish(&self, region: &Region, landed: bool) -> Result<(), ContextError> {
         // The supervisor introduces regions to those who have met the lender.
         self.lender();
         self.0.beyond.publishes(region);
         let (published, answer) = waits::question();
         let memory = region.fd().try_clone_to_owned().map_err(ContextError::Io)?;
-        self.0.publishing.borrow_mut().insert(region.id(), (memory, answer));
-        self.send(&ToSupervisor::Region { region: region.id() }, &[region.fd()]);
+        self.0.publishing.borrow_mut().insert(region.id(), Publishing { memory, landed, answer });
+        self.send(&ToSupervisor::Region { region: region.id(), landed }, &[region.fd()]);
         let lost = || ContextError::Supervisor("it is gone".into());
         if self.0.lost.has_happened() { Err(lost()) } else { published.await.ok_or_else(lost) }
     }

@@ -69,7 +69,7 @@ where
     let sessions = left.held.extract_if(.., |(name, _)| name.starts_with(SESSION));
     let sessions = sessions.filter_map(|(name, memory)| Some((SessionId(name[SESSION.len()..].parse().ok()?), memory)));
     left.beyond = sessions.collect();
-    let beyond = Beyond::new(welcome.keys.as_ref(), exports)?;
+    let beyond = Beyond::new(&welcome, exports);
     steps::reach("restart/inherited");
     let mut name = welcome.name.clone();
     name.truncate(15);

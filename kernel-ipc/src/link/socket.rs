@@ -33,10 +33,11 @@ mod greeting;
 mod inbox;
 pub mod keys;
 pub mod listen;
+pub mod nodes;
 mod outbox;
 mod stream;
 mod tls;
-mod warnings;
+pub mod warnings;
 
 use carrier::Carrier;
 use frame::{FrameError, kind};

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kernel_ipc::link::socket::dial::{self, DialError};
-use kernel_ipc::link::socket::frame::{Hello, Refusal, kind};
+use kernel_ipc::link::socket::frame::{Hello, Refusal, interface_bytes, kind};
 use kernel_ipc::link::socket::listen::{ListenError, Listener, Options, Peer};
 use kernel_ipc::runtime;
 use kernel_ipc::session::Request;
@@ -169,6 +169,38 @@ fn a_session_whose_client_was_not_welcomed_ends_at_once() {
         let closed = runtime::timeout(Duration::from_secs(60), until(|| thing.closed.get() == 1)).await;
         closed.expect("nobody can come back to it");
         serving.cancel();
+    });
+}
+
+#[test]
+fn those_who_are_refused_and_do_not_leave_hold_only_so_many_descriptors() {
+    run(async {
+        let thing: Rc<Thing> = Rc::default();
+        let host = Host::start(&thing, Options::default());
+        // Connections at the host's port that somebody has a descriptor of.
+        let port = format!(":{:04X}", host.address.port());
+        let open = || {
+            let table = std::fs::read_to_string("/proc/self/net/tcp").expect("connections");
+            let columns = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+            columns.filter(|of| of[1].ends_with(&port) && of[3] != "0A" && of[9] != "0").count()
+        };
+        let (mut stay, mut most) = (Vec::new(), 0);
+        // At a time as many as have a place each, and all of them before the first is not waited for any more.
+        for _ in 0..12 {
+            let first = stay.len();
+            for _ in 0..50 {
+                let mut socket = TcpStream::connect(host.address).expect("loopback");
+                let other = Hello { interface: interface_bytes("other/1").expect("a name"), ..hello(0, 1) };
+                socket.write_all(&framed(kind::HELLO, &other.to_bytes())).expect("sent");
+                stay.push(socket);
+            }
+            for socket in &mut stay[first..] {
+                assert_eq!(refusal(socket).await, Refusal::Interface);
+            }
+            most = most.max(open());
+        }
+        // As many as are waited for, and one that is being refused.
+        assert!((200..258).contains(&most), "{most}");
     });
 }
 

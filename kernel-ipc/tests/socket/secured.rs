@@ -14,6 +14,7 @@ use kernel_ipc::link::socket::dial::{self, DialError, Remote};
 use kernel_ipc::link::socket::frame::{self, Bulk, Hello, Pull, Refusal, kind};
 use kernel_ipc::link::socket::keys::Keys;
 use kernel_ipc::link::socket::listen::{Listener, Options, SESSIONS_OF_A_NODE};
+use kernel_ipc::link::socket::nodes::{KnownNode, Nodes};
 use kernel_ipc::runtime;
 use kernel_ipc::wire::Shape;
 use kernel_ipc::{Epoch, LenderId, SessionId};
@@ -62,6 +63,37 @@ fn nodes_of_one_authority_call_each_other_also_beyond_loopback() {
         }
         drop(client);
         until(|| thing.closed.get() == 1).await;
+    });
+}
+
+#[test]
+fn a_machine_that_is_no_node_any_more_loses_its_sessions_and_gets_no_other() {
+    run(async {
+        let authority = Authority::new();
+        let (thing, here, there) = (Rc::<Thing>::default(), Nodes::default(), Nodes::default());
+        let host = Host::start_among(&thing, authority.keys("b"), &here);
+        let open = async || {
+            let remote = Remote::node(host.near(), node("b"), authority.keys("a")).among(&there);
+            dial::connect(remote, TEST.name, SHAPE, Options::default()).await
+        };
+        let is_doubted = |refused: DialError| refused.to_string().contains("is not node b of the cluster (any more)");
+        assert!(is_doubted(open().await.map(drop).expect_err("it does not know the host")));
+        there.learn(node("b"), KnownNode::Authority);
+        open().await.map(drop).expect_err("the host does not know it");
+        here.learn(node("a"), KnownNode::Authority);
+        let client = open().await.expect("a session");
+        client.call(request(client.root(), ECHO, b"")).await.expect("echo");
+        // Another machine has its name from now on.
+        here.learn(node("a"), KnownNode::Certified([1; 32]));
+        until(|| thing.closed.get() == 1 && !client.is_open()).await;
+        open().await.map(drop).expect_err("it is another machine");
+        here.learn(node("a"), KnownNode::Authority);
+        open().await.map(drop).expect("a session");
+        // The other way round.
+        there.learn(node("b"), KnownNode::Certified([2; 32]));
+        assert!(is_doubted(open().await.map(drop).expect_err("it is another machine")));
+        there.learn(node("b"), KnownNode::Gone);
+        assert!(is_doubted(open().await.map(drop).expect_err("there is none")));
     });
 }
 

@@ -11,6 +11,7 @@ use kernel_ipc::link::socket::dial;
 use kernel_ipc::link::socket::frame::{self, Hello, Refusal, Welcome, kind};
 use kernel_ipc::link::socket::keys::Keys;
 use kernel_ipc::link::socket::listen::{Listener, Options, Peer};
+use kernel_ipc::link::socket::nodes::Nodes;
 use kernel_ipc::runtime::{self, JoinHandle};
 use kernel_ipc::session::{ClientSession, Service};
 use kernel_ipc::wire::{Completion, Handle, Shape, Submission};
@@ -46,6 +47,13 @@ impl Host {
     pub fn start_secured<S: Service>(service: &Rc<S>, options: Options, lending: Option<Lending>, keys: Keys) -> Host {
         let everywhere = "0.0.0.0:0".parse().expect("an address");
         Host::over(Listener::bind_secured(everywhere, keys).expect("a socket"), service, options, lending)
+    }
+
+    /// And only for machines that are nodes.
+    pub fn start_among<S: Service>(service: &Rc<S>, keys: Keys, nodes: &Nodes) -> Host {
+        let everywhere = "0.0.0.0:0".parse().expect("an address");
+        let listener = Listener::bind_secured(everywhere, keys).expect("a socket").among(nodes);
+        Host::over(listener, service, Options::default(), None)
     }
 
     fn over<S: Service>(listener: Listener, service: &Rc<S>, options: Options, lending: Option<Lending>) -> Host {

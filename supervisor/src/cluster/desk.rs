@@ -13,8 +13,9 @@ use std::time::SystemTime;
 
 use kernel_ipc::broker::TICKET_BYTES;
 use kernel_ipc::interface::{Granted, NewCap, Object};
-use kernel_ipc::link::socket::keys::{Keys, NodeName, fingerprint};
+use kernel_ipc::link::socket::keys::{FINGERPRINT_BYTES, Keys, NodeName, fingerprint};
 use kernel_ipc::link::socket::listen::{Listener, Options, Peer};
+use kernel_ipc::link::socket::warnings::Warnings;
 use kernel_ipc::session::{Call, Grant, SessionInfo};
 use kernel_ipc::{CallError, Epoch, Incarnation, SessionId};
 use protocol::control::ComponentStatus;
@@ -45,13 +46,13 @@ pub fn serve(
     deal: impl Fn() -> u64 + 'static,
 ) -> io::Result<impl Future<Output = ()> + 'static> {
     let listener = Listener::adopt_secured(socket, keys).map_err(io::Error::other)?.to_newcomers();
-    let admits = home.clone();
-    let service = Rc::new(Dispatcher(Desk(home, local)));
-    Ok(listener.serve(service, None, Options::default(), move |peer, _| admit(&admits, peer, &deal)))
+    let (admits, warnings) = (home.clone(), Rc::new(Warnings::default()));
+    let service = Rc::new(Dispatcher(Desk(home, local, warnings.clone())));
+    Ok(listener.serve(service, None, Options::default(), move |peer, _| admit(&admits, peer, &warnings, &deal)))
 }
 
 /// What a peer may do; `None`: nothing.
-fn admit(home: &Home, peer: &Peer, deal: &impl Fn() -> u64) -> Option<(Grant, SessionInfo)> {
+fn admit(home: &Home, peer: &Peer, warnings: &Warnings, deal: &impl Fn() -> u64) -> Option<(Grant, SessionInfo)> {
     if peer.component.is_some() {
         // What a component may have is between it and its host.
         return None;
@@ -61,11 +62,11 @@ fn admit(home: &Home, peer: &Peer, deal: &impl Fn() -> u64) -> Option<(Grant, Se
         (Some(node), Some(certificate)) => match home.members().has(node, certificate) {
             Ok(true) => (MEMBER, node.to_string(), json!(fingerprint(certificate))),
             Ok(false) => {
-                tracing::warn!("{} at {} is no node of this cluster (any more)", node, peer.address);
+                warnings.warn(format!("{node} at {} is no node of this cluster (any more)", peer.address));
                 return None;
             }
             Err(error) => {
-                tracing::warn!("node {node} is not let in: {error}");
+                warnings.warn(format!("node {node} is not let in: {error}"));
                 return None;
             }
         },
@@ -98,7 +99,7 @@ pub trait Local {
     fn status(&self, component: &str) -> impl Future<Output = Option<ComponentStatus>>;
 }
 
-struct Desk<L>(Home, L);
+struct Desk<L>(Home, L, Rc<Warnings>);
 
 impl<L> Desk<L> {
     /// The node that calls; `None`: it is none any more.
@@ -112,19 +113,29 @@ impl<L> Desk<L> {
     fn let_in(&self, secret: &[u8], name: &str, address: &str, public_key: &[u8]) -> Result<Joined, JoinError> {
         let now = SystemTime::now();
         self.0.check_authority().map_err(|_| JoinError::NotTheAuthority)?;
+        // It may be the one that was let in by this token and has not heard so: then it is let in once more.
+        let who = newcomer(name, address, public_key);
+        let is_again = self.0.tokens().has_let_in(secret, &who, now).map_err(refused)?;
         // Before anything is said of names: a stranger need not know them.
-        self.0.tokens().check(secret, now).map_err(refused)?;
+        if !is_again {
+            self.0.tokens().check(secret, now).map_err(refused)?;
+        }
         let name = NodeName::new(name).ok_or(JoinError::BadName)?;
         let address = address.parse().ok().filter(|address| is_address(*address)).ok_or(JoinError::BadAddress)?;
         if !is_public_key(public_key) {
             return Err(JoinError::BadKey);
         }
-        if self.0.members().find(&name).map_err(failed)?.is_some() {
-            return Err(JoinError::NameTaken);
+        match self.0.members().find(&name).map_err(failed)? {
+            Some(_) if !is_again => return Err(JoinError::NameTaken),
+            // It was removed since.
+            None if is_again => return Err(JoinError::UsedToken),
+            _ => {}
         }
         let by = self.0.members().find(self.0.name()).map_err(failed)?.ok_or(JoinError::Failed)?;
         let authority = self.0.authority().map_err(failed)?;
-        self.0.tokens().take(secret, now).map_err(refused)?;
+        if !is_again {
+            self.0.tokens().take(secret, &who, now).map_err(refused)?;
+        }
         let certificate = self.0.sign(&name, public_key, now, NODE_FOR).map_err(failed)?;
         let member = Member {
             name: name.to_string(),
@@ -170,7 +181,7 @@ impl<L: Local + 'static> node::Handler for Desk<L> {
         public_key: &[u8],
     ) -> Result<Joined, CallError<JoinError>> {
         self.let_in(secret, name, address, public_key).map_err(|error| {
-            tracing::warn!("{} is not let in: {error:?}", call.session().client_name);
+            self.2.warn(format!("{} is not let in: {error:?}", call.session().client_name));
             error.into()
         })
     }
@@ -207,6 +218,13 @@ impl<L: Local + 'static> node::Handler for Desk<L> {
         self.caller(call).ok_or(StatusError::Removed)?;
         Ok(self.1.status(component).await.ok_or(StatusError::NoSuchComponent)?)
     }
+}
+
+/// What a newcomer says of itself, in a few bytes.
+fn newcomer(name: &str, address: &str, public_key: &[u8]) -> [u8; FINGERPRINT_BYTES] {
+    fingerprint(
+        &[&fingerprint(name.as_bytes())[..], &fingerprint(address.as_bytes()), &fingerprint(public_key)].concat(),
+    )
 }
 
 fn refused(refused: Refused) -> JoinError {

@@ -384,13 +384,25 @@ impl Home {
         Keys::chained(&authority, &[&own.certificate, &node], &own.key).map_err(HomeError::Keys)
     }
 
-    /// The same for others to call, newcomers too: they have to be shown who the authority is.
+    /// The same for others to call.
     ///
     /// # Errors
     /// See [`HomeError`].
     pub fn host_keys(&self) -> Result<Keys, HomeError> {
-        let (own, node, authority) = (self.issue(None)?, self.certificate()?, self.authority()?);
-        Keys::chained(&authority, &[&own.certificate, &node, &authority], &own.key).map_err(HomeError::Keys)
+        let (own, shown) = self.shown()?;
+        let shown: Vec<&[u8]> = shown.iter().map(Vec::as_slice).collect();
+        Keys::chained(&self.authority()?, &shown, &own).map_err(HomeError::Keys)
+    }
+
+    /// A new key, and the certificates that those are shown who call. Where newcomers are let in they have to see the authority's;
+    /// elsewhere there are two, so that it is plain which one has signed the first.
+    fn shown(&self) -> Result<(Vec<u8>, Vec<Vec<u8>>), HomeError> {
+        let own = self.issue(None)?;
+        let mut shown = vec![own.certificate, self.certificate()?];
+        if self.by.is_none() {
+            shown.push(self.authority()?);
+        }
+        Ok((own.key, shown))
     }
 
     /// Gives keys by which it calls others a new certificate before the last one ends.
@@ -407,8 +419,9 @@ impl Home {
     /// # Errors
     /// See [`HomeError`].
     pub fn renew_host_keys(&self, keys: &Keys) -> Result<(), HomeError> {
-        let (own, node, authority) = (self.issue(None)?, self.certificate()?, self.authority()?);
-        keys.renew(&[&own.certificate, &node, &authority], &own.key).map_err(HomeError::Keys)
+        let (own, shown) = self.shown()?;
+        let shown: Vec<&[u8]> = shown.iter().map(Vec::as_slice).collect();
+        keys.renew(&shown, &own).map_err(HomeError::Keys)
     }
 
     fn read(&self, file: &str) -> Result<Vec<u8>, HomeError> {

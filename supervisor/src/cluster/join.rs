@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use kernel_ipc::link::socket::keys::{Keys, NodeName, fingerprint};
+use kernel_ipc::runtime::sleep;
 use kernel_ipc::{CallError, Failure};
 use protocol::node::{self, Joined, Member};
 
@@ -14,6 +15,10 @@ use super::members::is_possible;
 use super::neighbour::{Neighbour, NeighbourError};
 use super::seconds;
 use super::token::{BadToken, Token};
+
+/// How often a newcomer asks again whose answer was lost, and the pause before.
+const ASKED_MOST: u32 = 10;
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Why a machine is no node of a cluster.
 #[derive(Debug)]
@@ -97,8 +102,22 @@ pub async fn join(
     let key = authority::new_key().map_err(HomeError::Signing)?;
     let public_key = authority::public_key(&key).map_err(HomeError::Signing)?;
     let keys = Keys::newcomer(token.authority).map_err(HomeError::Keys)?;
-    let by = Neighbour::call(&keys, &token.node, address).await?;
-    let Joined { certificate, authority, by: first } = ask(&by, &token, name, listen, &public_key).await?;
+    let mut asked = 0;
+    let Joined { certificate, authority, by: first } = loop {
+        let answer = match Neighbour::call(&keys, &token.node, address).await {
+            Ok(by) => ask(&by, &token, name, listen, &public_key).await,
+            Err(error) => Err(error.into()),
+        };
+        match answer {
+            // It was asked, and nobody knows what came of that: it lets the same one in once more.
+            Err(JoinError::Neighbour(NeighbourError::Failed(..))) if asked < ASKED_MOST => asked += 1,
+            Err(JoinError::Neighbour(NeighbourError::Unreachable(..))) if (1..ASKED_MOST).contains(&asked) => {
+                asked += 1
+            }
+            answer => break answer?,
+        }
+        sleep(ASK_AGAIN).await;
+    };
     let refused = || JoinError::Answer(token.node.clone(), address);
     if fingerprint(&authority) != token.authority || !is_possible(&first) {
         return Err(refused());

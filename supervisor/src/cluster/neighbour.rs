@@ -6,6 +6,7 @@ use kernel_ipc::component::{Client, Connection};
 use kernel_ipc::link::socket::dial::{self, DialError, Options, Remote};
 use kernel_ipc::link::socket::frame::Refusal;
 use kernel_ipc::link::socket::keys::{Doubt, Keys, NodeName, doubt};
+use kernel_ipc::link::socket::nodes::Nodes;
 use kernel_ipc::wire::Shape;
 use kernel_ipc::{CallError, Failure};
 use protocol::control::ComponentStatus;
@@ -76,7 +77,21 @@ impl Neighbour {
     /// # Errors
     /// See [`NeighbourError`].
     pub async fn call(keys: &Keys, name: &NodeName, address: SocketAddr) -> Result<Neighbour, NeighbourError> {
+        Neighbour::call_among(keys, name, address, None).await
+    }
+
+    /// The same, if the machine there is the node of this name now.
+    ///
+    /// # Errors
+    /// See [`NeighbourError`].
+    pub async fn call_among(
+        keys: &Keys,
+        name: &NodeName,
+        address: SocketAddr,
+        nodes: Option<&Nodes>,
+    ) -> Result<Neighbour, NeighbourError> {
         let remote = Remote::node(address, name.clone(), keys.clone());
+        let remote = nodes.map_or_else(|| remote.clone(), |nodes| remote.clone().among(nodes));
         let session = dial::connect(remote, node::Client::INTERFACE, Shape::default(), Options::default()).await;
         let session = session.map_err(|error| {
             let doubt = match &error {

@@ -6,7 +6,7 @@
 //!        │    └ SHA-256 of the authority's certificate, likewise: whom the newcomer believes
 //!        └ the node that has made it, and takes it
 //! STATE/node/tokens/HASH        until when it is good; HASH is the SHA-256 of the secret, which is written nowhere
-//! STATE/node/tokens/HASH.used   the same, when it is used up: by this rename
+//! STATE/node/tokens/HASH.used   the same and by whom, when it is used up: by this rename
 //! ```
 
 use std::fs;
@@ -114,6 +114,9 @@ pub struct Tokens(PathBuf);
 /// What is written of one.
 #[derive(Serialize, Deserialize)]
 struct Written {
+    /// Of one that is used up: by whom, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    by: Option<String>,
     until_s: u64,
 }
 
@@ -131,7 +134,7 @@ impl Tokens {
         self.sweep(now)?;
         let secret: Vec<u8> = random_words()?.iter().flat_map(|word| word.to_le_bytes()).take(SECRET_BYTES).collect();
         assert_eq!(secret.len(), SECRET_BYTES, "two words are as long");
-        let written = serde_json::to_vec(&Written { until_s: seconds(until) })?;
+        let written = serde_json::to_vec(&Written { by: None, until_s: seconds(until) })?;
         files::write(&self.path(&secret), &written)?;
         Ok(secret)
     }
@@ -158,13 +161,29 @@ impl Tokens {
     ///
     /// # Errors
     /// See [`Refused`].
-    pub fn take(&self, secret: &[u8], now: SystemTime) -> Result<(), Refused> {
+    pub fn take(&self, secret: &[u8], by: &[u8], now: SystemTime) -> Result<(), Refused> {
         self.check(secret, now)?;
         let path = self.path(secret);
-        files::rename(&path, &used(&path)).map_err(|error| match error.kind() {
+        let failed = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => Refused::Used,
             _ => Refused::Io(error),
-        })
+        };
+        let written = Written { by: Some(hex(by)), ..read(&path).map_err(failed)? };
+        let written = serde_json::to_vec(&written).map_err(|error| Refused::Io(error.into()))?;
+        files::write(&path, &written).map_err(Refused::Io)?;
+        files::rename(&path, &used(&path)).map_err(failed)
+    }
+
+    /// Whether a secret that would be good still was used up by this very one.
+    ///
+    /// # Errors
+    /// [`Refused::Io`].
+    pub fn has_let_in(&self, secret: &[u8], by: &[u8], now: SystemTime) -> Result<bool, Refused> {
+        match read(&used(&self.path(secret))) {
+            Ok(written) => Ok(written.until_s > seconds(now) && written.by == Some(hex(by))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Refused::Io(error)),
+        }
     }
 
     fn path(&self, secret: &[u8]) -> PathBuf {
@@ -225,17 +244,20 @@ mod tests {
         let tokens = Tokens::at(directory.path().into());
         let now = SystemTime::now();
         let secret = tokens.make(now, now + GOOD_FOR).unwrap();
-        assert!(matches!(tokens.take(&[0; SECRET_BYTES], now), Err(Refused::Unknown)));
-        assert!(matches!(tokens.take(&secret, now + GOOD_FOR), Err(Refused::Expired)));
+        assert!(matches!(tokens.take(&[0; SECRET_BYTES], b"b", now), Err(Refused::Unknown)));
+        assert!(matches!(tokens.take(&secret, b"b", now + GOOD_FOR), Err(Refused::Expired)));
         tokens.check(&secret, now).unwrap();
-        tokens.take(&secret, now).unwrap();
-        assert!(matches!(tokens.take(&secret, now), Err(Refused::Used)));
+        tokens.take(&secret, b"b", now).unwrap();
+        assert!(matches!(tokens.take(&secret, b"b", now), Err(Refused::Used)));
+        // Who has used it up may ask once more while it would be good, and nobody else.
+        assert!(tokens.has_let_in(&secret, b"b", now).unwrap() && !tokens.has_let_in(&secret, b"c", now).unwrap());
+        assert!(!tokens.has_let_in(&secret, b"b", now + GOOD_FOR).unwrap());
         let written = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
         assert!(written.into_iter().all(|name| !name.to_string_lossy().contains(&hex(&secret))), "it is written down");
         // What became of it is forgotten some day.
         let later = now + GOOD_FOR + REMEMBERED;
         let other = tokens.make(later, later + GOOD_FOR).unwrap();
-        assert!(matches!(tokens.take(&secret, later), Err(Refused::Unknown)));
-        tokens.take(&other, later).unwrap();
+        assert!(matches!(tokens.take(&secret, b"b", later), Err(Refused::Unknown)));
+        tokens.take(&other, b"b", later).unwrap();
     }
 }

@@ -8,7 +8,7 @@
 //! Where others cannot be answered at a start, nothing is started. A supervisor that takes over a running system lets it run, says
 //! so, and tries again.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use kernel_ipc::broker::{EXPORT, OpenError, OpenedBeyond, PartyKeys, Serve, ServeBeyond, TICKET_BYTES, ToComponent};
 use kernel_ipc::link::socket::keys::{Keys, NodeName};
+use kernel_ipc::link::socket::nodes::{KnownNode, Nodes};
 use kernel_ipc::runtime::{sleep, spawn, timeout};
 use kernel_ipc::sys::random::random_words;
 use kernel_ipc::{Incarnation, SessionId};
@@ -47,6 +48,10 @@ pub(super) struct Cluster {
     answers: Keys,
     calls: Keys,
     neighbours: RefCell<BTreeMap<String, Rc<Neighbour>>>,
+    /// The nodes on which there is something of the system.
+    nodes: Nodes,
+    /// Components that live have been told of them by this supervisor.
+    has_told: Cell<bool>,
 }
 
 /// Begins to answer other nodes, on the socket of the last supervisor if there was one: nobody who calls meanwhile is refused.
@@ -65,10 +70,14 @@ pub fn answer(node: &Rc<Node>, listener: Option<OwnedFd>) -> Result<(), String> 
     // Last of what can fail: who tries again without the socket could not listen there beside the keeper.
     let kept = node.records.put(Kind::NodeListener, 0, 0, &NumbersTag::default(), Some(listener.as_fd()));
     node.forever.borrow_mut().push(kept.map_err(|error| format!("the keeper: {error}"))?);
-    let cluster = Cluster { directory, answers: keys.clone(), calls, neighbours: RefCell::default() };
+    let (neighbours, nodes, has_told) = Default::default();
+    let cluster = Cluster { directory, answers: keys.clone(), calls, neighbours, nodes, has_told };
     if node.cluster.set(cluster).is_err() {
         return Err("it answers other nodes already".into());
     }
+    // Those that were started while nobody could be answered have none.
+    node.give_keys();
+    node.look_at_nodes();
     spawn(stay_known(Rc::downgrade(node)));
     let weak = Rc::downgrade(node);
     let deal = move || weak.upgrade().map_or(0, |node| node.state.deal(1));
@@ -103,6 +112,7 @@ async fn stay_known(node: Weak<Node>) {
         sleep(LOOK).await;
         let Some(node) = node.upgrade() else { return };
         let Some(cluster) = node.cluster.get() else { return };
+        node.look_at_nodes();
         let (home, now) = (cluster.directory.home(), SystemTime::now());
         let age = since.and_then(|since| now.duration_since(since).ok());
         let is_due = age.is_none_or(|age| age > LEAF_FOR / 2);
@@ -120,13 +130,7 @@ async fn stay_known(node: Weak<Node>) {
                 continue;
             }
         }
-        for peer in node.living().iter().filter(|peer| peer.is_introducible()) {
-            match node.component_of(peer).map(|component| node.keys_of(component)) {
-                Some(Ok(Some(keys))) => node.send(peer, &ToComponent::Keys(Box::new(keys)), &[]),
-                Some(Err(error)) => eprintln!("supervisor: no new certificate for {}: {error}", peer.name),
-                _ => {}
-            }
-        }
+        node.give_keys();
     }
 }
 
@@ -141,6 +145,64 @@ impl Node {
     /// Whether something lands at a component that other nodes have lent.
     pub(super) fn uses_elsewhere(&self, entry: &manifest::Component) -> bool {
         entry.uses.iter().any(|used| self.elsewhere.iter().any(|host| host.name == used.component))
+    }
+
+    /// Gives every run that has to do with other nodes a new certificate.
+    fn give_keys(self: &Rc<Self>) {
+        for peer in self.living().iter().filter(|peer| peer.is_introducible()) {
+            if let Some(keys) = self.component_of(peer).and_then(|component| self.keys_of(component)) {
+                self.send(peer, &ToComponent::Keys(Box::new(keys)), &[]);
+            }
+        }
+    }
+
+    /// What the other nodes are on which there is something of the system. Of one of which nothing can be known now, nothing is said.
+    pub(super) fn known_nodes(&self) -> Vec<(String, KnownNode)> {
+        let Some(directory) = &self.directory else { return Vec::new() };
+        let mut names: Vec<_> =
+            self.elsewhere.iter().filter_map(|entry| NodeName::new(entry.node.as_deref()?)).collect();
+        names.sort_unstable();
+        names.dedup();
+        let known = names.into_iter().filter_map(|name| match directory.node(&name) {
+            Ok(None) => Some((name.to_string(), KnownNode::Gone)),
+            Ok(Some(member)) if member.authority => Some((name.to_string(), KnownNode::Authority)),
+            Ok(Some(member)) => {
+                let fingerprint = member.fingerprint.as_slice().try_into().ok()?;
+                Some((name.to_string(), KnownNode::Certified(fingerprint)))
+            }
+            Err(error) => {
+                eprintln!("supervisor: {error}");
+                None
+            }
+        });
+        known.collect()
+    }
+
+    /// Sees whether a node is another machine than it was, or none any more, and tells those who have to do with it. Also when a guest
+    /// comes: it may be who has removed one.
+    pub(super) fn look_at_nodes(self: &Rc<Self>) {
+        let Some(cluster) = self.cluster.get() else { return };
+        let is_first = !cluster.has_told.replace(true);
+        for (node, is) in self.known_nodes() {
+            let has_changed = NodeName::new(&node).is_some_and(|name| cluster.nodes.learn(name, is));
+            if has_changed {
+                eprintln!("supervisor: node {node} is not what it was: sessions with who had that name end");
+                cluster.neighbours.borrow_mut().remove(&node);
+            }
+            if !(has_changed || is_first) {
+                continue;
+            }
+            for peer in self.living().iter().filter(|peer| peer.is_introducible()) {
+                if self.component_of(peer).is_some_and(|component| self.has_to_do_with_others(&component.entry)) {
+                    self.send(peer, &ToComponent::NodeIs { node: node.clone(), is }, &[]);
+                }
+            }
+        }
+    }
+
+    /// Whether a component uses something of other nodes, or they use something of it.
+    pub(super) fn has_to_do_with_others(&self, entry: &manifest::Component) -> bool {
+        self.uses_elsewhere(entry) || !self.exported(entry).is_empty()
     }
 
     /// Endpoints of a component of this node that others use.
@@ -158,28 +220,22 @@ impl Node {
     /// # Errors
     /// For people.
     pub(super) fn export(&self, component: &Component) -> Result<(), String> {
-        let Some(cluster) = self.cluster.get() else { return Ok(()) };
+        let Some(directory) = &self.directory else { return Ok(()) };
         for endpoint in self.exported(&component.entry) {
             let name = format!("{EXPORT}{endpoint}");
             if component.holdings.again(&name).is_none() {
-                let here = SocketAddr::new(cluster.directory.home().listen().ip(), 0);
+                let here = SocketAddr::new(directory.home().listen().ip(), 0);
                 component.holdings.hold(name, listen(here)?)?;
             }
         }
         Ok(())
     }
 
-    /// By what a run of a component proves to other nodes who it is, if it has to do with them.
-    ///
-    /// # Errors
-    /// For people.
-    pub(super) fn keys_of(&self, component: &Component) -> Result<Option<PartyKeys>, String> {
-        let Some(cluster) = self.cluster.get() else { return Ok(None) };
+    /// By what a run of a component proves to other nodes who it is, if it has to do with them. `None` also if that cannot be made now:
+    /// it serves this node meanwhile, and gets it [later](Self::give_keys).
+    pub(super) fn keys_of(&self, component: &Component) -> Option<PartyKeys> {
         let entry = &component.entry;
-        if self.exported(entry).is_empty() && !self.uses_elsewhere(entry) {
-            return Ok(None);
-        }
-        let home = cluster.directory.home();
+        let home = self.directory.as_ref().filter(|_| self.has_to_do_with_others(entry))?.home();
         let keys = home.issue(Some(&entry.name)).and_then(|own| {
             Ok(PartyKeys {
                 authority: home.authority()?,
@@ -187,7 +243,7 @@ impl Node {
                 key: own.key,
             })
         });
-        keys.map(Some).map_err(|error| error.to_string())
+        keys.inspect_err(|error| eprintln!("supervisor: no new certificate for {}: {error}", entry.name)).ok()
     }
 
     /// Arranges a session of a component with a host on another node; waits for both.
@@ -224,7 +280,7 @@ impl Node {
     }
 
     async fn announce(
-        &self,
+        self: &Rc<Self>,
         client: &Peer,
         host: &manifest::Component,
         used: &manifest::Use,
@@ -258,7 +314,7 @@ impl Node {
     ///
     /// # Errors
     /// For people.
-    async fn neighbour(&self, component: &str) -> Result<(String, Rc<Neighbour>), String> {
+    async fn neighbour(self: &Rc<Self>, component: &str) -> Result<(String, Rc<Neighbour>), String> {
         let cluster = self.cluster.get().ok_or("this is no node of a cluster")?;
         let name = cluster.directory.place(component).ok_or("it runs nowhere")?;
         let known = cluster.neighbours.borrow().get(name.as_str()).cloned();
@@ -268,7 +324,10 @@ impl Node {
         let member = cluster.directory.node(&name).map_err(|error| error.to_string())?;
         let member = member.ok_or_else(|| format!("there is no node {name}"))?;
         let address = member.address.parse().map_err(|_| format!("node {name} has no address"))?;
-        let neighbour = Neighbour::call(&cluster.calls, &name, address).await.map_err(|error| error.to_string())?;
+        self.look_at_nodes();
+        let neighbour = Neighbour::call_among(&cluster.calls, &name, address, Some(&cluster.nodes))
+            .await
+            .map_err(|error| error.to_string())?;
         let neighbour = Rc::new(neighbour);
         cluster.neighbours.borrow_mut().insert(name.to_string(), neighbour.clone());
         Ok((name.to_string(), neighbour))
@@ -283,7 +342,7 @@ impl Node {
     }
 
     /// How a component on another node is, as that one says.
-    pub(super) async fn status_elsewhere(&self, entry: &manifest::Component) -> ComponentStatus {
+    pub(super) async fn status_elsewhere(self: &Rc<Self>, entry: &manifest::Component) -> ComponentStatus {
         let asked = async {
             let (on, neighbour) = self.neighbour(&entry.name).await?;
             let said = neighbour.status(&entry.name).await;

@@ -1,7 +1,8 @@
 //! Who may map whose regions, and how they meet.
 //!
 //! - Owner O's regions may be mapped by a component that uses O with the right `map`; by a component whose endpoint O
-//!   uses with the right `write` (it reads what O gives it to write); by a guest that has a session with O, or with
+//!   uses with the right `write` (it reads what O gives it to write), and the one in which other nodes' leases land by any that O
+//!   uses; by a guest that has a session with O, or with
 //!   somebody who may map O's regions. Nobody else.
 //! - Lender L lends from its own regions, and from those that it may map with the right `map`.
 //! - A mapper M meets L, and for it the regions that both M may map and L may lend from.
@@ -21,7 +22,7 @@ use kernel_ipc::runtime::spawn;
 use kernel_ipc::steps;
 use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId, Rights};
 
-use super::peer::{Peer, Who};
+use super::peer::{Peer, Published, Who};
 use super::{Host, Node, Session};
 
 /// What a mapper knows of a lender.
@@ -164,22 +165,29 @@ impl Node {
         if known.is_some_and(|known| known.epoch != lender.epoch) {
             return Some(Missing::Table);
         }
-        let may = |owner: &Peer| self.may_lend(lender, owner) && self.may_meet(sessions, mapper, lender, owner);
+        let may = |owner: &Peer, landed| {
+            self.may_lend(lender, owner) && self.may_meet(sessions, mapper, lender, owner, landed)
+        };
         for owner in living {
             let regions = owner.regions.borrow();
-            if regions.is_empty() || !may(owner) {
+            if regions.is_empty() {
+                continue;
+            }
+            let may = [false, true].map(|landed| may(owner, landed));
+            let mut theirs = regions.iter().filter(|region| may[usize::from(region.landed)]).peekable();
+            if theirs.peek().is_none() {
                 continue;
             }
             let Some(known) = known else { return Some(Missing::Lender) };
-            if let Some((region, memory)) = regions.iter().find(|(region, _)| !known.regions.contains(region))
+            if let Some(Published { id, memory, .. }) = theirs.find(|region| !known.regions.contains(&region.id))
                 && let Ok(memory) = memory.again()
             {
-                return Some(Missing::Region(*region, memory, owner.clone()));
+                return Some(Missing::Region(*id, memory, owner.clone()));
             }
         }
         // Regions of those who are between two runs: what lies in them is lent on.
         let orphaned = self.components.iter().flat_map(|component| component.estate.orphaned_regions());
-        for (region, memory, owner) in orphaned.filter(|(_, _, owner)| may(owner)) {
+        for (region, memory, owner) in orphaned.filter(|(_, _, owner)| may(owner, false)) {
             let Some(known) = known else { return Some(Missing::Lender) };
             if !known.regions.contains(&region) {
                 return Some(Missing::Region(region, memory, owner));
@@ -230,7 +238,7 @@ impl Node {
         self.met.borrow_mut().retain(|(mapper, _), _| *mapper != gone.incarnation);
         let survives = self.survives(gone);
         let kept = |region| survives && self.component_of(gone).is_some_and(|owner| owner.estate.keeps_region(region));
-        let regions = gone.regions.borrow().iter().map(|(region, _)| *region).filter(|region| !kept(*region)).collect();
+        let regions = gone.regions.borrow().iter().map(|region| region.id).filter(|region| !kept(*region)).collect();
         self.forget_lender((!survives).then_some(gone.lender), regions);
     }
 
@@ -266,12 +274,12 @@ impl Node {
     pub(super) fn owns(&self, peer: &Peer, region: RegionId) -> bool {
         let first = peer.first_region.get();
         let is_own = (first..first + REGIONS_PER_INCARNATION).contains(&region.get()) || self.keeps(region, peer);
-        is_own && peer.regions.borrow().iter().all(|(known, _)| *known != region)
+        is_own && peer.regions.borrow().iter().all(|known| known.id != region)
     }
 
-    fn may_meet(&self, sessions: &Sessions, mapper: &Peer, lender: &Peer, owner: &Peer) -> bool {
+    fn may_meet(&self, sessions: &Sessions, mapper: &Peer, lender: &Peer, owner: &Peer, landed: bool) -> bool {
         match mapper.who {
-            Who::Component(_) => self.may_map(sessions, mapper, owner),
+            Who::Component(_) => self.may_map(sessions, mapper, owner, landed),
             Who::Guest => sessions.contains(&(mapper.incarnation, lender.incarnation)),
         }
     }
@@ -286,13 +294,13 @@ impl Node {
     }
 
     /// For components.
-    fn may_map(&self, sessions: &Sessions, mapper: &Peer, owner: &Peer) -> bool {
+    fn may_map(&self, sessions: &Sessions, mapper: &Peer, owner: &Peer, landed: bool) -> bool {
         if self.uses_with(mapper, owner, Rights::MAP) {
             return true;
         }
         match owner.who {
-            // What other nodes have lent lands in its own regions, and it goes on with that as with what it writes.
-            Who::Component(index) if self.uses_elsewhere(&self.components[index].entry) => {
+            // What other nodes have lent lands in a region of its own, and it goes on with that as with what it writes.
+            Who::Component(index) if landed && self.uses_elsewhere(&self.components[index].entry) => {
                 self.uses_with(owner, mapper, Rights::empty())
             }
             Who::Component(_) => self.uses_with(owner, mapper, Rights::WRITE),

@@ -310,7 +310,8 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         ancestors: Vec::new(),
         heirs: Vec::new(),
         crash: component.crash.get(),
-        keys: node.keys_of(component)?,
+        keys: node.keys_of(component),
+        nodes: Vec::new(),
         heritage: 0,
     };
     let identity = Identity {

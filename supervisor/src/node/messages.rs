@@ -9,7 +9,7 @@ use kernel_ipc::runtime::{spawn, yield_now};
 use kernel_ipc::steps;
 
 use super::Node;
-use super::peer::{Peer, Who};
+use super::peer::{Peer, Published, Who};
 use super::records::{Kind, NumbersTag};
 use crate::keeper::wire::Ask;
 
@@ -116,24 +116,24 @@ async fn handle(
             *peer.table.borrow_mut() = Some((table.map_err(|error| error.to_string())?, capacity));
             node.introduce();
         }
-        ToSupervisor::Region { region } => {
+        ToSupervisor::Region { region, landed } => {
             let memory = descriptor()?;
             if peer.table.borrow().is_none() || peer.regions.borrow().len() >= MAX_REGIONS {
                 return Err("a region without a lease table, or too many".into());
             }
-            let is_known = peer.regions.borrow().iter().any(|(known, _)| *known == region);
+            let is_known = peer.regions.borrow().iter().any(|known| known.id == region);
             // Or it says so again to another supervisor.
             if !(is_known && node.turn > 1) {
                 if !node.owns(peer, region) {
                     return Err(format!("region {region} is not its own to publish"));
                 }
-                let tag = NumbersTag([peer.incarnation.get(), 0, 0, 0]);
+                let tag = NumbersTag([peer.incarnation.get(), landed.into(), 0, 0]);
                 let memory = node.records.hold(Kind::Region, peer.slot, region.get(), &tag, memory);
                 let memory = Rc::new(memory.map_err(|error| error.to_string())?);
                 if let Some(component) = node.component_of(peer) {
                     component.estate.published(region, &memory, peer);
                 }
-                peer.regions.borrow_mut().push((region, memory));
+                peer.regions.borrow_mut().push(Published { id: region, memory, landed });
             }
             let (node, peer) = (node.clone(), peer.clone());
             spawn(async move {
@@ -288,6 +288,11 @@ pub async fn greet(node: &Rc<Node>, peer: &Rc<Peer>, protocol: u32) -> Result<()
     let heritage = node.heritage(peer);
     welcome.ancestors = node.component_of(peer).map_or_else(Vec::new, |component| component.estate.ancestors());
     welcome.heirs = node.heirs(peer);
+    match node.component_of(peer) {
+        Some(component) if node.has_to_do_with_others(&component.entry) => welcome.nodes = node.known_nodes(),
+        Some(_) => {}
+        None => node.look_at_nodes(),
+    }
     welcome.heritage = u32::try_from(heritage.len()).unwrap_or(u32::MAX);
     let book = node.component_of(peer).and_then(|component| match component.book.for_writing() {
         Ok(book) => Some(book),

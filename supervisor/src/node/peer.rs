@@ -29,6 +29,14 @@ pub enum Who {
     Guest,
 }
 
+/// A region that a run has published.
+pub struct Published {
+    pub id: RegionId,
+    pub memory: Rc<Kept>,
+    /// What other nodes lend lands in it.
+    pub landed: bool,
+}
+
 /// One run of a component or guest.
 pub struct Peer {
     /// Which component it is, or a guest.
@@ -60,7 +68,7 @@ pub struct Peer {
     /// Its lease table and how many entries it has, once it lends.
     pub table: RefCell<Option<(Kept, u32)>>,
     /// The regions that it has published.
-    pub regions: RefCell<Vec<(RegionId, Rc<Kept>)>>,
+    pub regions: RefCell<Vec<Published>>,
     /// When it began, as far as this supervisor knows.
     pub begun: Instant,
     /// It says that it serves.

@@ -14,6 +14,7 @@ use super::bulk::land::{Bay, Landing};
 use super::frame::{Bulk, FrameError, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
 use super::greeting::{self, Unanswered};
 use super::keys::{Keys, NodeName, Party};
+use super::nodes::Nodes;
 use super::stream::Stream;
 use super::{SocketLink, Standing};
 use crate::id::SessionId;
@@ -90,11 +91,13 @@ pub struct Remote {
     secured: Option<(Keys, Party)>,
     /// What the host knows the session by before it is opened.
     ticket: Option<[u8; SECRET_BYTES]>,
+    /// Who are nodes, if it has to be the machine that is of its name now.
+    nodes: Option<Nodes>,
 }
 
 impl From<SocketAddr> for Remote {
     fn from(address: SocketAddr) -> Remote {
-        Remote { address, secured: None, ticket: None }
+        Remote { address, secured: None, ticket: None, nodes: None }
     }
 }
 
@@ -106,12 +109,17 @@ impl Remote {
 
     /// The same for any party.
     pub fn party(address: SocketAddr, party: Party, keys: Keys) -> Remote {
-        Remote { address, secured: Some((keys, party)), ticket: None }
+        Remote { address, secured: Some((keys, party)), ticket: None, nodes: None }
     }
 
     /// With a ticket, which the host was told of: it is the session's secret.
     pub fn with_ticket(self, ticket: [u8; SECRET_BYTES]) -> Remote {
         Remote { ticket: Some(ticket), ..self }
+    }
+
+    /// And only the machine that is its node when it is called.
+    pub fn among(self, nodes: &Nodes) -> Remote {
+        Remote { nodes: Some(nodes.clone()), ..self }
     }
 
     /// Where it is.
@@ -124,7 +132,19 @@ impl Remote {
         let stream = Stream::connect(self.address, dead_after).await?;
         match &self.secured {
             None => Ok(stream),
-            Some((keys, party)) => stream.secured(keys.call(party)?, Some(party)).await,
+            Some((keys, party)) => {
+                let stream = stream.secured(keys.call(party)?, Some(party)).await?;
+                let issuer = stream.issuer().map(|issuer| &**issuer);
+                match self.nodes.as_ref().is_none_or(|nodes| nodes.admits(&party.node, issuer)) {
+                    true => Ok(stream),
+                    // It was removed, and perhaps another one has its name.
+                    false => {
+                        stream.abort();
+                        let what = format!("the machine there is not node {} of the cluster (any more)", party.node);
+                        Err(io::Error::new(io::ErrorKind::InvalidData, what))
+                    }
+                }
+            }
         }
     }
 }

@@ -21,7 +21,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use super::bulk::serve::{Lending, serve};
@@ -31,6 +31,7 @@ use super::dial::{is_loopback, watch};
 use super::frame::{BadHello, Bulk, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
 use super::greeting::{self, Unanswered, Wanted};
 use super::keys::{Keys, NodeName, Party};
+use super::nodes::Nodes;
 use super::stream::Stream;
 use super::warnings::Warnings;
 use super::{SocketLink, Standing};
@@ -92,6 +93,7 @@ pub struct Listener {
     address: SocketAddr,
     keys: Option<Keys>,
     newcomers: bool,
+    nodes: Option<Nodes>,
 }
 
 /// Who is at the other end of a connection.
@@ -123,7 +125,13 @@ impl Listener {
             return Err(ListenError::InTheClear(address));
         }
         if let Some(nic) = runtime::simulated_nic() {
-            return Ok(Listener { door: Door::Simulated(nic.listen(address)?), address, keys: None, newcomers: false });
+            return Ok(Listener {
+                door: Door::Simulated(nic.listen(address)?),
+                address,
+                keys: None,
+                newcomers: false,
+                nodes: None,
+            });
         }
         Listener::adopt(TcpListener::bind(address)?.into())
     }
@@ -142,7 +150,7 @@ impl Listener {
     /// The kernel's.
     pub fn adopt_secured(socket: OwnedFd, keys: Keys) -> Result<Listener, ListenError> {
         let (address, door) = (local_address(&socket)?, Door::Socket(socket.into()));
-        Ok(Listener { address, door, keys: Some(keys), newcomers: false })
+        Ok(Listener { address, door, keys: Some(keys), newcomers: false, nodes: None })
     }
 
     /// Takes a socket that listens already, in the clear.
@@ -154,12 +162,17 @@ impl Listener {
         if !is_loopback(address) {
             return Err(ListenError::InTheClear(address));
         }
-        Ok(Listener { door: Door::Socket(socket.into()), address, keys: None, newcomers: false })
+        Ok(Listener { door: Door::Socket(socket.into()), address, keys: None, newcomers: false, nodes: None })
     }
 
     /// Hears also who has no certificate: `admit` is told of it as of a peer that is no node.
     pub fn to_newcomers(self) -> Listener {
         Listener { newcomers: true, ..self }
+    }
+
+    /// Hears only machines that are nodes when they come. The sessions of one that is none any more end.
+    pub fn among(self, nodes: &Nodes) -> Listener {
+        Listener { nodes: Some(nodes.clone()), ..self }
     }
 
     /// Where it listens.
@@ -195,6 +208,7 @@ impl Listener {
             served: served.into(),
             keys: self.keys,
             newcomers: self.newcomers,
+            nodes: self.nodes,
             lending,
             options,
             admit: RefCell::new(Box::new(admit)),
@@ -207,6 +221,9 @@ impl Listener {
         // The tasks of this listener see by it that nobody listens any more.
         let _closing = Closing(desk.clone());
         runtime::spawn(kept::forsake_later(Rc::downgrade(&desk)));
+        if let Some(nodes) = desk.nodes.clone() {
+            runtime::spawn(end_strangers(Rc::downgrade(&desk), nodes));
+        }
         let mut connections = self.door.arrivals();
         loop {
             match connections.next().await {
@@ -220,6 +237,23 @@ impl Listener {
     }
 }
 
+/// Ends the sessions of machines that are nodes no more.
+async fn end_strangers<S: Service>(desk: Weak<Desk<S>>, nodes: Nodes) {
+    loop {
+        nodes.changed().await;
+        let Some(desk) = desk.upgrade() else { return };
+        let is_strange = |entry: &&Rc<Entry>| {
+            let party = entry.party.as_ref();
+            party.is_some_and(|party| !nodes.admits(&party.node, entry.issuer.borrow().as_deref()))
+        };
+        let strange: Vec<_> = desk.sessions.borrow().values().filter(is_strange).cloned().collect();
+        for entry in strange {
+            tracing::warn!("a session ends: its client is of a machine that is no node any more");
+            entry.session.close();
+        }
+    }
+}
+
 type Admit = Box<dyn FnMut(&Peer, &[u8; SECRET_BYTES]) -> Option<Admitted>>;
 
 /// Where clients come to.
@@ -228,6 +262,8 @@ struct Desk<S: Service> {
     keys: Option<Keys>,
     /// It hears those too who prove nothing.
     newcomers: bool,
+    /// Who are nodes, if it asks.
+    nodes: Option<Nodes>,
     lending: Option<Lending>,
     options: Options,
     admit: RefCell<Admit>,
@@ -255,6 +291,8 @@ struct Entry {
     secret: [u8; SECRET_BYTES],
     /// Whose it is. Nobody else can go on with it, whatever they know.
     party: Option<Party>,
+    /// Who signed the certificate of the last connection.
+    issuer: RefCell<Option<Rc<[u8]>>>,
     /// Of the latest connection, and of the latest one for leased bytes.
     number: Cell<u64>,
     bulk_number: Cell<u64>,
@@ -340,6 +378,10 @@ impl<S: Service> Desk<S> {
         if self.keys.is_some() && peer.node.is_none() && !self.newcomers {
             return Err(format!("{address} did not prove which node it is"));
         }
+        if let Some(node) = peer.node.as_ref().filter(|_| !self.knows(&peer)) {
+            stream.retire(Vec::new());
+            return Err(format!("{address} is of a machine that is not node {node} of the cluster (any more)"));
+        }
         let wanted = greeting::hear(&stream).await;
         has_spoken.set(true);
         let taken = match wanted {
@@ -369,6 +411,12 @@ impl<S: Service> Desk<S> {
                 Err(format!("{address} was refused: {refusal}"))
             }
         }
+    }
+
+    /// Whether a peer is of a machine that is a node now.
+    fn knows(&self, peer: &Peer) -> bool {
+        let Some(nodes) = &self.nodes else { return true };
+        peer.node.as_ref().is_none_or(|node| nodes.admits(node, peer.issuer.as_deref()))
     }
 
     /// A new session.
@@ -463,6 +511,7 @@ impl<S: Service> Desk<S> {
             return Err(Refusal::StaleConnection);
         }
         entry.number.set(hello.number);
+        entry.issuer.replace(peer.issuer.clone());
         entry.session.connected(hello.number);
         // What the old connection still holds is never read: the client offers it again (R20).
         entry.link.detach();
@@ -527,6 +576,7 @@ impl Entry {
             link,
             secret: hello.secret,
             party: peer.party(),
+            issuer: peer.issuer.clone().into(),
             number: Cell::new(hello.number),
             bulk_number: Cell::new(0),
             bulk: RefCell::default(),

@@ -8,7 +8,7 @@
 //! - One that ends in order is read to its end before it is closed: closing it earlier would take from the peer what it has
 //!   not read yet (RFC 1122, 4.2.2.13).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::rc::Rc;
@@ -24,6 +24,8 @@ use crate::runtime::{self, Sleep, io::File};
 
 /// How long the end of a connection may wait for its peer's.
 const LINGER: Duration = Duration::from_secs(1);
+/// Connections of one thread that are waited for so.
+const LINGERING_MOST: usize = 256;
 
 /// Leased bytes that are copied at a time: a record of TLS (RFC 8446, 5.1).
 const RECORD: usize = 16 * 1024;
@@ -299,7 +301,8 @@ impl Stream {
         self.carrier.shutdown(Shutdown::Both);
     }
 
-    /// Sends `rest` and then no more, and reads the peer's last words before the connection is closed. Does not wait.
+    /// Sends `rest` and then no more, and reads the peer's last words before the connection is closed. Does not wait. If as many
+    /// connections as may be are being closed so, it ends at once: they hold descriptors for whoever is slow to leave.
     pub fn retire(self, rest: Vec<u8>) {
         let is_in_the_clear = self.tls.is_none();
         if rest.is_empty() && is_in_the_clear {
@@ -308,7 +311,9 @@ impl Stream {
         if !runtime::is_running() {
             return;
         }
+        let Some(lingers) = Lingers::one_more() else { return self.abort() };
         runtime::spawn(async move {
+            let _lingers = lingers;
             let say_and_hear = async {
                 if !(rest.is_empty() && is_in_the_clear) {
                     let _ = self.send_all(rest, false).await;
@@ -323,6 +328,29 @@ impl Stream {
             let _ = runtime::timeout(LINGER, say_and_hear).await;
             self.carrier.shutdown(Shutdown::Both);
         });
+    }
+}
+
+thread_local! {
+    static LINGERING: Cell<usize> = const { Cell::new(0) };
+}
+
+/// One connection that is being closed, until this is dropped.
+struct Lingers;
+
+impl Lingers {
+    fn one_more() -> Option<Lingers> {
+        let count = LINGERING.get();
+        (count < LINGERING_MOST).then(|| {
+            LINGERING.set(count + 1);
+            Lingers
+        })
+    }
+}
+
+impl Drop for Lingers {
+    fn drop(&mut self) {
+        LINGERING.set(LINGERING.get() - 1);
     }
 }
 

@@ -226,7 +226,7 @@ impl Node {
                 || estates.into_iter().any(|component| component.estate.known_lender() == Some(lender))
         };
         let is_region = |region: RegionId| {
-            living.iter().any(|owner| owner.regions.borrow().iter().any(|(known, _)| *known == region))
+            living.iter().any(|owner| owner.regions.borrow().iter().any(|known| known.id == region))
                 || self.components.iter().any(|component| component.estate.has_region(region))
         };
         let mut met: BTreeMap<LenderId, Met> = BTreeMap::new();

@@ -11,7 +11,7 @@ use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId, SessionId};
 
 use super::super::launch::capture;
 use super::super::link::Record;
-use super::super::peer::{Identity, Peer, Who};
+use super::super::peer::{Identity, Peer, Published, Who};
 use super::super::records::{ComponentTag, FactTag, Kept, Kind, NamedTag, NumbersTag, PeerTag, read, tag};
 use super::super::survival::Pins;
 use super::super::{Component, Fence, Node, Phase, messages};
@@ -245,13 +245,13 @@ impl Taking {
 
     fn region(&mut self, record: Record) -> Option<()> {
         let kept = self.kept(record.key, Some(record.descriptor?));
-        let (region, NumbersTag([owner, ..])) = (RegionId(record.key.number), tag(&record.tag));
+        let (region, NumbersTag([owner, landed, ..])) = (RegionId(record.key.number), tag(&record.tag));
         let (kept, owner) = (Rc::new(kept), Incarnation(owner));
         let run = self.node.peer(owner).or_else(|| self.before.get(&owner).cloned())?;
         if let Some(component) = self.component_in(record.key.slot) {
             component.estate.published(region, &kept, &run);
         }
-        run.regions.borrow_mut().push((region, kept));
+        run.regions.borrow_mut().push(Published { id: region, memory: kept, landed: landed != 0 });
         Some(())
     }
 
