@@ -19,14 +19,39 @@ pub fn process(arguments: &[String]) -> Option<ExitCode> {
             log_to_stderr();
             Some(supervisor::up::supervisor_main(rest()))
         }
-        Some("serve") if arguments.len() == 2 => arguments.get(1).and_then(|name| component(name)),
+        Some("spare") if arguments.len() == 2 => Some(spare()),
+        Some("serve") if arguments.len() == 2 => {
+            log_to_stderr();
+            arguments.get(1).and_then(|name| component(name))
+        }
         _ => None,
+    }
+}
+
+/// Waits until the keeper needs a process, and is that.
+fn spare() -> ExitCode {
+    log_to_stderr();
+    match supervisor::spare::wait() {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(arguments)) => match arguments.as_slice() {
+            [serve, name] if serve == "serve" => component(name).unwrap_or_else(|| {
+                eprintln!("error: this program has no component {name}");
+                ExitCode::FAILURE
+            }),
+            other => {
+                eprintln!("error: a spare cannot become {other:?}");
+                ExitCode::FAILURE
+            }
+        },
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
     }
 }
 
 /// Runs a built-in component.
 fn component(name: &str) -> Option<ExitCode> {
-    log_to_stderr();
     match name {
         "block-file" => Some(component::run(drivers::block::serve)),
         "fs-server" => Some(component::run(fs_server::server::serve)),

@@ -10,6 +10,7 @@ pub mod manifest;
 mod node;
 pub mod policy;
 pub mod report;
+pub mod spare;
 mod sys;
 pub mod ties;
 pub mod up;

@@ -27,7 +27,8 @@ impl Keeper {
         let mut supervisor = None;
         while let Some((pid, wait_status)) = process::reap() {
             let Some((slot, epoch)) = self.slots.exited(pid, wait_status) else {
-                continue; // An orphan that we adopted.
+                self.standby.exited(pid); // Or an orphan that we adopted.
+                continue;
             };
             self.died(slot);
             if slot == SUPERVISOR_SLOT {

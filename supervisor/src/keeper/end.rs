@@ -48,7 +48,8 @@ impl Keeper {
         for slot in 0..super::SLOTS {
             self.kill(slot);
         }
-        self.wait_until(DYING, |keeper| !keeper.slots.any());
+        self.standby.end();
+        self.wait_until(DYING, |keeper| !keeper.slots.any() && !keeper.standby.any());
     }
 
     pub(super) fn kill(&self, slot: u32) {
@@ -63,8 +64,9 @@ impl Keeper {
         loop {
             while let Ok(Some(_)) = self.signals.read_signal() {}
             while let Some((pid, wait_status)) = process::reap() {
-                if let Some((slot, _)) = self.slots.exited(pid, wait_status) {
-                    self.died(slot);
+                match self.slots.exited(pid, wait_status) {
+                    Some((slot, _)) => self.died(slot),
+                    None => self.standby.exited(pid),
                 }
             }
             let left = deadline.saturating_duration_since(Instant::now());

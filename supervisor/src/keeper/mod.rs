@@ -16,11 +16,12 @@ mod end;
 mod requests;
 pub mod seat;
 mod slots;
+mod spare;
 mod store;
 pub mod wire;
 
 use std::collections::VecDeque;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
@@ -58,6 +59,7 @@ struct Keeper {
     null: OwnedFd,
     status: StatusPage,
     slots: Slots,
+    standby: spare::Standby,
     environment: Vec<CString>,
     store: Store,
     /// What the supervisor's socket has no room for.
@@ -114,6 +116,7 @@ impl Keeper {
             null,
             status: StatusPage::create(SLOTS)?,
             slots: Slots::new(),
+            standby: spare::Standby::default(),
             environment: environment(),
             store: Store::new(MAX_RECORDS),
             untold: VecDeque::with_capacity(MAX_UNTOLD),
@@ -128,11 +131,7 @@ impl Keeper {
 
     fn start_supervisor(&mut self) -> io::Result<()> {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        let mut environment = [c""; process::MAX_STRINGS];
-        for (to, from) in environment.iter_mut().zip(&self.environment) {
-            *to = from;
-        }
-        let environment = &environment[..self.environment.len()];
+        let environment = &strings(&self.environment)[..self.environment.len()];
         let (stdout, stderr) = (io::stdout(), io::stderr());
         let given = [self.null.as_fd(), stdout.as_fd(), stderr.as_fd(), theirs.as_fd()];
         let child = self.seat.start(environment, &given)?;
@@ -176,6 +175,11 @@ impl Keeper {
                 if self.seat.not_started().is_none() {
                     return self.end(End::GivenUp);
                 }
+            }
+            if let Err(error) =
+                self.standby.make_if_due(&strings(&self.environment)[..self.environment.len()], self.null.as_fd())
+            {
+                eprintln!("keeper: cannot start a spare process: {error}");
             }
             self.tell_untold();
             if self.untold.len() >= MAX_UNTOLD {
@@ -284,7 +288,7 @@ impl Keeper {
     /// How long nothing may happen.
     fn patience(&self) -> PollTimeout {
         let heard = self.heard_by.map(|by| by.saturating_duration_since(Instant::now()));
-        let left = [heard, self.seat.patience()].into_iter().flatten().min();
+        let left = [heard, self.seat.patience(), self.standby.patience()].into_iter().flatten().min();
         // A millisecond is added because a poll's time is rounded down.
         let timeout =
             |left: Duration| PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
@@ -327,6 +331,13 @@ struct Ready {
     supervisor: bool,
     signals: bool,
     fences: bool,
+}
+
+/// What a program is started with, at most [`process::MAX_STRINGS`].
+fn strings(from: &[CString]) -> [&CStr; process::MAX_STRINGS] {
+    let mut strings = [c""; process::MAX_STRINGS];
+    strings.iter_mut().zip(from).for_each(|(to, from)| *to = from);
+    strings
 }
 
 /// What components see of this process's environment.

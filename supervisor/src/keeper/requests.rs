@@ -1,6 +1,5 @@
 //! What the supervisor asks: received, done, and replied to exactly once. Records alone are put and taken without a reply.
 
-use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -8,10 +7,10 @@ use kernel_ipc::sys::descriptors;
 use nix::errno::Errno;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::Keeper;
 use super::slots::MAX_DEAD;
 use super::store::Record;
-use super::wire::{self, ARGUMENTS, Ask, Key, Notice, Request, SLOTS, SUPERVISOR_SLOT, Slotful, Tell};
+use super::wire::{self, Ask, Key, Notice, Request, SLOTS, SUPERVISOR_SLOT, Slotful, Tell};
+use super::{Keeper, strings};
 use crate::sys::process::{self, Program};
 
 /// What a request is answered with.
@@ -86,7 +85,7 @@ impl Keeper {
                     return Err(Errno::EBUSY.into());
                 }
                 let (fence, end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-                let child = self.spawn(request, &descriptors)?;
+                let child = self.spawn(request, descriptors)?;
                 let pid = child.pid as u64;
                 self.slots.started(slot, a, child, Some(fence));
                 done(pid, Some(end))
@@ -109,6 +108,7 @@ impl Keeper {
                 // Not for one that died while the request was on its way.
                 if self.slots.lives(slot, a) {
                     self.lives(slot, a);
+                    self.standby.component_lives();
                 }
                 done(0, None)
             }
@@ -142,24 +142,26 @@ impl Keeper {
         }
     }
 
-    fn spawn(&self, request: &Request, descriptors: &[OwnedFd]) -> io::Result<process::Child> {
-        let [executable, control, stdout, stderr] = descriptors else {
+    /// Makes the process that is asked for of the spare, or anew.
+    fn spawn(&mut self, request: &Request, descriptors: Vec<OwnedFd>) -> io::Result<process::Child> {
+        let Ok([executable, control, stdout, stderr]) = <[_; 4]>::try_from(descriptors) else {
             return Err(Errno::EINVAL.into());
         };
-        let mut arguments = [c""; ARGUMENTS];
-        let used = (request.arguments as usize).min(ARGUMENTS);
-        for (to, from) in arguments.iter_mut().zip(&request.strings) {
-            *to = CStr::from_bytes_until_nul(from).map_err(|_| Errno::EINVAL)?;
-        }
-        let mut environment = [c""; process::MAX_STRINGS];
-        for (to, from) in environment.iter_mut().zip(&self.environment) {
-            *to = from;
-        }
-        process::spawn(&Program {
-            executable: executable.as_fd(),
-            arguments: &arguments[..used],
-            environment: &environment[..self.environment.len()],
-            descriptors: &[self.null.as_fd(), stdout.as_fd(), stderr.as_fd(), control.as_fd()],
-        })
+        let (arguments, used) = request.arguments().ok_or(Errno::EINVAL)?;
+        let given = [stdout.as_fd(), stderr.as_fd(), control.as_fd()];
+        let child = match self.standby.take(executable.as_fd(), request, &given) {
+            Some(child) => child,
+            None => {
+                let [stdout, stderr, control] = given;
+                process::spawn(&Program {
+                    executable: executable.as_fd(),
+                    arguments: &arguments[..used],
+                    environment: &strings(&self.environment)[..self.environment.len()],
+                    descriptors: &[self.null.as_fd(), stdout, stderr, control],
+                })?
+            }
+        };
+        self.standby.started(executable);
+        Ok(child)
     }
 }

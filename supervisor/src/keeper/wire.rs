@@ -12,6 +12,8 @@
 //! Notice   0 kind u32 | 4 slot u32 | 8 a u64 | 16 b u64         | 24 c u64               | 32 tag
 //! ```
 
+use std::ffi::CStr;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Slots of a node: processes and guests that live at the same time. Also the lines of the status page.
@@ -217,6 +219,15 @@ impl Request {
         }
         self.arguments = arguments.len() as u32;
         Some(self)
+    }
+
+    /// A program's arguments, and how many they are. `None` if one does not end.
+    pub fn arguments(&self) -> Option<([&CStr; ARGUMENTS], usize)> {
+        let mut arguments = [c""; ARGUMENTS];
+        for (to, from) in arguments.iter_mut().zip(&self.strings) {
+            *to = CStr::from_bytes_until_nul(from).ok()?;
+        }
+        Some((arguments, (self.arguments as usize).min(ARGUMENTS)))
     }
 
     /// What it asks, if that exists.

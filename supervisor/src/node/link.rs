@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kernel_ipc::component::waits::{Answer, question};
-use kernel_ipc::runtime::Changes;
 use kernel_ipc::runtime::io::{File, poll_readable, poll_writable};
+use kernel_ipc::runtime::{Changes, yield_now};
 use kernel_ipc::sys::descriptors;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -208,6 +208,8 @@ impl Link {
                     let answer = self.asked.borrow_mut().pop_front();
                     let _ = answer.ok_or_else(|| io::Error::other("a reply to nothing"))?.give(*reply);
                     self.replied.happen();
+                    // Whoever asked goes on first: what comes next may be the death of what it has got.
+                    yield_now().await;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => poll_readable(&self.socket).await?,
                 Err(error) => return Err(error),

@@ -221,6 +221,23 @@ pub fn inherited() -> Option<OwnedFd> {
     unsafe { descriptors::inherited(FIRST_INHERITED) }
 }
 
+/// Makes `given` this process's standard output, standard error and descriptor 3, as if it had been started with them. `socket`
+/// is what it was started with as its descriptor 3.
+///
+/// # Errors
+/// Of `dup2`.
+pub fn become_started_with(socket: OwnedFd, given: [OwnedFd; 3]) -> io::Result<()> {
+    // The number stays open until something else is put there, and is nobody's meanwhile.
+    std::mem::forget(socket);
+    for (to, from) in (1..=FIRST_INHERITED).zip(&given) {
+        // SAFETY: 1 and 2 are used by number only, and 3 is the socket that was just given up.
+        if unsafe { libc::dup2(from.as_raw_fd(), to) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// The number of the descriptor that a keeper or supervisor may be started with.
 pub const FIRST_INHERITED: RawFd = 3;
 

@@ -155,6 +155,10 @@ pub fn main(tests: &[(&str, fn())], component: impl FnOnce(&str) -> ExitCode) ->
         Some("keeper") => return up::keeper_main(arguments.skip(1)),
         Some("supervisor") => return up::supervisor_main(arguments.skip(1)),
         Some("serve") => return component(&arguments.nth(1).unwrap_or_default()),
+        Some("spare") => {
+            let wanted = supervisor::spare::wait().expect("a keeper has started it");
+            return wanted.map_or(ExitCode::SUCCESS, |arguments| component(&arguments[1]));
+        }
         _ => {}
     }
     // As the usual harness: names are filters, `--list` lists, other options are of no interest here.
