@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::realm::{Gone, Member, Realm, Standing};
 use super::table::{Grant, Line, State};
 use super::tree::{NONE, Place};
+use crate::id::SessionId;
 use crate::wire::Handle;
 
 /// One index of a ledger's table, for the table of the next incarnation.
@@ -22,8 +23,11 @@ impl Realm {
     /// have to drop. `lent` are the entries by which leases came that are out still, once for each: those that are
     /// [there](Self::is_there) afterwards stay until it has come back. O(entries × depth + leases).
     pub fn restore(&mut self, ledgers: &[(Member, &[Restored])], lent: &[(Member, Handle)]) -> Vec<Gone> {
-        let mut found = HashMap::new();
+        let count = |entries: &[Restored]| entries.iter().filter(|restored| restored.entry.is_some()).count();
+        let mut nodes = Vec::with_capacity(ledgers.iter().map(|(_, entries)| count(entries)).sum());
+        self.tree.reserve(nodes.capacity());
         for (member, entries) in ledgers {
+            self.tables[member.0 as usize].lines.reserve(entries.len());
             for (restored, index) in entries.iter().zip(0u32..) {
                 let line = self.tables[member.0 as usize].restore(restored.generation, restored.entry.is_some());
                 let Some((grant, standing)) = &restored.entry else { continue };
@@ -34,20 +38,22 @@ impl Realm {
                 line.state = standing.state;
                 line.is_copy = standing.is_copy;
                 line.node = node;
-                let session = self.tables[member.0 as usize].session;
-                found.insert((session, Handle { index, generation: restored.generation }), node);
+                nodes.push(node);
                 let held = !matches!(standing.state, State::Kept | State::KeptRevoked);
                 let copies = u32::from(held && !standing.is_copy);
                 self.tree.get_mut(node).copies = copies;
             }
         }
+        let sessions: HashMap<SessionId, Member> =
+            ledgers.iter().map(|(member, _)| (self.tables[member.0 as usize].session, *member)).collect();
         let mut doomed = Vec::new();
         for (member, entries) in ledgers {
             for (restored, index) in entries.iter().zip(0u32..) {
                 let Some((_, standing)) = restored.entry else { continue };
                 let node = self.line(Place { table: member.0, index }).node;
-                match standing.parent.map(|parent| found.get(&parent)) {
-                    Some(Some(parent)) if *parent != node => self.tree.link(node, *parent),
+                let find = |(session, handle)| self.node_of(*sessions.get(&session)?, handle);
+                match standing.parent.map(find) {
+                    Some(Some(parent)) if parent != node => self.tree.link(node, parent),
                     Some(_) => doomed.push(node),
                     None => {}
                 }
@@ -56,11 +62,11 @@ impl Realm {
                 }
             }
         }
-        self.recount(found.values().copied());
+        self.recount(nodes.iter().copied());
         // The service holds every object that an entry was granted for.
         let is_unnamed =
             |node: &u32| self.tree.get(*node).copies == 0 && !self.line(self.tree.get(*node).place).is_copy;
-        let unnamed = found.values().copied().filter(is_unnamed).map(|node| {
+        let unnamed = nodes.iter().copied().filter(is_unnamed).map(|node| {
             let place = self.tree.get(node).place;
             Gone { member: Member(place.table), grant: self.line(place).grant }
         });
@@ -79,6 +85,12 @@ impl Realm {
             }
         }
         gone
+    }
+
+    /// The node of the entry that `handle` names, whoever holds it.
+    fn node_of(&self, member: Member, handle: Handle) -> Option<u32> {
+        let line = self.tables[member.0 as usize].lines.get(handle.index as usize)?;
+        (line.state != State::Free && line.generation == handle.generation).then_some(line.node)
     }
 
     /// Counts copies and limits of entries that were restored.

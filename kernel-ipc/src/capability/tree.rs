@@ -57,6 +57,11 @@ impl Tree {
         Tree { nodes: Vec::new(), free: Vec::new(), births: 0, limited: 0, markings: 0 }
     }
 
+    /// So many nodes are about to be added.
+    pub fn reserve(&mut self, count: usize) {
+        self.nodes.reserve(count.saturating_sub(self.free.len()));
+    }
+
     /// Adds a node below `parent`, before its other children. `None`: every number is used.
     pub fn add(&mut self, place: Place, parent: u32, limit: u32) -> Option<u32> {
         self.births += 1;
