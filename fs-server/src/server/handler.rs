@@ -3,6 +3,7 @@
 use super::check::Checks;
 use super::device::LeasedDevice;
 use super::journal::{Effects, Room};
+use super::replay::Replay;
 use crate::cache::Held;
 use crate::effect::WriteEffect;
 use crate::format::items::FileKind;
@@ -30,6 +31,7 @@ pub(crate) struct Server {
     counters: Rc<Counters>,
     checks: Checks,
     effects: Effects,
+    replay: Rc<Replay>,
     sync_scheduled: Rc<Cell<bool>>,
     verified: Cell<u64>,
 }
@@ -37,14 +39,15 @@ pub(crate) struct Server {
 type Answer<T, E> = Result<T, CallError<E>>;
 
 impl Server {
-    pub(super) fn new(volume: Volume<LeasedDevice>, cx: Context, effects: Effects) -> Self {
+    pub(super) fn new(volume: Volume<LeasedDevice>, cx: Context, effects: Effects, replay: Rc<Replay>) -> Self {
         let counters = cx.counters();
         let checks = Checks::default();
-        Self { volume, cx, counters, checks, effects, sync_scheduled: Rc::default(), verified: Cell::new(0) }
+        Self { volume, cx, counters, checks, effects, replay, sync_scheduled: Rc::default(), verified: Cell::new(0) }
     }
 
     /// Room for an effect with so many bytes of names or data.
     async fn room<E: FromVolume>(&self, bytes: usize) -> Answer<Room, E> {
+        self.replay.over().await;
         self.effects.room(bytes, &self.volume).await.map_err(failed)
     }
 
@@ -79,6 +82,7 @@ impl Server {
 
     /// Bytes of a file, verified, as what is lent.
     async fn lend(&self, node: NodeId, offset: u64, length: u32) -> Result<Option<Lend>, Error> {
+        self.replay.node(node).await;
         let held = self.volume.read(node, offset, length).await;
         self.count_verified();
         let Some(held) = held? else { return Ok(None) };
@@ -194,6 +198,7 @@ impl fs::Handler for Server {
     }
 
     async fn stat(&self, _: &Call, node: Granted<NodeId>) -> Answer<fs::Stat, fs::StatError> {
+        self.replay.node(node.object).await;
         self.volume.stat(node.object).await.map(|stat| told(&stat)).map_err(failed)
     }
 
@@ -222,6 +227,8 @@ impl fs::Handler for Server {
         offset: u64,
         data: LeasePart,
     ) -> Answer<(), fs::WriteError> {
+        // Not with the copy in hand.
+        self.replay.over().await;
         let bad = CallError::Failed { cause: Cause::BadArguments, executed: Executed::No };
         let stale = |_| CallError::Failed { cause: Cause::StaleLease, executed: Executed::No };
         let held = self.cx.holder().borrow().hold(&data.name).map_err(stale)?;
@@ -266,6 +273,7 @@ impl fs::Handler for Server {
         cursor: u64,
         max: u32,
     ) -> Answer<DirectoryPage, fs::ReaddirError> {
+        self.replay.node(dir.object).await;
         let max = max.max(1) as usize;
         let listing = self.volume.readdir(dir.object, cursor, max, DirectoryPage::LIMIT).await.map_err(failed)?;
         let mut page = DirectoryPage { next: listing.next, bytes: Vec::new() };
@@ -281,6 +289,7 @@ impl fs::Handler for Server {
     }
 
     async fn statfs(&self, _: &Call, _: Granted<NodeId>) -> Answer<fs::Statfs, fs::StatError> {
+        self.replay.over().await;
         let stat = self.volume.statfs();
         Ok(fs::Statfs {
             blocks: stat.blocks,
@@ -291,12 +300,14 @@ impl fs::Handler for Server {
     }
 
     async fn sync(&self, _: &Call, _: Granted<NodeId>) -> Answer<(), fs::SyncError> {
+        self.replay.over().await;
         self.volume.sync().await.map_err(failed)?;
         steps::reach("sync/durable");
         Ok(())
     }
 
     async fn check(&self, _: &Call, _: Granted<NodeId>, cursor: u64) -> Answer<fs::CheckPage, fs::CheckError> {
+        self.replay.over().await;
         self.checks.step(&self.volume, cursor).await
     }
 
@@ -330,7 +341,15 @@ impl fs::Handler for Server {
     }
 
     fn node_dropped(&self, _: &SessionInfo, node: Granted<NodeId>) {
-        self.volume.release(node.object);
+        if self.replay.is_over() {
+            return self.volume.release(node.object);
+        }
+        // What is done again may still change what nobody names.
+        let (replay, volume) = (self.replay.clone(), self.volume.clone());
+        drop(runtime::spawn(async move {
+            replay.over().await;
+            volume.release(node.object);
+        }));
     }
 }
 
@@ -340,11 +359,17 @@ impl Server {
     }
 
     async fn find(&self, dir: NodeId, path: Path<'_>) -> Answer<Stat, fs::LookupError> {
-        match path.as_bytes() {
-            b"" => self.volume.stat(dir).await,
-            path => self.volume.lookup(dir, path).await,
+        self.replay.names().await;
+        loop {
+            let found = match path.as_bytes() {
+                b"" => self.volume.stat(dir).await,
+                path => self.volume.lookup(dir, path).await,
+            };
+            match found {
+                Ok(stat) if self.replay.node(stat.id).await => {}
+                found => return found.map_err(failed),
+            }
         }
-        .map_err(failed)
     }
 }
 

@@ -7,12 +7,14 @@ mod check;
 mod device;
 mod handler;
 mod journal;
+mod replay;
 mod survival;
 
 use crate::device::{Environment, Task};
 use crate::{Error, FormatOptions, MountOptions, NodeId, Volume};
 use device::LeasedDevice;
 use handler::Server;
+use journal::Effects;
 use kernel_ipc::component::{self, Context};
 use kernel_ipc::interface::NewCap;
 use kernel_ipc::lease::{Pool, Region};
@@ -21,6 +23,7 @@ use kernel_ipc::runtime;
 use kernel_ipc::session::{Grant, SessionInfo};
 use kernel_ipc::steps;
 use protocol::{block, fs};
+use replay::Replay;
 use serde::Deserialize;
 use std::cell::Cell;
 use std::fs::File;
@@ -56,8 +59,14 @@ fn default_cache() -> u64 {
 /// There is no volume on the device, or it is damaged; says what.
 pub async fn serve(cx: Context) -> Result<(), component::Error> {
     let config: Config = cx.config()?;
+    // The driver answers while what the last run left is read.
+    let connecting = runtime::spawn({
+        let cx = cx.clone();
+        async move { cx.connect::<block::Client>("disk").await }
+    });
+    runtime::yield_now().await;
     let survived = cx.survive(journal::RING_BYTES).await?;
-    let client: block::Client = cx.connect("disk").await?;
+    let client = connecting.await.expect("nobody cancels it")?;
     // Before anything is read: what only the last run's cache held is memory that the mount may need.
     survival::hold_leases(&cx, &client, &survived.leases).await?;
     steps::reach("restart/held");
@@ -85,12 +94,19 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
         tracing::warn!("{} structures of the volume have only one good copy left", volume.damaged_copies());
     }
 
-    let effects = survival::follow(&cx, &volume, survived).await?;
-    steps::reach("restart/repeated");
-    let server = Server::new(volume.clone(), cx.clone(), effects);
-    let roots = volume.clone();
-    cx.provide("root", Rc::new(fs::Dispatcher(server)), async move |session| root_of(&roots, session).await)?;
+    survival::hold_nodes(&volume, &survived.sessions);
+    let effects = Effects::new(cx.lender().borrow().id().get(), survived.records.ok_or("no memory for effects")?);
+    let (replay, lacking) = Replay::new(&volume, &effects, survived.effects);
+    let server = Server::new(volume.clone(), cx.clone(), effects.clone(), replay.clone());
+    let (roots, names) = (volume.clone(), replay.clone());
+    let root = async move |session: &SessionInfo| {
+        names.names().await;
+        root_of(&roots, session).await
+    };
+    cx.provide("root", Rc::new(fs::Dispatcher(server)), root)?;
     cx.ready();
+    replay.run(lacking, &volume, &effects).await?;
+    steps::reach("restart/repeated");
     cx.stopped().await;
     volume.sync().await.map_err(|error| format!("the last checkpoint: {error}"))?;
     Ok(())
