@@ -147,7 +147,7 @@ fn after_everything_was_killed_it_starts_again_with_what_was_synced() {
     system.ok(&["fs", "mkdir", "/www/synced"]);
     system.ok(&["fs", "sync"]);
     let all = system.processes();
-    assert_eq!(all.len(), 6);
+    assert_eq!(all.len(), 7);
     all.iter().copied().for_each(kill_now);
     wait_for("all to be dead", || !all.iter().any(|&pid| is_alive(pid)));
     // The socket is still there, and nobody listens.
@@ -171,7 +171,7 @@ fn a_second_up_on_the_same_state_is_refused_and_harms_nothing() {
         assert!(said(&second).contains("a system runs on"), "{}", said(&second));
     }
     assert_eq!(system.get("/").status, 200);
-    assert_eq!(system.processes().len(), 6);
+    assert_eq!(system.processes().len(), 7);
     system.ok(&["down"]);
 }
 

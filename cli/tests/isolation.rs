@@ -144,7 +144,7 @@ fn every_process_is_confined() {
     let system = used();
     let keeper = system.keeper();
     let all = system.processes();
-    assert_eq!(all.len(), 6);
+    assert_eq!(all.len(), 7);
     for pid in all {
         let name = field(pid, "Name");
         let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("it lives");

@@ -2,23 +2,13 @@
 
 mod common;
 
-use common::{System, children, kill_now, wait_for, working_in};
-
-/// What `ps` shows of a process: its arguments.
-fn arguments(pid: i32) -> Vec<String> {
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let words = line.split(|&byte| byte == 0).filter(|word| !word.is_empty());
-    words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
-}
-
-fn spare(system: &System) -> Option<i32> {
-    children(system.keeper()).into_iter().find(|&pid| arguments(pid).get(1).is_some_and(|word| word == "spare"))
-}
+use common::{System, arguments, kill_now, spare, wait_for, working_in};
 
 /// One that waits, and not one that has been given something to do since.
 fn wait_for_a_spare(system: &System) -> i32 {
-    wait_for("a spare", || spare(system).is_some());
-    spare(system).expect("nobody needs it")
+    let keeper = system.keeper();
+    wait_for("a spare", || spare(keeper).is_some());
+    spare(keeper).expect("nobody needs it")
 }
 
 fn die_and_come_back(system: &System, name: &str) -> i32 {

@@ -154,9 +154,10 @@ impl System {
         working_in(self.state()).into_iter().find(is_it)
     }
 
-    /// The keeper and all of its children, the supervisor and the components among them.
+    /// The keeper and all of its children: the supervisor, the components and the spare, which is waited for.
     pub fn processes(&self) -> Vec<i32> {
         let keeper = self.keeper();
+        wait_for("a spare", || spare(keeper).is_some());
         let mut all = vec![keeper];
         all.extend(children(keeper));
         all
@@ -209,6 +210,18 @@ fn processes() -> impl Iterator<Item = i32> {
 pub fn children(parent: i32) -> Vec<i32> {
     let parent = parent.to_string();
     processes().filter(|&pid| is_alive(pid) && field(pid, "PPid") == parent).collect()
+}
+
+/// What `ps` shows of a process: its arguments.
+pub fn arguments(pid: i32) -> Vec<String> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words = line.split(|&byte| byte == 0).filter(|word| !word.is_empty());
+    words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+}
+
+/// The process that this keeper has in store for the next run of a component, if there is one now.
+pub fn spare(keeper: i32) -> Option<i32> {
+    children(keeper).into_iter().find(|&pid| arguments(pid).get(1).is_some_and(|word| word == "spare"))
 }
 
 /// Whether a process exists and is not only waiting to be reaped.
