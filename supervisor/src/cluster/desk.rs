@@ -113,11 +113,11 @@ impl<L> Desk<L> {
     fn let_in(&self, secret: &[u8], name: &str, address: &str, public_key: &[u8]) -> Result<Joined, JoinError> {
         let now = SystemTime::now();
         self.0.check_authority().map_err(|_| JoinError::NotTheAuthority)?;
-        // It may be the one that was let in by this token and has not heard so: then it is let in once more.
+        // It may be the one that was let in by this token and has not heard so: then it gets what it was given.
         let who = newcomer(name, address, public_key);
-        let is_again = self.0.tokens().has_let_in(secret, &who, now).map_err(refused)?;
+        let given = self.0.tokens().given(secret, &who, now).map_err(refused)?;
         // Before anything is said of names: a stranger need not know them.
-        if !is_again {
+        if given.is_none() {
             self.0.tokens().check(secret, now).map_err(refused)?;
         }
         let name = NodeName::new(name).ok_or(JoinError::BadName)?;
@@ -125,18 +125,25 @@ impl<L> Desk<L> {
         if !is_public_key(public_key) {
             return Err(JoinError::BadKey);
         }
-        match self.0.members().find(&name).map_err(failed)? {
-            Some(_) if !is_again => return Err(JoinError::NameTaken),
-            // It was removed since.
-            None if is_again => return Err(JoinError::UsedToken),
-            _ => {}
+        let known = self.0.members().find(&name).map_err(failed)?;
+        let is_it =
+            |certificate: &[u8]| known.as_ref().is_none_or(|known| known.fingerprint == fingerprint(certificate));
+        if !given.as_deref().map_or(known.is_none(), is_it) {
+            return Err(JoinError::NameTaken);
         }
         let by = self.0.members().find(self.0.name()).map_err(failed)?.ok_or(JoinError::Failed)?;
         let authority = self.0.authority().map_err(failed)?;
-        if !is_again {
-            self.0.tokens().take(secret, &who, now).map_err(refused)?;
+        let certificate = match given {
+            Some(certificate) => certificate,
+            None => {
+                let certificate = self.0.sign(&name, public_key, now, NODE_FOR).map_err(failed)?;
+                self.0.tokens().take(secret, &who, &certificate, now).map_err(refused)?;
+                certificate
+            }
+        };
+        if known.is_some() {
+            return Ok(Joined { certificate, authority, by });
         }
-        let certificate = self.0.sign(&name, public_key, now, NODE_FOR).map_err(failed)?;
         let member = Member {
             name: name.to_string(),
             address: address.to_string(),

@@ -280,7 +280,13 @@ impl Home {
         if *name == self.name {
             return Err(HomeError::Itself(name.clone()));
         }
-        self.members().remove(name).map_err(|error| HomeError::Io(self.directory.join("members"), error))
+        let failed = |error| HomeError::Io(self.directory.join("members"), error);
+        // Or it would be let in again by the token that it had.
+        if let Some(member) = self.members().find(name).map_err(failed)? {
+            let forgotten = self.tokens().forget(&member.fingerprint);
+            forgotten.map_err(|error| HomeError::Io(self.directory.join("tokens"), error))?;
+        }
+        self.members().remove(name).map_err(failed)
     }
 
     /// The tokens that it has made.

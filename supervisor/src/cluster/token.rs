@@ -6,7 +6,7 @@
 //!        │    └ SHA-256 of the authority's certificate, likewise: whom the newcomer believes
 //!        └ the node that has made it, and takes it
 //! STATE/node/tokens/HASH        until when it is good; HASH is the SHA-256 of the secret, which is written nowhere
-//! STATE/node/tokens/HASH.used   the same and by whom, when it is used up: by this rename
+//! STATE/node/tokens/HASH.used   the same, by whom, and the certificate that he has got for it, when it is used up: by this rename
 //! ```
 
 use std::fs;
@@ -117,6 +117,9 @@ struct Written {
     /// Of one that is used up: by whom, in hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     by: Option<String>,
+    /// And what he was given for it, likewise; gone with the member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    certificate: Option<String>,
     until_s: u64,
 }
 
@@ -134,7 +137,7 @@ impl Tokens {
         self.sweep(now)?;
         let secret: Vec<u8> = random_words()?.iter().flat_map(|word| word.to_le_bytes()).take(SECRET_BYTES).collect();
         assert_eq!(secret.len(), SECRET_BYTES, "two words are as long");
-        let written = serde_json::to_vec(&Written { by: None, until_s: seconds(until) })?;
+        let written = serde_json::to_vec(&Written { by: None, certificate: None, until_s: seconds(until) })?;
         files::write(&self.path(&secret), &written)?;
         Ok(secret)
     }
@@ -157,33 +160,56 @@ impl Tokens {
         }
     }
 
-    /// Uses it up. Of several who try it at once, one is let in.
+    /// Uses it up, for this certificate. Of several who try it at once, one is let in.
     ///
     /// # Errors
     /// See [`Refused`].
-    pub fn take(&self, secret: &[u8], by: &[u8], now: SystemTime) -> Result<(), Refused> {
+    pub fn take(&self, secret: &[u8], by: &[u8], certificate: &[u8], now: SystemTime) -> Result<(), Refused> {
         self.check(secret, now)?;
         let path = self.path(secret);
         let failed = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => Refused::Used,
             _ => Refused::Io(error),
         };
-        let written = Written { by: Some(hex(by)), ..read(&path).map_err(failed)? };
+        let until_s = read(&path).map_err(failed)?.until_s;
+        let written = Written { by: Some(hex(by)), certificate: Some(hex(certificate)), until_s };
         let written = serde_json::to_vec(&written).map_err(|error| Refused::Io(error.into()))?;
         files::write(&path, &written).map_err(Refused::Io)?;
         files::rename(&path, &used(&path)).map_err(failed)
     }
 
-    /// Whether a secret that would be good still was used up by this very one.
+    /// The certificate that this very one was given for a secret that would be good still, unless that was
+    /// [taken back](Self::forget).
     ///
     /// # Errors
     /// [`Refused::Io`].
-    pub fn has_let_in(&self, secret: &[u8], by: &[u8], now: SystemTime) -> Result<bool, Refused> {
+    pub fn given(&self, secret: &[u8], by: &[u8], now: SystemTime) -> Result<Option<Vec<u8>>, Refused> {
         match read(&used(&self.path(secret))) {
-            Ok(written) => Ok(written.until_s > seconds(now) && written.by == Some(hex(by))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Ok(Written { by: Some(known), certificate: Some(certificate), until_s })
+                if until_s > seconds(now) && known == hex(by) =>
+            {
+                Ok(unhex(&certificate))
+            }
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Refused::Io(error)),
         }
+    }
+
+    /// Whoever was given the certificate with this fingerprint is not let in again: the token is used up, by nobody.
+    ///
+    /// # Errors
+    /// Of the system.
+    pub fn forget(&self, of: &[u8]) -> io::Result<()> {
+        for entry in fs::read_dir(&self.0)? {
+            let path = entry?.path();
+            let Ok(written) = read(&path) else { continue };
+            let certificate = written.certificate.as_deref().and_then(unhex);
+            if certificate.is_some_and(|certificate| fingerprint(&certificate) == of) {
+                files::write(&path, &serde_json::to_vec(&Written { by: None, certificate: None, ..written })?)?;
+            }
+        }
+        Ok(())
     }
 
     fn path(&self, secret: &[u8]) -> PathBuf {
@@ -244,20 +270,27 @@ mod tests {
         let tokens = Tokens::at(directory.path().into());
         let now = SystemTime::now();
         let secret = tokens.make(now, now + GOOD_FOR).unwrap();
-        assert!(matches!(tokens.take(&[0; SECRET_BYTES], b"b", now), Err(Refused::Unknown)));
-        assert!(matches!(tokens.take(&secret, b"b", now + GOOD_FOR), Err(Refused::Expired)));
+        assert!(matches!(tokens.take(&[0; SECRET_BYTES], b"b", b"c", now), Err(Refused::Unknown)));
+        assert!(matches!(tokens.take(&secret, b"b", b"c", now + GOOD_FOR), Err(Refused::Expired)));
         tokens.check(&secret, now).unwrap();
-        tokens.take(&secret, b"b", now).unwrap();
-        assert!(matches!(tokens.take(&secret, b"b", now), Err(Refused::Used)));
+        tokens.take(&secret, b"b", b"c", now).unwrap();
+        assert!(matches!(tokens.take(&secret, b"b", b"c", now), Err(Refused::Used)));
         // Who has used it up may ask once more while it would be good, and nobody else.
-        assert!(tokens.has_let_in(&secret, b"b", now).unwrap() && !tokens.has_let_in(&secret, b"c", now).unwrap());
-        assert!(!tokens.has_let_in(&secret, b"b", now + GOOD_FOR).unwrap());
+        let given = |by: &[u8], now| tokens.given(&secret, by, now).unwrap();
+        assert_eq!((given(b"b", now), given(b"c", now)), (Some(b"c".to_vec()), None));
+        assert_eq!(given(b"b", now + GOOD_FOR), None);
+        // Nor when it was removed since.
+        tokens.forget(&fingerprint(b"other")).unwrap();
+        assert!(given(b"b", now).is_some());
+        tokens.forget(&fingerprint(b"c")).unwrap();
+        assert_eq!(given(b"b", now), None);
+        assert!(matches!(tokens.check(&secret, now), Err(Refused::Used)));
         let written = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name());
         assert!(written.into_iter().all(|name| !name.to_string_lossy().contains(&hex(&secret))), "it is written down");
         // What became of it is forgotten some day.
         let later = now + GOOD_FOR + REMEMBERED;
         let other = tokens.make(later, later + GOOD_FOR).unwrap();
-        assert!(matches!(tokens.take(&secret, b"b", later), Err(Refused::Unknown)));
-        tokens.take(&other, b"b", later).unwrap();
+        assert!(matches!(tokens.take(&secret, b"b", b"c", later), Err(Refused::Unknown)));
+        tokens.take(&other, b"b", b"c", later).unwrap();
     }
 }

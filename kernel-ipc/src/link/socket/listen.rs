@@ -378,12 +378,18 @@ impl<S: Service> Desk<S> {
         if self.keys.is_some() && peer.node.is_none() && !self.newcomers {
             return Err(format!("{address} did not prove which node it is"));
         }
+        let stranger = |node| format!("{address} is of a machine that is not node {node} of the cluster (any more)");
         if let Some(node) = peer.node.as_ref().filter(|_| !self.knows(&peer)) {
             stream.retire(Vec::new());
-            return Err(format!("{address} is of a machine that is not node {node} of the cluster (any more)"));
+            return Err(stranger(node));
         }
         let wanted = greeting::hear(&stream).await;
         has_spoken.set(true);
+        // It may have been removed while it said nothing.
+        if let Some(node) = peer.node.as_ref().filter(|_| !self.knows(&peer)) {
+            stream.retire(Vec::new());
+            return Err(stranger(node));
+        }
         let taken = match wanted {
             Ok(Ok(Wanted::Session(hello))) => match hello.session {
                 SessionId(0) => self.open(&hello, &peer),
