@@ -6,7 +6,7 @@ use std::rc::Rc;
 use kernel_ipc::interface::{Cap, Connect, Connection, Granted, NewCap, Object, OperationError, interface};
 use kernel_ipc::session::{Call, HostSession, Offer, SessionInfo, in_process};
 use kernel_ipc::wire::Shape;
-use kernel_ipc::{CallError, Cause, Epoch, Rights, SessionId};
+use kernel_ipc::{CallError, Cause, Epoch, Rights, SessionId, runtime};
 
 use super::common::{info, run, settle};
 
@@ -26,6 +26,10 @@ pub trait Shelf {
     /// The title of an item, and of another one.
     #[op(2, requires = READ, retry = idempotent, deadline = "30s")]
     fn titles(item: Item, #[requires(READ)] other: Item) -> Result<String, TitlesError>;
+
+    /// The title of an item.
+    #[op(3, requires = READ, retry = idempotent, deadline = "30s")]
+    fn title(item: Item) -> Result<String, TitlesError>;
 }
 
 /// Why nothing was taken.
@@ -68,6 +72,9 @@ impl Handler for Host {
         if title.is_empty() {
             return Err(TakeError::NoSuchTitle.into());
         }
+        if title == "far away" {
+            runtime::yield_now().await;
+        }
         let mut titles = self.0.titles.borrow_mut();
         titles.push(title.to_owned());
         Ok((NewCap::new(Taken(titles.len() as u64), Rights::READ), title.len() as u64))
@@ -82,6 +89,10 @@ impl Handler for Host {
         let titles = self.0.titles.borrow();
         let title = |taken: Taken| titles.get(taken.0 as usize - 1).cloned().unwrap_or_default();
         Ok(format!("{}, {}", title(item.object), title(other.object)))
+    }
+
+    async fn title(&self, _: &Call, item: Granted<Taken>) -> Result<String, CallError<TitlesError>> {
+        Ok(self.0.titles.borrow()[item.object.0 as usize - 1].clone())
     }
 
     fn item_dropped(&self, _: &SessionInfo, _: Granted<Taken>) {
@@ -184,6 +195,20 @@ fn a_result_that_nobody_expected_is_its_callers_alone() {
         drop(item);
         settle().await;
         assert_eq!(library.dropped.get(), 1);
+    });
+}
+
+#[test]
+fn a_call_on_what_a_handler_that_waits_will_bring_waits_for_it() {
+    over_both(async |client, _| {
+        let taken = client.take(client.root(), "far away").ahead().await.expect("sent");
+        assert_eq!(client.title(&taken.capability()).await, Ok("far away".to_owned()));
+        // Also if it was made before and is sent after.
+        let other = client.take(client.root(), "far away").ahead().await.expect("sent");
+        let item = other.capability();
+        let title = client.title(&item);
+        settle().await;
+        assert_eq!(title.await, Ok("far away".to_owned()));
     });
 }
 

@@ -17,9 +17,9 @@ use crate::session::near::{Called, Near};
 use crate::trace::{self, Outcome};
 use crate::wire::{Extent, Submission};
 
-/// Calls in a row that a host in the same thread answers at once: tens of microseconds of null calls. Then all others of the
+/// Calls in a row that a host in the same thread answers at once: some ten microseconds of null calls. Then all others of the
 /// thread have their turn.
-const AT_ONCE: u32 = 256;
+const AT_ONCE: u32 = 64;
 
 /// What has become of a call that was to be made at once.
 pub(crate) enum Begun<T> {
@@ -103,7 +103,8 @@ impl Inner {
     /// The same, if it can have this call without the link.
     #[inline]
     fn near_for(&self, request: &Request<'_>) -> Option<Rc<dyn Near>> {
-        let is_plain = request.capabilities.is_empty() && request.leases.is_empty();
+        // What an earlier call is to bring may have to be waited for, and those who wait are found over the link.
+        let is_plain = request.capabilities.is_empty() && request.leases.is_empty() && !request.handle.is_expected();
         let is_traced = self.log.get().is_some() && trace::is_on();
         self.near.get().filter(|_| is_plain && !is_traced)?;
         self.near()

@@ -22,6 +22,8 @@ use crate::steps;
 #[derive(Default)]
 pub(super) struct Lane {
     idle: Cell<Option<Running>>,
+    /// Somebody polls it, further out on the stack: what it was handed meanwhile it finds by itself.
+    is_out: Cell<bool>,
     task: RefCell<Option<JoinHandle<()>>>,
 }
 
@@ -32,10 +34,15 @@ struct Running {
 }
 
 impl Lane {
-    /// Polls it where it stands. Nothing if it has ended, or was never begun.
+    /// Polls it where it stands. Ready: it has ended, or was never begun.
     fn poll(&self) -> Poll<()> {
+        if self.is_out.get() {
+            return Poll::Pending;
+        }
         let Some(mut running) = self.idle.take() else { return Poll::Ready(()) };
+        self.is_out.set(true);
         let polled = running.future.as_mut().poll(&mut Context::from_waker(&running.waker));
+        self.is_out.set(false);
         if polled.is_pending() {
             self.idle.set(Some(running));
         }

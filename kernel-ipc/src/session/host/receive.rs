@@ -9,6 +9,7 @@ use crate::described::DESCRIBE;
 use crate::error::{Cause, Failure};
 use crate::interface::Operation;
 use crate::logbook::Seen;
+use crate::session::call::LATER;
 use crate::session::{Grant, Service, now};
 use crate::steps;
 use crate::wire::{Handle, LeaseName, MAX_CAPABILITIES, Status, Submission, Violation, inline_bytes};
@@ -114,7 +115,10 @@ impl<S: Service> Inner<S> {
         if submission.deadline != 0 && submission.deadline <= now() {
             return Err(Cause::Deadline);
         }
-        self.check_names(cell, operation, submission, rest, seen)
+        self.check_names(cell, operation, submission, rest, seen)?;
+        // No time that a client can send is the word for one that nobody has looked at.
+        cell.cancel.begins(submission.deadline.min(LATER - 1));
+        Ok(())
     }
 
     /// The same, but for what a call that was made this moment cannot have missed.
