@@ -1,5 +1,8 @@
 //! Calls that depend on others which are not answered yet, through the deaths of the host.
 
+use std::future::{Future, poll_fn};
+use std::task::Poll;
+
 use kernel_ipc::runtime;
 use kernel_ipc::session::{ClientSession, Earlier};
 use kernel_ipc::{Cause, Executed, Failure, Handle};
@@ -137,19 +140,22 @@ fn who_waits_for_a_verdict_is_counted_among_those_that_wait() {
         let offer = client.offer().expect("memory");
         node.resume(&client, offer);
         client.limit_waiters(2);
-        let read = || {
-            let client = client.clone();
-            runtime::spawn(
-                async move { client.call(request(name, READ, b"")).await.map(|reply| number(&reply.payload)) },
-            )
-        };
-        // Nobody has said yet whether the host knows the earlier call.
-        let reads = [read(), read(), read()];
+        let read = async || client.call(request(name, READ, b"")).await.map(|reply| number(&reply.payload));
+        // Nobody has said yet whether the host knows the earlier call; and nobody is heard before all three have begun.
+        let mut reads: [_; 3] = std::array::from_fn(|_| Box::pin(read()));
+        let mut ended = [None; 3];
+        poll_fn(|cx| {
+            for (read, ended) in reads.iter_mut().zip(&mut ended).filter(|(_, ended)| ended.is_none()) {
+                if let Poll::Ready(result) = read.as_mut().poll(cx) {
+                    *ended = Some(result);
+                }
+            }
+            if ended.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
         let busy = Failure { cause: Cause::Busy { retry_after_us: 0 }, executed: Executed::No };
-        for (read, expected) in reads.into_iter().zip([Ok(LONG), Ok(LONG), Err(busy)]) {
-            assert_eq!(read.await.expect("not cancelled"), expected);
-        }
-        assert_eq!(read().await.expect("not cancelled"), Ok(LONG), "nobody waits any more");
+        assert_eq!(ended, [Some(Ok(LONG)), Some(Ok(LONG)), Some(Err(busy))]);
+        assert_eq!(read().await, Ok(LONG), "nobody waits any more");
         assert!(earlier.await.is_ok());
     });
 }
