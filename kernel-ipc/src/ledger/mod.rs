@@ -23,15 +23,17 @@
 //!
 //! A call without an effect on the host's state has no record; its `done` is stored before the completion and commits it.
 
+mod layout;
 mod look;
 mod memory;
 mod records;
 mod session;
 
+pub use layout::NOTE_BYTES;
 pub use look::{Capability, Holdings};
 pub use memory::{Kept, Legible};
 pub use records::{Full, Record, Records};
-pub use session::{CRASHES_MAX, Cell, Executing, NOTE_BYTES, Poisoned, Recovered, Reply, SessionLedger, Tag};
+pub use session::{CRASHES_MAX, Cell, Executing, Poisoned, Recovered, Reply, SessionLedger, Tag};
 
 #[cfg(test)]
 mod testing;
