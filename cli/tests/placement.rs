@@ -71,6 +71,16 @@ impl Web {
         assert_eq!(reply.status, 200);
         assert!(reply.body == self.content, "other bytes");
     }
+
+    /// Downloads the file again and again: each time it comes, and is right.
+    fn download_until(&self, listen: &str, over: &AtomicBool, right: &AtomicU64) {
+        while !over.load(Ordering::Relaxed) {
+            let reply = get(listen, "/file.bin").expect("an answer");
+            assert_eq!(reply.status, 200);
+            assert!(reply.body == self.content, "other bytes");
+            right.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Keys as a component of a node has them.
@@ -122,14 +132,7 @@ fn the_death_of_a_supervisor_is_felt_by_no_download_between_nodes() {
     std::thread::scope(|scope| {
         let _over = Over(&over);
         for _ in 0..2 {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    let reply = get(&listen, "/file.bin").expect("an answer");
-                    assert_eq!(reply.status, 200);
-                    assert!(reply.body == web.content, "other bytes");
-                    right.fetch_add(1, Ordering::Relaxed);
-                }
-            });
+            scope.spawn(|| web.download_until(&listen, &over, &right));
         }
         for _ in 0..3 {
             for node in [&web.a, &web.b] {
@@ -187,14 +190,7 @@ fn no_download_fails_however_often_the_file_system_and_its_driver_on_the_other_n
     std::thread::scope(|scope| {
         let _over = Over(&over);
         for _ in 0..3 {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    let reply = get(&listen, "/file.bin").expect("an answer");
-                    assert_eq!(reply.status, 200);
-                    assert!(reply.body == web.content, "other bytes");
-                    right.fetch_add(1, Ordering::Relaxed);
-                }
-            });
+            scope.spawn(|| web.download_until(&listen, &over, &right));
         }
         for round in 0..KILLS {
             for name in ["fs", "disk"] {
