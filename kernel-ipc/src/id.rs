@@ -44,6 +44,14 @@ identifiers! {
 /// What sets the incarnations of clients on other nodes apart: nobody counts so far.
 const BEYOND: u64 = 1 << 63;
 
+impl LenderId {
+    /// Whoever lends what has [arrived](crate::lease::Arrivals) in this process: nobody, for it came as bytes. Never dealt out.
+    pub const ARRIVED: LenderId = LenderId(u64::MAX);
+}
+
+/// And this sets apart hosts there, to which a client here lends, from clients there, to which a host here does.
+const HOST: u64 = 1 << 62;
+
 impl Incarnation {
     /// Whether this is a client on another node, which the supervisor here knows nothing of.
     pub fn is_beyond(self) -> bool {
@@ -53,5 +61,10 @@ impl Incarnation {
     /// The one with this number that is.
     pub fn beyond(number: u64) -> Incarnation {
         Incarnation(number | BEYOND)
+    }
+
+    /// The host, on another node, of the session of this process that has this number here.
+    pub fn host_beyond(number: u64) -> Incarnation {
+        Incarnation(number | HOST | BEYOND)
     }
 }

@@ -231,7 +231,7 @@ impl fs::Handler for Server {
         self.replay.over().await;
         let bad = CallError::Failed { cause: Cause::BadArguments, executed: Executed::No };
         let stale = |_| CallError::Failed { cause: Cause::StaleLease, executed: Executed::No };
-        let held = self.cx.holder().borrow().hold(&data.name).map_err(stale)?;
+        let held = self.cx.holder().borrow().hold_from(&data.name, call.session().client).map_err(stale)?;
         let end = data.offset.checked_add(data.length);
         if end.is_none_or(|end| end > held.len() as u64) || data.length > fs::WRITE_MAX {
             return Err(bad);

@@ -4,11 +4,13 @@
 //!   32 random bytes, names a session before it is open: both processes have it from their supervisors, and it is its secret then.
 //! - A host expects a ticket for a while, once, from one component of one node, which proves by its certificate who it is. Nobody
 //!   else opens a session here, whatever they can prove.
-//! - What is lent to a client beyond the node is held by an incarnation that [is beyond](Incarnation::is_beyond) it.
+//! - What is lent to a client beyond the node is held by an incarnation that [is beyond](Incarnation::is_beyond) it; and so is the host
+//!   there of a session that was opened here.
+//! - What a client there lends with a call arrives in memory of this process, which nobody else maps, before the call begins.
 //! - The sessions of a component that survives do so too: their ledgers are [held](Context::hold) before a client hears of them, and
 //!   say by whom and with which ticket they were opened. The next run awaits those clients, and takes back what any other one held.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,9 +24,11 @@ use crate::broker::{
     MAX_SESSIONS_HELD, OpenedBeyond, PartyKeys, SESSION, Serve, ServeBeyond, TICKET_BYTES, ToSupervisor, Welcome,
 };
 use crate::lease::{Pool, Region, RegionReader};
+use crate::link::socket::bulk::arrive::Intake;
 use crate::link::socket::bulk::land::Landing;
+use crate::link::socket::bulk::offer::Offering;
 use crate::link::socket::bulk::serve::Lending;
-use crate::link::socket::dial::{self, Options, Remote};
+use crate::link::socket::dial::{self, Cargo, Options, Remote};
 use crate::link::socket::keys::{BadKeys, Keys, NodeName, Party};
 use crate::link::socket::listen::{Admitted, Awaited, KeptSession, Listener, Peer};
 use crate::link::socket::nodes::{KnownNode, Nodes};
@@ -42,7 +46,9 @@ const EXPECTED_FOR: Duration = Duration::from_secs(30);
 
 /// Memory for what other nodes lend to this component. Taken from the machine as it is used.
 const LANDED_BYTES: usize = 64 << 20;
-/// What lands begins at multiples of so many bytes.
+/// And for what they lend with their calls, likewise: each node has at most 64 MiB of it at a time.
+const ARRIVED_BYTES: usize = 512 << 20;
+/// What lands, or arrives, begins at multiples of so many bytes.
 const GRANULE: usize = 4096;
 
 type Ticket = [u8; TICKET_BYTES];
@@ -59,6 +65,9 @@ pub(super) struct Beyond {
     exports: RefCell<HashMap<String, OwnedFd>>,
     expected: RefCell<HashMap<Ticket, Expected>>,
     landing: RefCell<Option<Landing>>,
+    intake: RefCell<Option<Intake>>,
+    /// Hosts on other nodes with which it has had sessions.
+    hosts: Cell<u64>,
     /// The regions that this run has published: it may lend from them.
     own: RefCell<HashMap<RegionId, RegionReader>>,
     /// Sessions whose ledgers are held.
@@ -170,16 +179,40 @@ pub(super) fn listen<S: Service>(cx: &Context, endpoint: &str, served: &Served<S
             return tracing::warn!("{endpoint} is not served to other nodes: {error}");
         }
     };
+    let lending = match intake(cx) {
+        Ok(intake) => lending(cx).with_intake(intake),
+        Err(error) => {
+            tracing::warn!("{endpoint} takes no leases from other nodes: {error}");
+            lending(cx)
+        }
+    };
+    let (weak, name) = (Rc::downgrade(&cx.0), endpoint.to_owned());
+    let admit = move |peer: &Peer, ticket: &Ticket| take(&Context(weak.upgrade()?), &name, peer, ticket);
+    spawn(listener.among(&beyond.nodes).serve_on(served.clone(), Some(lending), Options::default(), awaited, admit));
+}
+
+/// What this run lends, from its own regions and those that it maps.
+fn lending(cx: &Context) -> Lending {
     let weak = Rc::downgrade(&cx.0);
     let find = move |region| {
         let cx = weak.upgrade()?;
         let own = cx.beyond.own.borrow().get(&region).cloned();
         own.or_else(|| cx.introductions.region(region))
     };
-    let lending = Lending::by(cx.lender(), find);
-    let (weak, name) = (Rc::downgrade(&cx.0), endpoint.to_owned());
-    let admit = move |peer: &Peer, ticket: &Ticket| take(&Context(weak.upgrade()?), &name, peer, ticket);
-    spawn(listener.among(&beyond.nodes).serve_on(served.clone(), Some(lending), Options::default(), awaited, admit));
+    Lending::by(cx.lender(), find)
+}
+
+/// Where what clients on other nodes lend arrives; made for the first endpoint that they use.
+fn intake(cx: &Context) -> std::io::Result<Intake> {
+    if let Some(intake) = &*cx.0.beyond.intake.borrow() {
+        return Ok(intake.clone());
+    }
+    let region = Region::create("arrived", cx.new_region_id(), ARRIVED_BYTES)?;
+    let intake = Intake::new(Pool::new(region, GRANULE))?;
+    cx.mapper().borrow_mut().take_in(intake.arrivals().clone());
+    cx.holder().borrow_mut().take_in(intake.arrivals().clone());
+    cx.0.beyond.intake.replace(Some(intake.clone()));
+    Ok(intake)
 }
 
 /// The sessions of this endpoint whose clients may come back.
@@ -310,8 +343,13 @@ pub(super) async fn dial(cx: &Context, interface: &str, to: &OpenedBeyond) -> Re
     let party = party.ok_or("a host without a name")?;
     let (node, nodes) = (party.node.clone(), &cx.0.beyond.nodes);
     let remote = Remote::party(to.address, party, keys).with_ticket(to.ticket).among(nodes);
-    let landing = landing(cx).await.map_err(|error| error.to_string())?;
-    let session = dial::connect_landing(remote, interface, Shape::default(), Options::default(), landing).await;
+    let landing = Some(landing(cx).await.map_err(|error| error.to_string())?);
+    let beyond = &cx.0.beyond;
+    let host = Incarnation::host_beyond(beyond.hosts.replace(beyond.hosts.get() + 1));
+    let (own, holder) = (lending(cx), cx.holder());
+    let offering = Some(Offering { own, holder, holders: [cx.incarnation(), host] });
+    let cargo = Cargo { landing, offering };
+    let session = dial::connect_carrying(remote, interface, Shape::default(), Options::default(), cargo).await;
     let session = session.map_err(|error| format!("{} on node {}: {error}", to.component, to.node))?;
     let mut opened = cx.0.beyond.opened.borrow_mut();
     opened.retain(|(_, session)| session.upgrade().is_some());

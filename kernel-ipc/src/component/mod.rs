@@ -429,7 +429,8 @@ impl Context {
 
     /// Who serves a session that this run opened: the holder of what is lent to it. `None` once that one has died.
     pub fn host_of(&self, session: &ClientSession) -> Option<Incarnation> {
-        self.0.used.borrow().get(&session.id()).map(|used| used.host)
+        // Sessions of other nodes have numbers of theirs.
+        session.host_beyond().or_else(|| self.0.used.borrow().get(&session.id()).map(|used| used.host))
     }
 
     /// What this run may give to the kernel of its peers' leases. The supervisor's introductions arrive in it by

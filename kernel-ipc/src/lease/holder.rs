@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use super::arrivals::{Arrivals, Arrived};
 use super::pins::BadSegment;
 use super::protocol;
 use super::region::{OutOfRange, ReaderSlice, Region, RegionReader, inside};
@@ -22,12 +23,13 @@ use crate::wire::LeaseName;
 pub struct Holder {
     me: Incarnation,
     lenders: Vec<Rc<View>>,
+    arrivals: Option<Arrivals>,
 }
 
 impl Holder {
     /// A holder that knows no lender yet.
     pub fn new(me: Incarnation) -> Self {
-        Self { me, lenders: Vec::new() }
+        Self { me, lenders: Vec::new(), arrivals: None }
     }
 
     /// Learns a lender: its table, and the regions from which it may lend. Forgets what it knew of the same lender.
@@ -74,6 +76,11 @@ impl Holder {
         self.find(lender).map(|view| view.add_region(region)).is_some()
     }
 
+    /// From now on clients may also lend what has arrived here.
+    pub fn take_in(&mut self, arrivals: Arrivals) {
+        self.arrivals = Some(arrivals);
+    }
+
     /// Forgets a region, for every lender.
     pub fn remove_region(&mut self, region: RegionId) {
         for view in &self.lenders {
@@ -99,10 +106,21 @@ impl Holder {
             region: all.region,
             offset: all.offset,
             len: all.len,
-            index: name.index,
-            generation: name.generation,
-            view: view.clone(),
+            by: By::Table { index: name.index, generation: name.generation, view: view.clone() },
         })
+    }
+
+    /// Finds a lease that `client` names in a call: one that this holder was given, or what has arrived from that client.
+    ///
+    /// # Errors
+    /// See [`StaleLease`].
+    pub fn hold_from(&self, name: &LeaseName, client: Incarnation) -> Result<Held, StaleLease> {
+        let Some(arrivals) = self.arrivals.as_ref().filter(|_| name.lender == LenderId::ARRIVED) else {
+            return self.hold(name);
+        };
+        let arrived = arrivals.find(name, client)?;
+        let (region, offset, len) = (arrived.region().clone(), arrived.offset(), arrived.len());
+        Ok(Held { region, offset, len, by: By::Arrived { _arrived: arrived } })
     }
 
     /// Copies the lease's bytes from `start` on until `bytes` is full.
@@ -123,9 +141,13 @@ pub struct Held {
     region: RegionReader,
     offset: usize,
     len: usize,
-    index: u32,
-    generation: u32,
-    view: Rc<View>,
+    by: By,
+}
+
+/// By what it is known that the bytes are the lease's.
+enum By {
+    Table { index: u32, generation: u32, view: Rc<View> },
+    Arrived { _arrived: Rc<Arrived> },
 }
 
 impl Held {
@@ -204,14 +226,21 @@ impl Held {
     /// Whether the lease is still the one that was found, and its lender is not gone for good: asked after the bytes were
     /// used.
     pub fn still_live(&self) -> bool {
-        protocol::copied_in_time(self.view.table(), self.index, self.generation) && !self.view.is_retired()
+        match &self.by {
+            By::Table { index, generation, view } => {
+                protocol::copied_in_time(view.table(), *index, *generation) && !view.is_retired()
+            }
+            // Kept here, whatever becomes of its client.
+            By::Arrived { .. } => true,
+        }
     }
 
     fn check(&self) -> Result<(), StaleLease> {
         if self.still_live() {
             return Ok(());
         }
-        Err(if self.view.is_retired() { StaleLease::LenderGone } else { StaleLease::Ended })
+        let is_retired = matches!(&self.by, By::Table { view, .. } if view.is_retired());
+        Err(if is_retired { StaleLease::LenderGone } else { StaleLease::Ended })
     }
 
     fn absolute(&self, start: usize, len: usize) -> Result<usize, StaleLease> {

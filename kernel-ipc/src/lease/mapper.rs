@@ -3,6 +3,7 @@
 //! * It pins every lease whose bytes the kernel reads; a pin is a count in a segment that only the mapper writes.
 //! * It believes a lender's table only as far as the regions that were introduced for that lender, and a request only
 //!   as far as the lease's holder is the peer of the session that named it.
+//! * What has [arrived](Arrivals) over a socket is this process's own: it is kept, and needs no pin that others see.
 //! * A pin lives until the kernel has let go: for a zero-copy send that is its notification, not its completion.
 
 use std::cell::{Cell, RefCell};
@@ -10,6 +11,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use super::arrivals::{Arrivals, Arrived};
 use super::pins::{BadSegment, PinSegment};
 use super::protocol::{self, PinFailed};
 use super::region::RegionReader;
@@ -27,6 +29,7 @@ pub struct Mapper {
     // A handful: a search through a vector is faster than hashing.
     lenders: Vec<Rc<Introduced>>,
     changed: Rc<Changes>,
+    arrivals: Option<Arrivals>,
 }
 
 struct Introduced {
@@ -130,6 +133,11 @@ impl Mapper {
         known
     }
 
+    /// From now on clients may also name what has arrived here.
+    pub fn take_in(&mut self, arrivals: Arrivals) {
+        self.arrivals = Some(arrivals);
+    }
+
     /// Forgets a region, for every lender. Pins of it keep it mapped until they are dropped.
     pub fn remove_region(&mut self, region: RegionId) {
         for known in &self.lenders {
@@ -153,8 +161,11 @@ impl Mapper {
     /// # Errors
     /// See [`StaleLease`].
     pub fn pin(&self, name: &LeaseName, holder: Incarnation, range: Range<u64>) -> Result<Pinned, StaleLease> {
-        let known = self.find(name.lender).ok_or(StaleLease::UnknownLender)?;
         let len = range.end.checked_sub(range.start).ok_or(StaleLease::OutOfRange)?;
+        if let Some(arrivals) = self.arrivals.as_ref().filter(|_| name.lender == LenderId::ARRIVED) {
+            return Pinned::arrived(arrivals.find(name, holder)?, range);
+        }
+        let known = self.find(name.lender).ok_or(StaleLease::UnknownLender)?;
         let at = known.view.locate(name, holder, range.start, len)?;
         let (index, generation) = (name.index, name.generation);
         let view = &known.view;
@@ -170,7 +181,8 @@ impl Mapper {
             },
         )?;
         steps::reach("pin/taken");
-        Ok(Pinned { region: at.region, offset: at.offset, len: at.len, index, generation, known: known.clone() })
+        let by = By::Pin { index, generation, known: known.clone() };
+        Ok(Pinned { region: at.region, offset: at.offset, len: at.len, by })
     }
 
     fn find(&self, lender: LenderId) -> Option<&Rc<Introduced>> {
@@ -183,18 +195,35 @@ pub struct Pinned {
     pub(crate) region: RegionReader,
     pub(crate) offset: usize,
     pub(crate) len: usize,
-    index: u32,
-    generation: u32,
-    known: Rc<Introduced>,
+    by: By,
+}
+
+/// What keeps the bytes of a pinned lease where they are.
+enum By {
+    Pin { index: u32, generation: u32, known: Rc<Introduced> },
+    Arrived { _arrived: Rc<Arrived> },
 }
 
 impl Pinned {
+    fn arrived(arrived: Rc<Arrived>, range: Range<u64>) -> Result<Pinned, StaleLease> {
+        // No cast truncates what is inside of the lease.
+        if range.end > arrived.len() as u64 {
+            return Err(StaleLease::OutOfRange);
+        }
+        let (offset, len) = (arrived.offset() + range.start as usize, (range.end - range.start) as usize);
+        Ok(Pinned { region: arrived.region().clone(), offset, len, by: By::Arrived { _arrived: arrived } })
+    }
+
     /// N7: asked before each *further* submission of the same bytes. When it has ended, the connection is reset: what was
     /// submitted already may finish, nothing new may start.
     ///
     /// It is asked of the lender's present epoch: a pin holds in every epoch, and a lender that survives lends on.
     pub fn liveness(&self) -> Liveness {
-        let mut known = self.known.clone();
+        let (index, generation, mut known) = match &self.by {
+            By::Pin { index, generation, known } => (*index, *generation, known.clone()),
+            // Nobody takes it back.
+            By::Arrived { .. } => return Liveness::Live,
+        };
         loop {
             let next = known.next.borrow().clone();
             match next {
@@ -202,7 +231,7 @@ impl Pinned {
                 None => break,
             }
         }
-        let unchanged = protocol::unchanged(known.view.table(), self.index, self.generation);
+        let unchanged = protocol::unchanged(known.view.table(), index, generation);
         if known.retired.get() || (!unchanged && known.view.lender_lives()) {
             Liveness::Ended
         } else if known.view.lender_lives() {
@@ -239,7 +268,9 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        protocol::unpin(self.known.pins.memory(), self.index);
-        steps::reach("pin/dropped");
+        if let By::Pin { index, known, .. } = &self.by {
+            protocol::unpin(known.pins.memory(), *index);
+            steps::reach("pin/dropped");
+        }
     }
 }

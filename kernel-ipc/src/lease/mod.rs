@@ -8,11 +8,13 @@
 //! * A [`Holder`] that maps the region copies bytes out and looks again afterwards; it pins nothing.
 //! * A lender that takes a lease back never blocks: the index is *dying* until no unfenced mapper pins it, then free.
 //! * A [`Pool`] is a region with its books: who owns one takes [`Extent`]s from it, fills them and lends them.
+//! * What a client beyond a socket lends comes as bytes, and is in this process's own [`Arrivals`], for mapper and holder alike.
 //! * A [`StatusPage`], written by the keeper, says which epoch of each endpoint lives.
 //!
 //! The steps are named as in `docs/leases.md` (L1-L4, B1-B6, N0-N8); [`protocol`] has their loads, stores and fences,
 //! generic over [`protocol::Memory`], so that the models in this module run exactly the code that is shipped.
 
+mod arrivals;
 mod holder;
 mod kept;
 pub mod layout;
@@ -33,6 +35,7 @@ mod testing;
 mod tests;
 mod view;
 
+pub use arrivals::{Arrivals, Arrived};
 pub use holder::{Held, Holder};
 pub use kept::{Call, Inherited};
 pub use lender::{Ended, HolderLimits, Lend, LendError, Lender, Located, Lost};

@@ -122,6 +122,12 @@ impl Extent {
     }
 }
 
+impl AsRef<Extent> for Extent {
+    fn as_ref(&self) -> &Extent {
+        self
+    }
+}
+
 impl Drop for Extent {
     fn drop(&mut self) {
         self.pool.0.ranges.borrow_mut().give_back(self.offset as u64, self.len as u64);

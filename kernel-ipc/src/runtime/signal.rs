@@ -1,6 +1,7 @@
-//! What tasks of one thread tell each other: a flag for one waiter, changes for any number of them.
+//! What tasks of one thread tell each other: a flag for one waiter, changes for any number of them, and whose turn it is.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::task::{Poll, Waker};
 
@@ -65,5 +66,40 @@ impl Changes {
             }
             Poll::Pending
         })
+    }
+}
+
+/// Turns, in the order in which they are asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    waiting: RefCell<VecDeque<u64>>,
+    last: Cell<u64>,
+    passed: Changes,
+}
+
+/// Its holder's turn, or its place in the queue; given up when dropped.
+pub(crate) struct Turn<'a> {
+    turns: &'a Turns,
+    number: u64,
+}
+
+impl Turns {
+    /// Waits for a turn.
+    pub(crate) async fn take(&self) -> Turn<'_> {
+        let number = self.last.get() + 1;
+        self.last.set(number);
+        self.waiting.borrow_mut().push_back(number);
+        let turn = Turn { turns: self, number };
+        while self.waiting.borrow().front() != Some(&number) {
+            self.passed.next().await;
+        }
+        turn
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.turns.waiting.borrow_mut().retain(|number| *number != self.number);
+        self.turns.passed.happen();
     }
 }

@@ -23,6 +23,7 @@ use crate::error::{Cause, Executed, Failure};
 use crate::id::{Epoch, SessionId};
 use crate::link::Link;
 use crate::link::socket::bulk::land::Bay;
+use crate::link::socket::bulk::offer::Arguments;
 use crate::logbook::UseLog;
 use crate::runtime::{self, JoinHandle, Sleep, Source, SourceGuard};
 use crate::slots::{ClientSlots, ClientState};
@@ -94,7 +95,9 @@ impl ClientSession {
     /// A session over a connection, which may be lost and made again: [`cut`](Self::cut) and
     /// [`reconnected`](Self::reconnected) say when.
     pub(crate) fn over_socket(link: impl Link + 'static, root: Handle, id: SessionId, epoch: Epoch) -> ClientSession {
-        Self::with(link, root, id, epoch, true)
+        let session = Self::with(link, root, id, epoch, true);
+        session.0.inner.is_beyond.set(true);
+        session
     }
 
     fn with(link: impl Link + 'static, root: Handle, id: SessionId, epoch: Epoch, survives: bool) -> ClientSession {
@@ -123,6 +126,8 @@ impl ClientSession {
             looked: Cell::new(0),
             stays_open: Cell::new(false),
             bay: OnceCell::new(),
+            is_beyond: Cell::new(false),
+            arguments: OnceCell::new(),
             on_end: Cell::new(None),
             log: OnceCell::new(),
             mailbox: Mailbox::default(),
@@ -274,6 +279,10 @@ struct Inner {
     stays_open: Cell<bool>,
     /// Where leased bytes land that come over a socket.
     bay: OnceCell<Rc<Bay>>,
+    /// Leases go over a socket as bytes.
+    is_beyond: Cell<bool>,
+    /// What calls lend over it.
+    arguments: OnceCell<Rc<Arguments>>,
     /// Called once, with nothing borrowed.
     on_end: Cell<Option<Box<dyn FnOnce()>>>,
     /// What others can see of its calls.

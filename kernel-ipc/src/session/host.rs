@@ -19,6 +19,7 @@ use super::near::Near;
 use super::{Grant, OpenError, Service, SessionInfo};
 use crate::capability::Member;
 use crate::lease::Lender;
+use crate::link::socket::bulk::arrive::Berth;
 use crate::link::{Link, in_process, shm};
 use crate::logbook::SessionLog;
 use crate::runtime::{self, Sleep, Source, SourceGuard};
@@ -26,6 +27,7 @@ use crate::slots::HostSlots;
 use crate::wire::{Handle, LeaseName, Shape, Violation};
 
 mod answer;
+mod arguments;
 mod cell;
 mod control;
 mod dependent;
@@ -160,6 +162,12 @@ impl HostSession {
         self.inner.reconnected(outstanding);
     }
 
+    /// What calls lend is brought there, and never looked for among what this process knows: their names are those of another
+    /// machine. `None`: nothing is brought, and such calls fail.
+    pub(crate) fn takes_in(&self, berth: Option<Rc<Berth>>) {
+        self.inner.takes_in(berth);
+    }
+
     fn serve<S: Service>(
         link: impl Link + 'static,
         segment: Option<OwnedFd>,
@@ -206,6 +214,7 @@ impl HostSession {
             is_held: Cell::new(false),
             scratch: RefCell::new(Vec::new()),
             copies: RefCell::new(Vec::new()),
+            arguments: OnceCell::new(),
             description: OnceCell::new(),
             ended: Cell::new(None),
             on_end: Cell::new(None),
@@ -258,6 +267,7 @@ trait Serving: Near + Recovering + Reconnecting + log::Logging + parting::Partin
     fn close(&self);
     fn refuse_after(&self, limit: Option<Duration>);
     fn on_end(&self, hook: EndHook);
+    fn takes_in(&self, berth: Option<Rc<Berth>>);
 }
 
 type EndHook = Box<dyn FnOnce(Option<Violation>)>;
@@ -291,6 +301,8 @@ struct Inner<S> {
     scratch: RefCell<Vec<u8>>,
     /// What stood in the window of a call that names several things.
     copies: RefCell<Vec<u8>>,
+    /// Where what calls lend is brought, of a session over a socket.
+    arguments: OnceCell<Option<Rc<Berth>>>,
     /// The description, once somebody has asked.
     description: OnceCell<Box<str>>,
     ended: Cell<Option<Option<Violation>>>,
@@ -381,6 +393,11 @@ impl<S: Service> Serving for Inner<S> {
             None => self.on_end.set(Some(hook)),
             Some(violation) => hook(violation),
         }
+    }
+
+    fn takes_in(&self, berth: Option<Rc<Berth>>) {
+        // Said once, before the first call is read.
+        let _ = self.arguments.set(berth);
     }
 }
 

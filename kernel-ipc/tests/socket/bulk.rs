@@ -10,7 +10,7 @@ use kernel_ipc::lease::{Holder, HolderLimits, Lend, Lender, Pool, Region, Region
 use kernel_ipc::link::socket::bulk::land::Landing;
 use kernel_ipc::link::socket::bulk::serve::Lending;
 use kernel_ipc::link::socket::dial::{self, Remote};
-use kernel_ipc::link::socket::frame::{self, Bulk, Pull, kind};
+use kernel_ipc::link::socket::frame::{self, Bulk, Pull, Way, kind};
 use kernel_ipc::link::socket::listen::Options;
 use kernel_ipc::runtime;
 use kernel_ipc::session::{Call, ClientSession, Reply, Response, Service};
@@ -352,7 +352,7 @@ fn only_what_a_session_holds_can_be_pulled() {
             std::io::Write::write_all(&mut socket, &framed(kind::BULK, &bulk.to_bytes())).expect("sent");
             socket
         };
-        let hello = Bulk { session: id, number: 1, secret: [7; 32] };
+        let hello = Bulk { session: id, way: Way::ToClient, number: 1, secret: [7; 32] };
         for stranger in [Bulk { secret: [8; 32], ..hello }, Bulk { session: SessionId(1000), ..hello }] {
             assert_eq!(refusal(&mut bulk(&stranger)).await, frame::Refusal::NoSuchSession);
         }

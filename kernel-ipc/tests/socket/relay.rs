@@ -4,6 +4,8 @@
 //! frame, after it, or with all that the other side has sent still unread. It can also hold back what a host says, so that one sees
 //! what a client does without an answer.
 
+#![allow(dead_code, reason = "each test program uses its part")]
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use kernel_ipc::lease::Lender;
 use kernel_ipc::link::socket::bulk::serve::Lending;
 use kernel_ipc::link::socket::dial::{self, DialError, Remote};
-use kernel_ipc::link::socket::frame::{self, Bulk, Hello, Pull, Refusal, kind};
+use kernel_ipc::link::socket::frame::{self, Bulk, Hello, Pull, Refusal, Way, kind};
 use kernel_ipc::link::socket::keys::Keys;
 use kernel_ipc::link::socket::listen::{Listener, Options, SESSIONS_OF_A_NODE};
 use kernel_ipc::link::socket::nodes::{KnownNode, Nodes};
@@ -306,7 +306,7 @@ fn a_flood_of_pulls_over_tls_does_not_keep_the_thread() {
                 let (_, body) = exchange(&mut calls, kind::HELLO, &hello(0, 1).to_bytes());
                 let session = SessionId(u64::from_le_bytes(body[24..32].try_into().expect("eight bytes")));
                 let mut bulk = by_hand(address, &authority, "c");
-                let wanted = Bulk { session, number: 1, secret: hello(0, 1).secret };
+                let wanted = Bulk { session, way: Way::ToClient, number: 1, secret: hello(0, 1).secret };
                 let (kind, _) = exchange(&mut bulk, kind::BULK, &wanted.to_bytes());
                 assert_eq!(kind, frame::kind::READY);
                 let pull = Pull { lender: LenderId(50), index: 0, generation: 1, offset: 0, length: 1, tag: 0 };

@@ -12,9 +12,12 @@ use std::time::Duration;
 
 use kernel_ipc::described::Details;
 use kernel_ipc::interface::{Description, Operation, Retry};
-use kernel_ipc::lease::{Lend, Lender};
+use kernel_ipc::lease::{Lend, Lender, Mapper, Pool, Region};
 use kernel_ipc::ledger::Records;
-use kernel_ipc::link::socket::dial;
+use kernel_ipc::link::socket::bulk::arrive::Intake;
+use kernel_ipc::link::socket::bulk::offer::Offering;
+use kernel_ipc::link::socket::bulk::serve::Lending;
+use kernel_ipc::link::socket::dial::{self, Cargo};
 use kernel_ipc::link::socket::listen::{Admitted, Awaited, KeptSession, Listener, Options, Peer};
 use kernel_ipc::runtime::{self, Waiting};
 use kernel_ipc::session::{
@@ -23,7 +26,7 @@ use kernel_ipc::session::{
 };
 use kernel_ipc::sys::segment::{self, SegmentWriter};
 use kernel_ipc::wire::Shape;
-use kernel_ipc::{Epoch, Handle, Incarnation, LenderId, RegionId, Rights, SessionId};
+use kernel_ipc::{Epoch, Failure, Handle, Incarnation, LenderId, RegionId, Rights, SessionId};
 
 use super::common::run_waiting;
 
@@ -48,6 +51,8 @@ pub const LIST: u16 = 5;
 pub const FAIL: u16 = 6;
 /// Lends a page.
 pub const LEND: u16 = 7;
+/// As `ADD`; the number is in the lease that comes with it.
+pub const ADD_LEASED: u16 = 9;
 /// Whether the lease at an index, of a generation, is out.
 pub const IS_LENT: u16 = 8;
 
@@ -77,6 +82,7 @@ const ADDER: Description = Description {
         operation(FAIL, "fail", Retry::Cached),
         operation(LEND, "lend", Retry::Cached),
         operation(IS_LENT, "is_lent", Retry::Idempotent),
+        operation(ADD_LEASED, "add_leased", Retry::Cached),
     ],
     details: Details::none,
 };
@@ -86,6 +92,7 @@ pub struct Adder {
     list: RefCell<Vec<u64>>,
     records: RefCell<Option<ComponentLedger>>,
     lender: RefCell<Option<Rc<RefCell<Lender>>>>,
+    mapper: RefCell<Mapper>,
 }
 
 /// The host's lender, and how much it may lend.
@@ -101,14 +108,23 @@ impl Service for Adder {
     const INTERFACE: &'static Description = &ADDER;
 
     async fn serve(&self, call: &mut Call) -> Response {
-        let n = number(call.payload());
+        let n = match (call.operation(), call.lease(0)) {
+            (ADD_LEASED, Some(lease)) => {
+                let client = call.session().client;
+                match self.mapper.borrow().pin(&lease, client, lease.length - 8..lease.length) {
+                    Ok(pinned) => number(&pinned.to_vec()),
+                    Err(stale) => return Response::failed(Failure::not_executed(stale.into())),
+                }
+            }
+            _ => number(call.payload()),
+        };
         if n.is_multiple_of(3) {
             // So that calls are answered out of order, and some are in the middle when the host dies.
             let pause = if n == LONG { Duration::from_secs(1) } else { Duration::from_micros(n % 700) };
             runtime::sleep(pause).await;
         }
         match call.operation() {
-            ADD | ADD_ONCE => {
+            ADD | ADD_ONCE | ADD_LEASED => {
                 let at = self.list.borrow().len() as u64;
                 self.list.borrow_mut().push(n);
                 call.effect(n.to_le_bytes().to_vec());
@@ -254,6 +270,11 @@ async fn serve_beyond(
         let (component, ended) = (Some(component.clone()), Box::new(|| ()));
         awaited.push(Awaited { info: info.clone(), heritage, component, secret, party: None, ended });
     }
+    // Another one in each run: what had arrived died with the last.
+    let intake = Region::create("intake", RegionId(2), 64 << 20).expect("memory");
+    let intake = Intake::new(Pool::new(intake, 4096)).expect("memory");
+    adder.mapper.borrow_mut().take_in(intake.arrivals().clone());
+    let lending = adder.lender.borrow().clone().map(|lender| Lending::new(lender, []).with_intake(intake));
     let served = Served::from(adder);
     served.inherit(awaited.iter().map(|awaited| (awaited.info.clone(), &awaited.heritage)), None);
     let admit = move |_: &Peer, secret: &[u8; 32]| {
@@ -263,7 +284,7 @@ async fn serve_beyond(
     };
     let listener = Listener::adopt(socket).expect("loopback");
     say("segment /dev/null");
-    listener.serve_on(served, None, Options::default(), awaited, admit).await;
+    listener.serve_on(served, lending, Options::default(), awaited, admit).await;
 }
 
 fn path(fd: BorrowedFd<'_>) -> String {
@@ -289,6 +310,8 @@ pub struct Node {
     host: RefCell<Option<Child>>,
     /// The host's, to look at beside its client.
     pub segment: RefCell<Option<File>>,
+    /// What a client beyond a socket can lend.
+    pub offering: RefCell<Option<Offering>>,
 }
 
 impl Drop for Node {
@@ -308,6 +331,7 @@ impl Node {
             epoch: Cell::new(0),
             host: RefCell::new(None),
             segment: RefCell::new(None),
+            offering: RefCell::new(None),
         }
     }
 
@@ -352,7 +376,9 @@ impl Node {
         if let Some(listener) = &self.listener {
             self.start(None);
             let address = listener.local_addr().expect("it listens");
-            let session = dial::connect(address, ADDER.name, Shape::default(), Options::default()).await;
+            let cargo = Cargo { landing: None, offering: self.offering.borrow().clone() };
+            let (shape, options) = (Shape::default(), Options::default());
+            let session = dial::connect_carrying(address, ADDER.name, shape, options, cargo).await;
             return session.expect("a session");
         }
         let offer = Offer::new(Shape::default()).unwrap();

@@ -6,6 +6,7 @@ mod capabilities;
 mod common;
 mod dependent;
 mod host;
+mod leased;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -36,7 +37,7 @@ async fn list(client: &ClientSession) -> Vec<u64> {
 
 /// Makes calls from several places while the host is killed again and again. A call has a number, adds it to the host's list and
 /// says where it stands there: all of them do, once each.
-async fn through_kills(
+pub async fn through_kills(
     node: Node,
     call: impl AsyncFn(&ClientSession, u64) -> u64 + Clone + 'static,
 ) -> (Node, ClientSession) {

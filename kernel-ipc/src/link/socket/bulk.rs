@@ -1,13 +1,18 @@
-//! Leased bytes over a socket: on a connection of their own, so that a small call does not wait behind a large answer.
+//! Leased bytes beside a session over a socket: connections of their own, so that small calls do not wait behind them.
 //!
-//! - The client pulls ([`land`]): for each lease that a reply brings it asks for the bytes in chunks, a few at a time, and
-//!   they land in a region of its own. What its caller gets is a lease of that region, by the client's own lender: it can be
-//!   read, and lent on, like any other. What it asks for is the credit: nothing comes that there is no room for.
-//! - The host answers in order ([`serve`]), from the region itself: no copy is made here, and what is on its way keeps its
-//!   range from being used again.
-//! - Where the bytes are is taken from the lender's books, never from the question; only what this session's client holds can
-//!   be asked for.
-//! - A connection that is lost is made again, and what had not come is asked for again. To ask twice changes nothing.
+//! - A lease goes as bytes. They are pulled, in chunks, by the end that they go to: it asks for no more than it has room for.
+//!   They land in a region of its own process, where they are read, lent on and given to the kernel like any others.
+//! - To the client goes what replies lend ([`land`], [`serve`]); to the host, over another connection, what calls lend
+//!   ([`offer`], [`arrive`]). The client dials both, each when there is the first lease to be brought.
+//! - The end that lends decides what can be asked for, by its own books and never by the question: of the host's what *this
+//!   session's client* holds, of the client's what a call that *this host* has not answered yet names.
+//! - A connection that is lost is made again, and what had not come is asked for again. To ask twice
+//!   changes nothing.
 
+pub mod arrive;
+mod fetch;
 pub mod land;
+mod line;
+pub mod offer;
+mod room;
 pub mod serve;

@@ -11,7 +11,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::bulk::land::{Bay, Landing};
-use super::frame::{Bulk, FrameError, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
+use super::bulk::offer::{Arguments, Offering};
+use super::frame::{Bulk, FrameError, Hello, Refusal, SECRET_BYTES, Way, Welcome, interface_bytes};
 use super::greeting::{self, Unanswered};
 use super::keys::{Keys, NodeName, Party};
 use super::nodes::Nodes;
@@ -149,7 +150,7 @@ impl Remote {
     }
 }
 
-/// Opens a session with the endpoint that `remote` serves and that speaks `interface`.
+/// Opens a session with the endpoint that `remote` serves and that speaks `interface`. No lease is brought over it, in either direction.
 ///
 /// # Errors
 /// See [`DialError`]. Nothing is left behind.
@@ -159,7 +160,7 @@ pub async fn connect(
     shape: Shape,
     options: Options,
 ) -> Result<ClientSession, DialError> {
-    open(remote.into(), interface, shape, options, None).await
+    connect_carrying(remote, interface, shape, options, Cargo::default()).await
 }
 
 /// The same with a place for leased bytes: replies come when what they lend has landed.
@@ -173,16 +174,31 @@ pub async fn connect_landing(
     options: Options,
     landing: Landing,
 ) -> Result<ClientSession, DialError> {
-    open(remote.into(), interface, shape, options, Some(landing)).await
+    let cargo = Cargo { landing: Some(landing), ..Cargo::default() };
+    connect_carrying(remote, interface, shape, options, cargo).await
 }
 
-async fn open(
-    remote: Remote,
+/// What leases a session carries.
+#[derive(Clone, Default)]
+pub struct Cargo {
+    /// Where that lands which replies lend. Without it such a reply has its leases under the host's names, good for nothing here.
+    pub landing: Option<Landing>,
+    /// What calls can lend. Without it a call that does fails with [`StaleLease`](crate::Cause::StaleLease), not executed.
+    pub offering: Option<Offering>,
+}
+
+/// As [`connect`], with leases.
+///
+/// # Errors
+/// See [`DialError`].
+pub async fn connect_carrying(
+    remote: impl Into<Remote>,
     interface: &str,
     shape: Shape,
     options: Options,
-    landing: Option<Landing>,
+    Cargo { landing, offering }: Cargo,
 ) -> Result<ClientSession, DialError> {
+    let remote = remote.into();
     let address = remote.address;
     if remote.secured.is_none() && !is_loopback(address) {
         return Err(DialError::InTheClear(address));
@@ -195,11 +211,18 @@ async fn open(
     link.attach(stream);
     let session = ClientSession::over_socket(link.clone(), welcome.root, welcome.session, welcome.epoch);
     let bay = landing.map(Bay::new);
+    let hello_for = |way| Bulk { session: welcome.session, way, number: 0, secret };
+    let told = |of: SocketLink| move |what| of.break_with(what);
     if let Some(bay) = &bay {
         session.land_in(bay.clone());
-        let hello = Bulk { session: welcome.session, number: 0, secret };
-        let of = link.clone();
-        runtime::spawn(bay.clone().fetch(remote.clone(), hello, options, move |what| of.break_with(what)));
+        let hello = hello_for(Way::ToClient);
+        runtime::spawn(bay.clone().fetch(remote.clone(), hello, options, told(link.clone())));
+    }
+    let arguments = offering.map(Arguments::new);
+    if let Some(arguments) = &arguments {
+        session.lend_by(arguments.clone());
+        let hello = hello_for(Way::ToHost);
+        runtime::spawn(arguments.clone().offer(remote.clone(), hello, options, told(link.clone())));
     }
     let hello = Hello { session: welcome.session, ..hello };
     let patience = Patience::new(options.give_up);
@@ -208,6 +231,9 @@ async fn open(
         keeper.keep().await;
         if let Some(bay) = bay {
             bay.end();
+        }
+        if let Some(arguments) = arguments {
+            arguments.end();
         }
     });
     Ok(session)

@@ -14,11 +14,12 @@
 //! HEARTBEAT  either, when it has said nothing for a while: no body
 //! BYE        either, last on a session, 8 bytes: messages of the other end that were taken from this connection u64
 //! BULK       client, first on a connection for leased bytes, 64 bytes
-//!            magic u64 | version u32 | zero u32 | session u64 | number of the connection u64 | secret 32 bytes
+//!            magic u64 | version u32 | way u32 | session u64 | number of the connection u64 | secret 32 bytes
 //! READY      host, in answer to it: no body
-//! PULL       client, 32 bytes: lender u64 | index u32 | generation u32 | offset u64 | length u32 | tag u32
-//! PIECE      host, in the order of the PULLs: tag u32 | 0 u32 and the bytes that were asked for, or tag u32 | 1 u32: the
-//!            lease is no more
+//! PULL       whom the bytes go to (way 0: the client, 1: the host), 32 bytes:
+//!            lender u64 | index u32 | generation u32 | offset u64 | length u32 | tag u32
+//! PIECE      the other, in the order of the PULLs: tag u32 | 0 u32 and the bytes that were asked for, or tag u32 | 1 u32:
+//!            the lease is no more
 //! ```
 //!
 //! - A descriptor is the one of [`wire`](crate::wire), but for its deadline: what is left of it, in nanoseconds. Two
@@ -107,6 +108,8 @@ pub enum FrameError {
     NotAnAnswer,
     /// An interface's name is not one.
     Name,
+    /// There is no such way for leased bytes.
+    Way(u32),
 }
 
 impl FrameError {
@@ -115,7 +118,7 @@ impl FrameError {
         match self {
             FrameError::Length { .. } | FrameError::Tail { .. } | FrameError::Extent => Violation::Length,
             FrameError::Magic | FrameError::NotAnAnswer => Violation::Segment,
-            FrameError::Kind(_) | FrameError::NotZero | FrameError::Name => Violation::Reserved,
+            FrameError::Kind(_) | FrameError::NotZero | FrameError::Name | FrameError::Way(_) => Violation::Reserved,
         }
     }
 }
@@ -133,6 +136,7 @@ impl std::fmt::Display for FrameError {
             FrameError::Magic => f.write_str("a greeting in another language than Atoll's"),
             FrameError::NotAnAnswer => f.write_str("a welcome to somebody else's session"),
             FrameError::Name => f.write_str("an interface's name that is none"),
+            FrameError::Way(way) => write!(f, "a greeting for leased bytes that go way {way}, which is none"),
         }
     }
 }
@@ -431,12 +435,24 @@ impl Welcome {
     }
 }
 
+/// Which way leased bytes go on a connection. The numbers are those of the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Way {
+    /// To the client: what replies lend.
+    ToClient = 0,
+    /// To the host: what calls lend.
+    ToHost = 1,
+}
+
 /// Which session a connection for leased bytes belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Bulk {
     /// The session.
     pub session: SessionId,
-    /// Rises with each such connection of a session.
+    /// Which way they go.
+    pub way: Way,
+    /// Rises with each such connection of a session, for each way.
     pub number: u64,
     /// The session's.
     pub secret: [u8; SECRET_BYTES],
@@ -446,7 +462,7 @@ impl Bulk {
     /// The frame's body.
     pub fn to_bytes(&self) -> [u8; BULK_BYTES] {
         Writer::greeting()
-            .put([0; 4])
+            .put((self.way as u32).to_le_bytes())
             .put(self.session.get().to_le_bytes())
             .put(self.number.to_le_bytes())
             .put(self.secret)
@@ -460,10 +476,12 @@ impl Bulk {
     pub fn check(bytes: &[u8; BULK_BYTES]) -> Result<Bulk, BadHello> {
         let mut from = Reader(bytes);
         from.greeting()?;
-        if from.u32() != 0 {
-            return Err(BadHello::Frame(FrameError::NotZero));
-        }
-        Ok(Bulk { session: SessionId(from.u64()), number: from.u64(), secret: from.take() })
+        let way = match from.u32() {
+            0 => Way::ToClient,
+            1 => Way::ToHost,
+            way => return Err(BadHello::Frame(FrameError::Way(way))),
+        };
+        Ok(Bulk { session: SessionId(from.u64()), way, number: from.u64(), secret: from.take() })
     }
 }
 

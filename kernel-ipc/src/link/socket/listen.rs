@@ -20,14 +20,16 @@ mod listener;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+use super::bulk::arrive::Berth;
 use super::bulk::serve::{Lending, serve};
 use super::carrier::Carrier;
 pub use super::dial::Options;
 use super::dial::watch;
-use super::frame::{BadHello, Bulk, Hello, Refusal, SECRET_BYTES, Welcome, interface_bytes};
+use super::frame::{BadHello, Bulk, Hello, Refusal, SECRET_BYTES, Way, Welcome, interface_bytes};
 use super::greeting::{self, Unanswered, Wanted};
 use super::keys::{Keys, NodeName, Party};
 use super::nodes::Nodes;
@@ -133,6 +135,9 @@ struct Entry {
     bulk_number: Cell<u64>,
     /// Serves leased bytes.
     bulk: RefCell<Option<JoinHandle<()>>>,
+    /// What its calls lend, and who brings that.
+    arguments: Option<Rc<Berth>>,
+    bringing: RefCell<Option<JoinHandle<()>>>,
     /// Its client has been welcomed, so it can come back.
     is_known: Cell<bool>,
 }
@@ -231,7 +236,7 @@ impl<S: Service> Desk<S> {
                 _ => self.find(&hello, &peer),
             },
             Ok(Ok(Wanted::Bulk(bulk))) => match self.find_for_bulk(&bulk, &peer) {
-                Ok((entry, lending)) => return self.connect_bulk(&entry, lending, stream, bulk.number).await,
+                Ok((entry, lending)) => return self.connect_bulk(&entry, lending, stream, &bulk).await,
                 Err(refusal) => Err(refusal),
             },
             Ok(Err(BadHello::Version(_))) => Err(Refusal::Version(VERSION)),
@@ -280,7 +285,7 @@ impl<S: Service> Desk<S> {
             None => HostSession::over(link.clone(), root, self.served.clone(), info, self.lender()),
             Some(kept) => self.begin_kept(link.clone(), (root, info), kept)?,
         };
-        let entry = Entry::new(session, link, hello, peer);
+        let entry = self.entry(session, link, hello, peer);
         self.enter(&entry, is_newcomer);
         let welcome = entry.welcome(hello);
         Ok((entry, welcome, 0))
@@ -304,9 +309,7 @@ impl<S: Service> Desk<S> {
                 } else {
                     entry.keep(&options).await;
                 }
-                if let Some(bulk) = entry.bulk.take() {
-                    bulk.cancel();
-                }
+                entry.end();
             }
             if let Some(desk) = desk.upgrade() {
                 let gone = desk.sessions.borrow_mut().remove(&id);
@@ -366,29 +369,40 @@ impl<S: Service> Desk<S> {
         if !entry.is_of(peer, &bulk.secret) {
             return Err(Refusal::NoSuchSession);
         }
-        if bulk.number <= entry.bulk_number.get() {
+        let number = entry.bulk_number(bulk.way).ok_or(Refusal::Forbidden)?;
+        if bulk.number <= number.get() {
             return Err(Refusal::StaleConnection);
         }
-        entry.bulk_number.set(bulk.number);
-        Ok((entry, self.lending.clone().ok_or(Refusal::Forbidden)?))
+        number.set(bulk.number);
+        Ok((entry.clone(), self.lending.clone().ok_or(Refusal::Forbidden)?))
     }
 
-    async fn connect_bulk(&self, entry: &Entry, lending: Lending, stream: Stream, number: u64) -> Result<(), String> {
+    async fn connect_bulk(&self, entry: &Entry, lending: Lending, stream: Stream, bulk: &Bulk) -> Result<(), String> {
         let peer = stream.peer();
         greeting::ready(&stream).await.map_err(|error| format!("{peer} left while it was welcomed: {error}"))?;
-        if entry.bulk_number.get() != number || !entry.session.is_open() {
+        let is_latest = entry.bulk_number(bulk.way).is_some_and(|number| number.get() == bulk.number);
+        if !is_latest || !entry.session.is_open() {
             stream.abort();
             return Ok(());
         }
-        let (client, link) = (entry.session.info().client, entry.link.clone());
-        let serving = runtime::spawn(async move {
-            match serve(&stream, &lending, client).await {
-                Err(Unanswered::Frame(what)) => link.break_with(what),
-                Err(Unanswered::Io(_) | Unanswered::Refused(_)) | Ok(()) => {}
+        let (client, link, arguments) = (entry.session.info().client, entry.link.clone(), entry.arguments.clone());
+        let (way, dead_after) = (bulk.way, self.options.dead_after);
+        let carrying = runtime::spawn(async move {
+            // It ends also when this is cancelled, and the kernel hears of it then.
+            let stream = Aborting(Some(stream));
+            let ended = match (way, arguments) {
+                (Way::ToHost, Some(arguments)) => arguments.over(&stream, dead_after).await,
+                _ => match serve(&stream, &lending, client).await {
+                    Ok(()) => return,
+                    Err(ended) => ended,
+                },
+            };
+            if let Unanswered::Frame(what) = ended {
+                link.break_with(what);
             }
-            stream.abort();
         });
-        if let Some(before) = entry.bulk.replace(Some(serving)) {
+        let of_this_way = if bulk.way == Way::ToHost { &entry.bringing } else { &entry.bulk };
+        if let Some(before) = of_this_way.replace(Some(carrying)) {
             before.cancel();
         }
         Ok(())
@@ -409,9 +423,35 @@ impl<S: Service> Desk<S> {
     }
 }
 
-impl Entry {
-    fn new(session: HostSession, link: SocketLink, hello: &Hello, peer: &Peer) -> Rc<Entry> {
+/// A connection that ends when nobody uses it any more.
+struct Aborting(Option<Stream>);
+
+impl Deref for Aborting {
+    type Target = Stream;
+
+    fn deref(&self) -> &Stream {
+        self.0.as_ref().expect("it is there until this is dropped")
+    }
+}
+
+impl Drop for Aborting {
+    fn drop(&mut self) {
+        if let Some(stream) = self.0.take() {
+            stream.abort();
+        }
+    }
+}
+
+impl<S: Service> Desk<S> {
+    /// A session that is about to be served.
+    fn entry(&self, session: HostSession, link: SocketLink, hello: &Hello, peer: &Peer) -> Rc<Entry> {
         session.connected(hello.number);
+        // What one node lends takes no room from another; in the clear there are none.
+        let of = peer.node.as_ref().map_or("", |node| node.as_str());
+        let client = session.info().client;
+        let intake = self.lending.as_ref().and_then(|lending| lending.intake().cloned());
+        let arguments = intake.map(|intake| Berth::new(intake, of, client, self.options.give_up));
+        session.takes_in(arguments.clone());
         Rc::new(Entry {
             session,
             link,
@@ -421,8 +461,32 @@ impl Entry {
             number: Cell::new(hello.number),
             bulk_number: Cell::new(0),
             bulk: RefCell::default(),
+            arguments,
+            bringing: RefCell::default(),
             is_known: Cell::new(false),
         })
+    }
+}
+
+impl Entry {
+    /// Of the latest connection for leased bytes that go this way; `None`: there may be none.
+    fn bulk_number(&self, way: Way) -> Option<&Cell<u64>> {
+        match way {
+            Way::ToClient => Some(&self.bulk_number),
+            Way::ToHost => self.arguments.as_ref().map(|arguments| &arguments.number),
+        }
+    }
+
+    /// The session is over: no leased bytes go any more.
+    fn end(&self) {
+        for carrying in [&self.bulk, &self.bringing] {
+            if let Some(carrying) = carrying.take() {
+                carrying.cancel();
+            }
+        }
+        if let Some(arguments) = &self.arguments {
+            arguments.end();
+        }
     }
 
     /// Whether it is open and this peer's, who knows this secret.

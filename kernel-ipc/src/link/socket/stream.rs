@@ -242,11 +242,15 @@ impl Stream {
         Ok(bytes)
     }
 
-    /// Receives so many bytes to `offset` of an extent, which is kept until the kernel is done, also if this is dropped.
+    /// Receives so many bytes to `offset` of a place, which is kept until the kernel is done, also if this is dropped.
     ///
     /// # Errors
     /// As [`receive_all`](Self::receive_all).
-    pub async fn receive_leased(&self, extent: &Rc<Extent>, offset: usize, length: usize) -> io::Result<()> {
+    pub async fn receive_leased<E>(&self, place: &Rc<E>, offset: usize, length: usize) -> io::Result<()>
+    where
+        E: AsRef<Extent> + 'static,
+    {
+        let extent = (**place).as_ref();
         let mut filled = 0;
         let mut bytes = vec![0; if self.direct().is_none() { RECORD.min(length) } else { 0 }];
         while filled < length {
@@ -260,7 +264,7 @@ impl Stream {
                 }
                 Some(file) => {
                     let room = extent.slice(at, left).map_err(|_| io::ErrorKind::InvalidInput)?;
-                    runtime::io::recv(file, (room, extent.clone()), libc::MSG_WAITALL).await.0?
+                    runtime::io::recv(file, (room, place.clone()), libc::MSG_WAITALL).await.0?
                 }
             };
             if count == 0 {

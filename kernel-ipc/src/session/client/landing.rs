@@ -1,11 +1,14 @@
-//! Replies that bring leases over a socket: their caller has them when the bytes have landed.
+//! Leases over a socket: the caller of a reply that brings some has it when the bytes have landed; what a call lends, its host can ask
+//! for until it has answered.
 
 use std::rc::Rc;
 
 use super::waits::Answered;
 use super::{ClientSession, Inner};
 use crate::error::{Cause, Executed, Failure};
+use crate::id::Incarnation;
 use crate::link::socket::bulk::land::Bay;
+use crate::link::socket::bulk::offer::Arguments;
 use crate::runtime;
 use crate::session::Reply;
 use crate::slots::ClientState;
@@ -16,6 +19,17 @@ impl ClientSession {
     pub(crate) fn land_in(&self, bay: Rc<Bay>) {
         // Said once, before the first call.
         let _ = self.0.inner.bay.set(bay);
+    }
+
+    /// From now on calls can lend, and the host asks there for the bytes.
+    pub(crate) fn lend_by(&self, arguments: Rc<Arguments>) {
+        // Said once, before the first call.
+        let _ = self.0.inner.arguments.set(arguments);
+    }
+
+    /// To whom a lease is lent that is for the host of this session, if that is beyond a socket.
+    pub(crate) fn host_beyond(&self) -> Option<Incarnation> {
+        self.0.inner.arguments.get().map(|arguments| arguments.host())
     }
 }
 

@@ -11,6 +11,9 @@ impl Inner {
     /// One completion: checked, copied out, delivered or released.
     fn complete(&self, completion: &Completion) -> Result<(), Violation> {
         let ended = self.slots.borrow_mut().complete(completion.slot, completion.seq)?;
+        if let Some(arguments) = self.arguments.get() {
+            arguments.answered(completion.slot);
+        }
         if let Some(survival) = &self.survival {
             survival.completed(completion.slot);
         }

@@ -365,6 +365,9 @@ impl Inner {
             }
         }
         let ended = self.slots.borrow_mut().complete(slot, seq)?;
+        if let Some(arguments) = self.arguments.get() {
+            arguments.answered(slot);
+        }
         self.log_ended(slot, || Outcome::Failed(failure));
         match ended {
             Ended::Deliver => {

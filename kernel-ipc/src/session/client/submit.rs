@@ -30,6 +30,10 @@ impl Inner {
         if request.deadline.is_some_and(|limit| limit.is_zero()) {
             return Err(Failure::not_executed(Cause::Deadline));
         }
+        if !request.leases.is_empty() && self.is_beyond.get() && self.arguments.get().is_none() {
+            // Nobody could bring it to the host.
+            return Err(Failure::not_executed(Cause::StaleLease));
+        }
         Ok(extent)
     }
 
@@ -78,6 +82,9 @@ impl Inner {
         cell.deadline.set(deadline);
         cell.is_late.set(false);
         cell.is_near.set(false);
+        if let Some(arguments) = self.arguments.get() {
+            arguments.named(slot, request.leases);
+        }
         if self.link.borrow().send(&submission.to_raw(), slot, &body).is_err() {
             self.slots.borrow_mut().park(slot);
             self.log_ended(slot, || Outcome::GivenUp);

@@ -15,7 +15,7 @@ use super::Inner;
 use super::cell::SlotCell;
 use crate::logbook::Watch;
 use crate::runtime::{self, JoinHandle};
-use crate::session::{Call, Service};
+use crate::session::{Call, Response, Service};
 use crate::steps;
 
 /// Where a slot's lane is while nobody polls it, and the task that does when it is woken.
@@ -114,8 +114,12 @@ impl<S: Service> Inner<S> {
     async fn run(self: Rc<Self>, slot: u16) {
         let cell = &self.cells[slot];
         while let Some(mut call) = self.next_call(cell).await {
+            // Most lend nothing, and the rest is not worth room in every lane.
+            let brought = if call.leases.is_empty() { Ok(Vec::new()) } else { Box::pin(self.bring(&mut call)).await };
             let watch = self.log.get().map(|log| Watch::begin(log, (slot, call.seq), &call));
-            let response = {
+            let response = if let Err(failure) = brought {
+                Response::failed(failure)
+            } else {
                 let mut handler = pin!(self.service.serve(&mut call));
                 poll_fn(|cx| {
                     let outer = watch.as_ref().map(Watch::enters);
@@ -132,6 +136,7 @@ impl<S: Service> Inner<S> {
             }
             steps::reach("call/served");
             self.finish(slot, cell, &mut call, response);
+            drop(brought);
             self.was_answered(cell);
             cell.call.replace(Some(call));
             self.begin_ready();

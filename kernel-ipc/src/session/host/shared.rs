@@ -1,7 +1,7 @@
 //! What the sessions of one service share: the capabilities of all of them, and the turns of those who revoke.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 
 use super::tickets::Tickets;
@@ -10,7 +10,7 @@ use crate::capability::{Gone, Member, Realm, Restored};
 use crate::id::SessionId;
 use crate::lease::{Lender, reclaim_later};
 use crate::ledger::SessionLedger;
-use crate::runtime::signal::Changes;
+use crate::runtime::signal::{Changes, Turns};
 use crate::session::{Grant, Service, SessionInfo};
 use crate::sys::segment::SegmentWriter;
 use crate::wire::Handle;
@@ -242,41 +242,6 @@ impl<'a> Waits<'a> {
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
-    }
-}
-
-/// Turns, in the order in which they are asked for.
-#[derive(Default)]
-pub(super) struct Turns {
-    waiting: RefCell<VecDeque<u64>>,
-    last: Cell<u64>,
-    passed: Changes,
-}
-
-/// Its holder's turn, or its place in the queue; given up when dropped.
-pub(super) struct Turn<'a> {
-    turns: &'a Turns,
-    number: u64,
-}
-
-impl Turns {
-    /// Waits for a turn.
-    pub(super) async fn take(&self) -> Turn<'_> {
-        let number = self.last.get() + 1;
-        self.last.set(number);
-        self.waiting.borrow_mut().push_back(number);
-        let turn = Turn { turns: self, number };
-        while self.waiting.borrow().front() != Some(&number) {
-            self.passed.next().await;
-        }
-        turn
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.turns.waiting.borrow_mut().retain(|number| *number != self.number);
-        self.turns.passed.happen();
     }
 }
 

@@ -1,19 +1,21 @@
-//! The host's side: answers what a client asks of the leases that it holds.
+//! The host's side of what replies lend: answers what a client asks of the leases that it holds.
 
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::io;
 use std::rc::Rc;
 
 use super::super::frame::{self, HEADER_BYTES, PIECE_BYTES, PULL_BYTES, Pull, kind};
 use super::super::greeting::{Unanswered, receive_frame};
 use super::super::stream::Stream;
+use super::arrive::Intake;
 use crate::id::{Incarnation, RegionId};
 use crate::lease::{Lender, ReaderSlice, RegionReader};
 
-/// What a host can lend to clients beyond a socket. Clones are the same.
+/// What a process can lend to others beyond a socket; of a host also where it takes in what they lend. Clones are the same.
 #[derive(Clone)]
-pub struct Lending(Rc<Inner>);
+pub struct Lending(Rc<Inner>, Option<Intake>);
 
 struct Inner {
     lender: Rc<RefCell<Lender>>,
@@ -29,22 +31,40 @@ impl Lending {
 
     /// The same, in the regions that `find` knows when one is asked for.
     pub fn by(lender: Rc<RefCell<Lender>>, find: impl Fn(RegionId) -> Option<RegionReader> + 'static) -> Lending {
-        Lending(Rc::new(Inner { lender, regions: Box::new(find) }))
+        Lending(Rc::new(Inner { lender, regions: Box::new(find) }), None)
+    }
+
+    /// And what clients lend arrives there. Without that, each of their calls that names leases fails with
+    /// [`StaleLease`](crate::Cause::StaleLease), not executed.
+    pub fn with_intake(self, intake: Intake) -> Lending {
+        Lending(self.0, Some(intake))
+    }
+
+    pub(in crate::link::socket) fn intake(&self) -> Option<&Intake> {
+        self.1.as_ref()
     }
 
     pub(in crate::link::socket) fn lender(&self) -> &Rc<RefCell<Lender>> {
         &self.0.lender
     }
 
-    /// The bytes that a client asks for, if it holds them.
-    fn find(&self, client: Incarnation, pull: &Pull) -> Option<(ReaderSlice, Rc<dyn Any>)> {
+    /// The bytes that are asked for, if `holder` has them.
+    pub(super) fn find(&self, holder: Incarnation, pull: &Pull) -> Option<Found> {
         let lender = self.0.lender.borrow();
-        let kept = (lender.id() == pull.lender).then(|| lender.locate(client, pull.index, pull.generation).ok())??;
+        let kept = (lender.id() == pull.lender).then(|| lender.locate(holder, pull.index, pull.generation).ok())??;
         let end = pull.offset.checked_add(pull.length.into()).filter(|end| *end <= kept.length)?;
         let begin = usize::try_from(kept.offset.checked_add(end)? - u64::from(pull.length)).ok()?;
         let bytes = (self.0.regions)(kept.region)?.slice(begin, pull.length as usize).ok()?;
-        Some((bytes, kept.keep))
+        Some(Found::Leased(bytes, kept.keep))
     }
+}
+
+/// Bytes that were asked for.
+pub(super) enum Found {
+    /// Where they are, and what keeps them there.
+    Leased(ReaderSlice, Rc<dyn Any>),
+    /// A copy of them.
+    Copied(Vec<u8>),
 }
 
 /// Answers until the connection ends.
@@ -57,16 +77,37 @@ pub(in crate::link::socket) async fn serve(
     client: Incarnation,
 ) -> Result<(), Unanswered> {
     loop {
-        // In one operation: nothing else comes here.
-        let body: [u8; PULL_BYTES] = receive_frame::<{ HEADER_BYTES + PULL_BYTES }, _>(stream, kind::PULL).await?.1;
-        let pull = Pull::check(&body)?;
-        match lending.find(client, &pull) {
-            Some((range, keep)) => {
-                stream.send_all(head(&pull, true), true).await?;
-                stream.send_leased(range, keep).await?;
-            }
-            None => stream.send_all(head(&pull, false), false).await?,
+        let pull = question(stream).await?;
+        answer(stream, &pull, lending.find(client, &pull)).await?;
+    }
+}
+
+/// The next question on a connection.
+///
+/// # Errors
+/// There is none.
+pub(super) async fn question(stream: &Stream) -> Result<Pull, Unanswered> {
+    // In one operation: nothing else comes here.
+    let body: [u8; PULL_BYTES] = receive_frame::<{ HEADER_BYTES + PULL_BYTES }, _>(stream, kind::PULL).await?.1;
+    Ok(Pull::check(&body)?)
+}
+
+/// Answers one.
+///
+/// # Errors
+/// The connection is lost.
+pub(super) async fn answer(stream: &Stream, pull: &Pull, found: Option<Found>) -> io::Result<()> {
+    let head = head(pull, found.is_some());
+    match found {
+        Some(Found::Leased(range, keep)) => {
+            stream.send_all(head, true).await?;
+            stream.send_leased(range, keep).await
         }
+        Some(Found::Copied(bytes)) => {
+            stream.send_all(head, true).await?;
+            stream.send_all(bytes, false).await
+        }
+        None => stream.send_all(head, false).await,
     }
 }
 

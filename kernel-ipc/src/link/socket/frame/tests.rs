@@ -171,8 +171,10 @@ fn a_message_must_be_as_long_as_its_descriptor_says() {
 
 #[test]
 fn what_is_asked_of_leases_comes_back_as_it_was_written() {
-    let bulk = Bulk { session: SessionId(7), number: 3, secret: [9; SECRET_BYTES] };
-    assert_eq!(Bulk::check(&bulk.to_bytes()).map(|checked| checked == bulk), Ok(true));
+    let bulk = Bulk { session: SessionId(7), way: Way::ToClient, number: 3, secret: [9; SECRET_BYTES] };
+    for bulk in [bulk, Bulk { way: Way::ToHost, ..bulk }] {
+        assert_eq!(Bulk::check(&bulk.to_bytes()).map(|checked| checked == bulk), Ok(true));
+    }
     let broken = |at: usize, byte: u8| {
         let mut bytes = bulk.to_bytes();
         bytes[at] = byte;
@@ -180,7 +182,8 @@ fn what_is_asked_of_leases_comes_back_as_it_was_written() {
     };
     assert_eq!(broken(0, 0), Some(BadHello::Frame(FrameError::Magic)));
     assert_eq!(broken(8, 9), Some(BadHello::Version(9)));
-    assert_eq!(broken(13, 1), Some(BadHello::Frame(FrameError::NotZero)));
+    assert_eq!(broken(12, 2), Some(BadHello::Frame(FrameError::Way(2))));
+    assert_eq!(broken(13, 1), Some(BadHello::Frame(FrameError::Way(256))));
 
     let pull = Pull { lender: LenderId(1), index: 2, generation: 3, offset: 4, length: 5, tag: 6 };
     assert_eq!(Pull::check(&pull.to_bytes()), Ok(pull));

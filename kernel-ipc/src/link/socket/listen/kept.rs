@@ -111,7 +111,7 @@ impl<S: Service> Desk<S> {
         let served = self.served.clone();
         let session = HostSession::go_on_over(link.clone(), heritage, served, info, self.lender(), component);
         session.on_end(move |_| ended());
-        let entry = Entry::new(session, link, hello, peer);
+        let entry = self.entry(session, link, hello, peer);
         // Its client knows it, whatever becomes of this connection.
         entry.is_known.set(true);
         entry.number.set(before);

@@ -1,0 +1,202 @@
+//! The end that leased bytes go to: asks for them in chunks, a few at a time, and puts them where they belong.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::super::frame::{self, CHUNK, FrameError, HEADER_BYTES, PIECE_BYTES, Pull, kind};
+use super::super::greeting::{Unanswered, receive_frame};
+use super::super::stream::Stream;
+use super::line::{aborted, timed_out};
+use crate::error::Cause;
+use crate::lease::Extent;
+use crate::runtime::{self, Signal};
+use crate::wire::LeaseName;
+
+/// Chunks that are asked for at a time: what the connection has under way while one is taken.
+const UNDER_WAY: usize = 4;
+
+/// What is to come on one session, into places of this kind.
+pub(super) struct Fetch<E> {
+    jobs: RefCell<VecDeque<Job<E>>>,
+    /// There is a job, or it is over.
+    changed: Rc<Signal>,
+    over: Cell<bool>,
+    /// Pieces that have come.
+    came: Cell<u64>,
+}
+
+/// Some bytes that are to come.
+struct Job<E> {
+    arrival: Rc<Arrival<E>>,
+    offset: usize,
+    length: usize,
+}
+
+/// One lease that is to come.
+pub(super) struct Arrival<E> {
+    name: LeaseName,
+    pub(super) place: Rc<E>,
+    /// Bytes that have not come.
+    left: Cell<usize>,
+    /// They will not, or nobody wants them.
+    is_gone: Cell<bool>,
+    changed: Signal,
+}
+
+impl<E> Arrival<E> {
+    /// It is not asked for any more, and what comes is dropped.
+    pub(super) fn has_lost(&self) {
+        self.is_gone.set(true);
+        self.changed.raise();
+    }
+}
+
+impl<E: AsRef<Extent> + 'static> Fetch<E> {
+    pub(super) fn new(changed: Rc<Signal>) -> Fetch<E> {
+        Fetch { jobs: RefCell::default(), changed, over: Cell::new(false), came: Cell::new(0) }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over.get()
+    }
+
+    /// Whether something is to be asked for.
+    pub(super) fn has_jobs(&self) -> bool {
+        !self.jobs.borrow().is_empty()
+    }
+
+    /// The session is over: nothing more comes.
+    pub(super) fn end(&self) {
+        self.over.set(true);
+        self.jobs.take().iter().for_each(|job| job.arrival.has_lost());
+        self.changed.raise();
+    }
+
+    /// Asks for all bytes of a lease, which go to this place; it has that length.
+    pub(super) fn ask(&self, name: LeaseName, place: Rc<E>) -> Rc<Arrival<E>> {
+        let length = (*place).as_ref().len();
+        let (left, is_gone, changed) = (Cell::new(length), Cell::new(false), Signal::default());
+        let arrival = Rc::new(Arrival { name, place, left, is_gone, changed });
+        let chunks = (0..length).step_by(CHUNK);
+        self.jobs.borrow_mut().extend(chunks.map(|offset| Job {
+            arrival: arrival.clone(),
+            offset,
+            length: CHUNK.min(length - offset),
+        }));
+        self.changed.raise();
+        arrival
+    }
+
+    /// Waits until all of it is there.
+    ///
+    /// # Errors
+    /// [`Cause::StaleLease`]: it is no more. [`Cause::LinkLost`]: nothing at all has come for as long as `patience`, if there is
+    /// an end to that.
+    pub(super) async fn comes(&self, arrival: &Arrival<E>, patience: Option<Duration>) -> Result<(), Cause> {
+        while arrival.left.get() > 0 && !arrival.is_gone.get() {
+            let came = self.came.get();
+            match patience {
+                None => arrival.changed.wait().await,
+                Some(patience) => {
+                    let waited = runtime::timeout(patience, arrival.changed.wait()).await;
+                    if waited.is_err() && self.came.get() == came {
+                        return Err(Cause::LinkLost);
+                    }
+                }
+            }
+        }
+        if arrival.is_gone.get() { Err(Cause::StaleLease) } else { Ok(()) }
+    }
+
+    /// Fetches over one connection until that ends, and says why it did. `of_use` is called for each piece that comes.
+    pub(super) async fn over(&self, stream: &Stream, dead_after: Duration, of_use: impl Fn()) -> Unanswered {
+        let mut under_way = UnderWay { fetch: self, jobs: VecDeque::new() };
+        let mut tag = 0;
+        let mut first = 0;
+        loop {
+            if let Err(error) = self.ask_for_more(stream, &mut under_way.jobs, &mut tag).await {
+                return error.into();
+            }
+            if self.over.get() {
+                return aborted();
+            }
+            let Some(job) = under_way.jobs.front() else {
+                self.changed.wait().await;
+                continue;
+            };
+            let took = match runtime::timeout(dead_after, take(stream, job, first)).await {
+                Ok(Ok(is_there)) => is_there,
+                Ok(Err(error)) => return error,
+                Err(runtime::Elapsed) => return timed_out(),
+            };
+            of_use();
+            self.came.set(self.came.get() + 1);
+            first = first.wrapping_add(1);
+            let Some(Job { arrival, length, .. }) = under_way.jobs.pop_front() else { continue };
+            if took {
+                arrival.left.set(arrival.left.get() - length);
+                arrival.changed.raise();
+            } else {
+                arrival.has_lost();
+            }
+        }
+    }
+
+    async fn ask_for_more(&self, stream: &Stream, under_way: &mut VecDeque<Job<E>>, tag: &mut u32) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        while under_way.len() < UNDER_WAY {
+            let Some(job) = self.jobs.borrow_mut().pop_front() else { break };
+            if job.arrival.is_gone.get() {
+                continue;
+            }
+            let LeaseName { lender, index, generation, .. } = job.arrival.name;
+            let length = u32::try_from(job.length).unwrap_or(u32::MAX);
+            let pull = Pull { lender, index, generation, offset: job.offset as u64, length, tag: *tag };
+            *tag = tag.wrapping_add(1);
+            bytes.extend(frame::header(kind::PULL, frame::PULL_BYTES));
+            bytes.extend(pull.to_bytes());
+            under_way.push_back(job);
+        }
+        match bytes.len() {
+            0 => Ok(()),
+            _ => stream.send_all(bytes, false).await,
+        }
+    }
+}
+
+/// What was asked for on a connection. What has not come when that ends, also because nobody uses it any more, is asked for first on
+/// the next one.
+struct UnderWay<'a, E> {
+    fetch: &'a Fetch<E>,
+    jobs: VecDeque<Job<E>>,
+}
+
+impl<E> Drop for UnderWay<'_, E> {
+    fn drop(&mut self) {
+        if self.fetch.over.get() {
+            return self.jobs.iter().for_each(|job| job.arrival.has_lost());
+        }
+        let mut jobs = self.fetch.jobs.borrow_mut();
+        self.jobs.drain(..).rev().for_each(|job| jobs.push_front(job));
+        drop(jobs);
+        self.fetch.changed.raise();
+    }
+}
+
+/// Takes the answer to what was asked for longest ago, to where it belongs. False: the lease is no more.
+async fn take<E: AsRef<Extent> + 'static>(stream: &Stream, job: &Job<E>, tag: u32) -> Result<bool, Unanswered> {
+    let (header, head) = receive_frame::<{ HEADER_BYTES + PIECE_BYTES }, PIECE_BYTES>(stream, kind::PIECE).await?;
+    let head = u64::from_le_bytes(head);
+    let is_there = match (head as u32 == tag, head >> 32, header.length - PIECE_BYTES) {
+        (true, 1, 0) => false,
+        (true, 0, length) if length == job.length => true,
+        _ => return Err(FrameError::NotAnAnswer.into()),
+    };
+    if is_there {
+        stream.receive_leased(&job.arrival.place, job.offset, job.length).await?;
+    }
+    Ok(is_there)
+}
