@@ -63,6 +63,14 @@ pub enum Verb {
     Capabilities(Capabilities),
     /// Show the way of calls through the components, with the time that each part of it took
     Trace(Trace),
+    /// Let a component go on in a process of another program, while its clients go on calling
+    Upgrade {
+        /// Its name
+        component: String,
+        /// The program, which has this component built in as `atoll` has [default: this program]
+        #[arg(value_hint = ValueHint::ExecutablePath)]
+        program: Option<PathBuf>,
+    },
     /// Stop a component and start it again, also one that was given up
     Restart {
         /// Its name

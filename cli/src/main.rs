@@ -25,6 +25,7 @@ mod output;
 mod serve;
 mod simulate;
 mod up;
+mod upgrade;
 mod why;
 
 use std::process::ExitCode;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         Verb::Stat(what) => inside::stat::stat(&cli.common, what),
         Verb::Capabilities(what) => inside::capabilities::capabilities(&cli.common, what),
         Verb::Trace(what) => inside::trace::trace(&cli.common, what),
+        Verb::Upgrade { component, program } => upgrade::upgrade(&cli.common, component, program.as_deref()),
         Verb::Restart { component } => control::restart(&cli.common, component),
         Verb::Chaos(options) => chaos::chaos(&cli.common, options),
         Verb::Crash(what) => crash::crash(&cli.common, what),

@@ -14,6 +14,7 @@ pub mod component;
 pub mod described;
 pub mod error;
 pub mod events;
+pub mod formats;
 pub mod id;
 pub mod interface;
 pub mod lease;

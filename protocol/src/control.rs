@@ -45,6 +45,11 @@ pub trait Control {
     /// before it leaves, with who leaves; this session ends by it. The next one answers when it has taken over.
     #[op(7, requires = OPERATE, retry = cached, deadline = "5s")]
     fn replace_supervisor(system: System) -> Result<SupervisorStatus, SupervisorError>;
+
+    /// Has a component go on in a process of the program at this absolute path, and all its later runs too. Answered when that
+    /// serves, or it has turned out that it does not: then the program that has served goes on.
+    #[op(8, requires = OPERATE, retry = cached, deadline = "120s")]
+    fn upgrade(system: System, component: &str, program: &str) -> Result<Upgrade, UpgradeError>;
 }
 
 /// The supervisor itself.
@@ -62,6 +67,56 @@ pub struct SupervisorStatus {
 pub enum SupervisorError {
     /// The system is going down.
     Stopping = 4,
+}
+
+/// What has become of an upgrade.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Wire)]
+#[repr(u8)]
+pub enum Outcome {
+    /// The new program serves.
+    #[default]
+    Done = 1,
+    /// The component does not serve, so there is nothing to be gone on with.
+    NotReady = 2,
+    /// Its runs leave nothing to the next one: its clients would feel it.
+    KeepsNothing = 3,
+    /// There is no such program, or it may not be executed.
+    NoProgram = 4,
+    /// The program cannot go on: it says so, or has ended in its self-check.
+    Unfit = 5,
+    /// Calls are under way that nobody could make again, and that do not end.
+    Busy = 6,
+    /// The new program has not come to serve; the one before it serves again.
+    RolledBack = 7,
+}
+
+/// An upgrade that was tried.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Wire)]
+pub struct Upgrade {
+    /// What has become of it.
+    pub outcome: Outcome,
+    /// Why it is not done; empty if it is.
+    pub why: String,
+    /// Incarnation number of the component's endpoints now.
+    pub epoch: u64,
+    /// How long the program's start and self-check took, beside the run that served, in microseconds.
+    pub checked_us: u64,
+    /// How long that took to end what was under way, likewise.
+    pub drained_us: u64,
+    /// How long the new run took from then on until it served, likewise.
+    pub restored_us: u64,
+}
+
+/// Why no upgrade was tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
+pub enum UpgradeError {
+    /// No component of this name.
+    NoSuchComponent = 2,
+    /// The system is going down.
+    Stopping = 4,
+    /// Another upgrade of this component is under way.
+    UnderWay = 6,
 }
 
 /// What a component can be sent.

@@ -89,6 +89,24 @@ impl Handler for Supervisor {
     ) -> Result<SupervisorStatus, CallError<SupervisorError>> {
         Err(SupervisorError::Stopping.into())
     }
+
+    async fn upgrade(
+        &self,
+        _: &Call,
+        _: Granted<Node>,
+        component: &str,
+        program: &str,
+    ) -> Result<Upgrade, CallError<UpgradeError>> {
+        let done = Upgrade { epoch: 3, checked_us: 4000, drained_us: 1500, restored_us: 5000, ..Upgrade::default() };
+        match component {
+            "nobody" => Err(UpgradeError::NoSuchComponent.into()),
+            "late" => Err(UpgradeError::UnderWay.into()),
+            _ if program == "/none" => {
+                Ok(Upgrade { outcome: Outcome::NoProgram, why: "no such file".into(), epoch: 2, ..Upgrade::default() })
+            }
+            _ => Ok(done),
+        }
+    }
 }
 
 #[test]
@@ -111,5 +129,9 @@ fn the_bytes_of_every_operation_are_those_of_the_golden_file() {
         client.signal(system, "late", Signal::Abort).await.expect_err("none lives");
         client.supervisor(system).await.expect("it says who it is");
         client.replace_supervisor(system).await.expect_err("going down");
+        client.upgrade(system, "fs", "/bin/atoll").await.expect("upgraded");
+        client.upgrade(system, "fs", "/none").await.expect("it says why not");
+        client.upgrade(system, "nobody", "/bin/atoll").await.expect_err("no such component");
+        client.upgrade(system, "late", "/bin/atoll").await.expect_err("under way");
     });
 }

@@ -442,6 +442,15 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("move/begun", "supervisor/tests/reactors.rs"),
     ("move/left", "supervisor/tests/reactors.rs"),
     ("move/arrived", "supervisor/tests/reactors.rs"),
+    ("upgrade/asked", "cli/tests/upgrade.rs"),
+    ("upgrade/committed", "cli/tests/upgrade.rs"),
+    ("upgrade/drained", "cli/tests/upgrade.rs"),
+    ("upgrade/ended", "cli/tests/upgrade.rs"),
+    ("upgrade/examined", "cli/tests/upgrade.rs"),
+    ("upgrade/known", "cli/tests/upgrade.rs"),
+    ("upgrade/promoted", "cli/tests/upgrade.rs"),
+    ("upgrade/recorded", "cli/tests/upgrade.rs"),
+    ("upgrade/started", "cli/tests/upgrade.rs"),
 ];
 
 /// What the sources say is what is walked through.

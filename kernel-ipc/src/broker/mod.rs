@@ -24,6 +24,7 @@ use std::ops::RangeInclusive;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::formats::HEADER;
 use crate::ledger::Holdings;
 use crate::link::socket::nodes::KnownNode;
 use crate::{Epoch, Incarnation, LenderId, RegionId, Rights, SessionId};
@@ -35,7 +36,7 @@ pub use outbox::Outbox;
 pub use to_supervisor::{Account, CounterValues, ToSupervisor};
 
 /// Version of this protocol; both ends must speak the same one (there is one binary per node).
-pub const PROTOCOL: u32 = 8;
+pub const PROTOCOL: u32 = 9;
 
 /// Longest message, in bytes of JSON.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -81,6 +82,24 @@ pub enum ToComponent {
     /// First message. Descriptors: the status page (read-only), the write end of this run's fence; for a component its
     /// logbook.
     Welcome(Box<Welcome>),
+    /// Before `Welcome`: while another run of this component serves, say whether you could go on after it. Answered by `Fits`, or
+    /// `Failed` and the end. `Welcome` may come, or the socket ends.
+    Examine {
+        /// The component's name in the manifest.
+        name: String,
+        /// The state directory, absolute.
+        state_dir: String,
+        /// The version of the segments of its sessions.
+        segment: u32,
+        /// What memory that would be left begins with, under the name of one that does.
+        left: Vec<(String, [u8; HEADER])>,
+    },
+    /// Your next run is at hand: read no more calls, answer those that are under way, and end as if you were killed, with
+    /// everything as it stands. Answered by `Stays` if you cannot.
+    HandOver {
+        /// How long that may take.
+        within_ms: u32,
+    },
     /// The supervisor refuses to talk to this guest; the connection ends.
     Rejected {
         /// For people.
@@ -380,6 +399,7 @@ impl Message for ToComponent {
             ToComponent::Logbook { .. } => 0..=1,
             ToComponent::AdoptPins { .. } | ToComponent::MeetLender { .. } => 1..=1,
             ToComponent::MeetRegion { .. } | ToComponent::AttachPins { .. } => 1..=1,
+            ToComponent::Examine { .. } | ToComponent::HandOver { .. } => 0..=0,
             ToComponent::Rejected { .. }
             | ToComponent::OpenFailed { .. }
             | ToComponent::OpenedBeyond(_)

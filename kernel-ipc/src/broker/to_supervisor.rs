@@ -19,6 +19,13 @@ pub enum ToSupervisor {
         /// What a guest calls itself; components are known by their socket.
         program: String,
     },
+    /// Answers `Examine`: it can go on.
+    Fits,
+    /// Answers `HandOver`: calls are under way that nobody could make again. It serves on.
+    Stays {
+        /// How many.
+        calls: u32,
+    },
     /// This run lends. Sent once, before any lease. Descriptor: the lease table.
     Lends {
         /// Entries of the table.
@@ -247,6 +254,8 @@ impl Message for ToSupervisor {
             | ToSupervisor::Open { .. }
             | ToSupervisor::Serving { .. } => 1..=1,
             ToSupervisor::Hello { .. }
+            | ToSupervisor::Fits
+            | ToSupervisor::Stays { .. }
             | ToSupervisor::Expects { .. }
             | ToSupervisor::Provides { .. }
             | ToSupervisor::Keep { .. }

@@ -6,7 +6,7 @@ use std::rc::{Rc, Weak};
 use nix::sys::signalfd::SignalFd;
 
 use super::reactors::Question;
-use super::{Context, Inner, Wanted, adoption, beyond, endpoint, opening};
+use super::{Context, Inner, Wanted, adoption, beyond, endpoint, hand_over, opening};
 use crate::broker::{Channel, ChannelError, ToComponent, ToSupervisor};
 use crate::runtime::io::{self, File};
 use crate::runtime::spawn;
@@ -176,8 +176,10 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
             None => cx.0.pulse.asked(cx, request),
         },
         ToComponent::Stop => cx.0.stop.happen(),
+        ToComponent::HandOver { within_ms } => drop(spawn(hand_over::end_with_nothing_begun(cx.clone(), within_ms))),
         ToComponent::Adopt { turn } => adoption::account(cx, turn),
         ToComponent::Welcome(_)
+        | ToComponent::Examine { .. }
         | ToComponent::Rejected { .. }
         | ToComponent::Heritage { .. }
         | ToComponent::Held { .. }

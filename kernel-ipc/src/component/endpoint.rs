@@ -11,7 +11,7 @@ use super::{Context, Inner, Wanted};
 use crate::SessionId;
 use crate::broker::{Serve, ToSupervisor};
 use crate::runtime::spawn;
-use crate::session::{Grant, HostSession, Ledgers, Served, Service, SessionInfo};
+use crate::session::{Grant, HostSession, Ledgers, Served, Service, SessionInfo, UnderWay};
 use crate::steps;
 use crate::wire::Violation;
 
@@ -25,6 +25,12 @@ pub(super) trait Endpoint {
 
     /// The client of a session that was to go on is gone before it did.
     fn forsaken(&self, info: &SessionInfo, died: bool);
+
+    /// Begins to leave the calls of all its sessions unread, or to read them again.
+    fn hold(&self, held: bool);
+
+    /// What is under way on them.
+    fn under_way(&self) -> UnderWay;
 
     /// Whether its sessions go on in this component's next run, if that goes on.
     fn survives(&self) -> bool;
@@ -96,6 +102,14 @@ where
         }
         self.served.forsake(info);
         service.closed(info);
+    }
+
+    fn hold(&self, held: bool) {
+        self.served.hold(held);
+    }
+
+    fn under_way(&self) -> UnderWay {
+        self.served.under_way()
     }
 
     fn survives(&self) -> bool {

@@ -28,6 +28,7 @@ mod beyond;
 mod connection;
 mod control;
 mod endpoint;
+mod hand_over;
 mod heritage;
 mod introductions;
 mod look;

@@ -23,7 +23,7 @@ use super::introductions::Introductions;
 use super::pulse::Pulse;
 use super::reactors::{self, Places, Threads};
 use super::waits::Event;
-use super::{Context, ContextError, Counters, Error, Inner, control};
+use super::{Context, ContextError, Counters, Error, Inner, control, hand_over};
 use crate::SessionId;
 use crate::broker::{Channel, ChannelError, EXPORT, Outbox, PROTOCOL, SESSION, ToComponent, ToSupervisor, Welcome};
 use crate::lease::StatusReader;
@@ -229,7 +229,19 @@ fn greet(socket: OwnedFd, program: &str) -> Result<Greeting, ContextError> {
     };
     let hello = ToSupervisor::Hello { protocol: PROTOCOL, program: program.to_owned() };
     channel.send_blocking(&hello, &[]).map_err(lost)?;
-    let (message, given) = channel.receive_blocking().map_err(lost)?;
+    let (mut message, mut given) = channel.receive_blocking().map_err(lost)?;
+    if let ToComponent::Examine { name, state_dir, segment, left } = &message {
+        steps::walk(Path::new(state_dir), name);
+        steps::reach("upgrade/examined");
+        let answer = hand_over::examine(*segment, left).map_or_else(
+            |reason| (ToSupervisor::Failed { reason: reason.clone() }, Err(ContextError::Supervisor(reason))),
+            |()| (ToSupervisor::Fits, Ok(())),
+        );
+        channel.send_blocking(&answer.0, &[]).map_err(lost)?;
+        answer.1?;
+        // As long as it takes until it is wanted, if it ever is.
+        (message, given) = channel.receive_blocking().map_err(lost)?;
+    }
     match message {
         ToComponent::Welcome(welcome) => {
             let mut given = given.into_iter();

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::{Checked, Fault, Interface};
 use crate::codec::{Decoder, Encoder};
 use crate::interface::{Description, Retry};
-use crate::session::{ClientSession, Request};
+use crate::session::{ClientSession, Reply, Request};
 use crate::wire::MIN_PAYLOAD_BYTES;
 use crate::{Cause, Failure};
 
@@ -59,16 +59,7 @@ pub async fn ask(session: &ClientSession) -> Result<Checked, AskError> {
     let mut gathered = Vec::new();
     loop {
         let offset = u32::try_from(gathered.len()).map_err(|_| AskError::Malformed)?;
-        let request = Request {
-            operation: DESCRIBE,
-            handle: session.root(),
-            payload: &offset.to_le_bytes(),
-            capabilities: &[],
-            leases: &[],
-            deadline: Some(PATIENCE),
-            retry: Retry::Idempotent,
-        };
-        let reply = session.call(request).await.map_err(AskError::Failed)?;
+        let reply = part(session, offset).await.map_err(AskError::Failed)?;
         if reply.operation_error.is_some() {
             return Err(AskError::Malformed);
         }
@@ -76,6 +67,27 @@ pub async fn ask(session: &ClientSession) -> Result<Checked, AskError> {
             return Interface::from_json(&gathered).map_err(AskError::Fault);
         }
     }
+}
+
+/// One call that every host answers, whatever it serves: its end of the session does.
+///
+/// # Errors
+/// Of the call.
+pub async fn knock(session: &ClientSession) -> Result<(), Failure> {
+    part(session, 0).await.map(drop)
+}
+
+async fn part(session: &ClientSession, offset: u32) -> Result<Reply, Failure> {
+    let request = Request {
+        operation: DESCRIBE,
+        handle: session.root(),
+        payload: &offset.to_le_bytes(),
+        capabilities: &[],
+        leases: &[],
+        deadline: Some(PATIENCE),
+        retry: Retry::Idempotent,
+    };
+    session.call(request).await
 }
 
 /// Adds a reply's part; says whether it was the last.

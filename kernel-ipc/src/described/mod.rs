@@ -28,7 +28,7 @@ use crate::Rights;
 use crate::interface::{Description, Retry};
 
 pub(crate) use ask::page;
-pub use ask::{AskError, DESCRIBE, ask};
+pub use ask::{AskError, DESCRIBE, ask, knock};
 pub use book::{Book, Entry};
 pub use call::NoResult;
 pub use check::{Checked, Fault};

@@ -23,6 +23,8 @@ use crate::wire::{Handle, LeaseName};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ATOLL-LL");
 const VERSION: u64 = 1;
+/// By which it is known: magic and version.
+pub(crate) const FORMAT: [u64; 2] = [MAGIC, VERSION];
 const HEADER: usize = 4096;
 const ENTRY: usize = 128;
 

@@ -37,6 +37,7 @@ mod view;
 
 pub use arrivals::{Arrivals, Arrived};
 pub use holder::{Held, Holder};
+pub(crate) use kept::FORMAT as LEDGER_FORMAT;
 pub use kept::{Call, Inherited};
 pub use lender::{Ended, HolderLimits, Lend, LendError, Lender, Located, Lost};
 pub use mapper::{Liveness, Mapper, Pinned};
@@ -47,3 +48,6 @@ pub(crate) use reclaim::reclaim_later;
 pub use region::{OutOfRange, ReaderSlice, Region, RegionReader, RegionSlice};
 pub use status::{StatusPage, StatusReader, StatusWord};
 pub use view::StaleLease;
+
+/// By which a lease table is known: magic and version.
+pub(crate) const TABLE_FORMAT: [u64; 2] = [layout::TABLE_MAGIC, layout::TABLE_VERSION];

@@ -21,6 +21,9 @@
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"ATOLL-L1");
 pub(super) const VERSION: u64 = 2;
 
+/// By which it is known: magic and version.
+pub(crate) const FORMAT: [u64; 2] = [MAGIC, VERSION];
+
 pub(super) mod header {
     pub const MAGIC: usize = 0;
     pub const VERSION: usize = 8;

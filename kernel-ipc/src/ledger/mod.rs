@@ -29,9 +29,11 @@ mod memory;
 mod records;
 mod session;
 
+pub(crate) use layout::FORMAT as SESSION_FORMAT;
 pub use layout::NOTE_BYTES;
 pub use look::{Capability, Holdings};
 pub use memory::{Kept, Legible};
+pub(crate) use records::FORMAT as RECORDS_FORMAT;
 pub use records::{Full, Record, Records};
 pub use session::{CRASHES_MAX, Cell, Executing, Poisoned, Recovered, Reply, SessionLedger, Tag};
 

@@ -21,6 +21,8 @@ use crate::sys::crc32c;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ATOLL-R1");
 const VERSION: u64 = 1;
+/// By which it is known: magic and version.
+pub(crate) const FORMAT: [u64; 2] = [MAGIC, VERSION];
 const LINE: usize = 64;
 /// In the place of an effect's length: nothing more until the ring's end.
 const FILLER: u64 = u64::MAX;

@@ -32,6 +32,7 @@ mod cell;
 mod control;
 mod dependent;
 mod describe;
+mod hold;
 mod lane;
 mod log;
 mod names;
@@ -49,6 +50,7 @@ mod turns;
 
 use cell::SlotCell;
 use dependent::Dependents;
+pub use hold::UnderWay;
 use names::Names;
 pub(super) use names::extent_of;
 pub use parting::{Movable, Parted};

@@ -27,7 +27,7 @@ pub use crate::capability::Grant;
 pub use call::Call;
 pub(crate) use client::{Begun, Sent};
 pub use client::{ClientSession, Earlier, Expected, Messages, Offer, Resumed, WeakSession};
-pub use host::{ComponentLedger, Heritage, HostSession, Ledgers, Movable, Parted, Served, in_process};
+pub use host::{ComponentLedger, Heritage, HostSession, Ledgers, Movable, Parted, Served, UnderWay, in_process};
 
 /// One call, as a client makes it.
 #[derive(Clone, Copy, Debug)]

@@ -90,6 +90,18 @@ impl Keeper {
                 self.slots.started(slot, a, child, Some(fence));
                 done(pid, Some(end))
             }
+            Ask::Promote => {
+                let from = u32::try_from(request.b).ok().filter(|from| ![slot, SUPERVISOR_SLOT].contains(from));
+                let from = from.ok_or(Errno::EINVAL)?;
+                if !self.slots.is_free(slot, MAX_DEAD) {
+                    return Err(Errno::EBUSY.into());
+                }
+                let (fence, end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+                let child = self.slots.take(from).ok_or(Errno::ESRCH)?;
+                let pid = child.pid as u64;
+                self.slots.started(slot, a, child, Some(fence));
+                done(pid, Some(end))
+            }
             Ask::Guest => {
                 if !self.slots.is_free(slot, 0) {
                     return Err(Errno::EBUSY.into());

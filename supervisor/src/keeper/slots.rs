@@ -99,6 +99,14 @@ impl Slots {
         }
     }
 
+    /// Takes the living process out of a slot, which is left as if it had died there.
+    pub(super) fn take(&mut self, slot: u32) -> Option<Child> {
+        let slot = self.slot_mut(slot)?;
+        let child = slot.child.take()?;
+        slot.died();
+        Some(child)
+    }
+
     /// Whether this epoch of the slot has not died.
     pub(super) fn lives(&self, slot: u32, epoch: u64) -> bool {
         self.slot(slot).is_some_and(|slot| slot.run.epoch == epoch && (slot.child.is_some() || slot.guest))

@@ -32,7 +32,7 @@ pub const ARGUMENT: usize = 72;
 pub const ARGUMENTS: usize = 4;
 
 /// Version of this protocol: a supervisor of another program than the keeper's has to speak the same.
-pub const VERSION: u64 = 2;
+pub const VERSION: u64 = 3;
 
 /// Most epochs of a slot that are not fenced: those of the dead, one that has just died, one that lives.
 pub const UNFENCED: usize = super::slots::MAX_DEAD + 2;
@@ -110,6 +110,8 @@ pub enum Ask {
     Slot = 15,
     /// The supervisor has taken over all that there is. No reply.
     Serving = 16,
+    /// The process in slot `b`, which was started there, is epoch `a` of `slot` from now on. Reply: as for `Spawn`.
+    Promote = 17,
 }
 
 /// What the keeper tells.
@@ -247,6 +249,7 @@ impl Request {
             Ask::Attach,
             Ask::Slot,
             Ask::Serving,
+            Ask::Promote,
         ]
         .into_iter()
         .find(|&ask| ask as u32 == self.kind)
@@ -288,6 +291,7 @@ mod tests {
             Ask::Attach,
             Ask::Slot,
             Ask::Serving,
+            Ask::Promote,
         ] {
             let request = Request::new(ask, 3, 9).with_b(8);
             let back = Request::read_from_bytes(request.as_bytes()).unwrap();

@@ -13,6 +13,7 @@ use super::holdings::Holdings;
 use super::logs::Log;
 use super::records::{ComponentTag, FactTag, Kind, Records, cut, hash, read, text};
 use super::survival::Estate;
+use super::upgrade::Programs;
 use super::waits::Changes;
 use super::{Component, Phase};
 use crate::lifecycle::{GIVE_UP_AFTER, Restarts};
@@ -36,6 +37,7 @@ impl Component {
             book: Book::new(slot, records.clone()),
             estate: Estate::new(slot, records.clone()),
             holdings: Holdings::new(slot, records.clone()),
+            programs: Programs::new(slot, records.clone()),
             wanted: Cell::new(false),
             restarts_with: Cell::new(None),
             changes: Changes::default(),

@@ -12,7 +12,7 @@ use kernel_ipc::session::{Call, HostSession, SessionInfo};
 use kernel_ipc::{CallError, Epoch, Rights, SessionId};
 use protocol::control::{
     self, ComponentPage, ComponentStatus, Dispatcher, DownError, LogPage, LogsError, PsError, RestartError, Signal,
-    SignalError, State, SupervisorError, SupervisorStatus, System,
+    SignalError, State, SupervisorError, SupervisorStatus, System, Upgrade, UpgradeError,
 };
 use serde_json::Value;
 
@@ -134,6 +134,23 @@ impl control::Handler for Operator {
             next.await;
         }
         Ok(())
+    }
+
+    async fn upgrade(
+        &self,
+        _: &Call,
+        _: Granted<TheSystem>,
+        component: &str,
+        program: &str,
+    ) -> Result<Upgrade, CallError<UpgradeError>> {
+        let stopping = CallError::Operation(UpgradeError::Stopping);
+        let Some(node) = self.0.upgrade().filter(|node| !node.stopping.has_happened()) else { return Err(stopping) };
+        let index = node.components.iter().position(|known| known.entry.name == component);
+        let index = index.ok_or(CallError::Operation(UpgradeError::NoSuchComponent))?;
+        let program = program.to_owned();
+        // Whoever asked may go meanwhile; what is begun is done.
+        let upgrade = kernel_ipc::runtime::spawn(async move { node.upgrade(index, &program).await });
+        upgrade.await.unwrap_or(Err(UpgradeError::Stopping)).map_err(CallError::Operation)
     }
 
     async fn signal(

@@ -164,7 +164,7 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
 
 impl Node {
     /// A slot for a guest whose last user is gone and fenced, and its next epoch there.
-    fn free_guest_slot(&self) -> Option<(u32, u64)> {
+    pub(super) fn free_guest_slot(&self) -> Option<(u32, u64)> {
         let mut epochs = self.guest_slots.borrow_mut();
         let fences = self.fences.borrow();
         let slot = (FIRST_GUEST_SLOT..SLOTS).find(|slot| {

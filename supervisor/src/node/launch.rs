@@ -12,6 +12,7 @@ use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId};
 use nix::fcntl::OFlag;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
+use super::candidate::promote;
 use super::peer::{Identity, Peer, Who};
 use super::records::{Kept, Kind, NumbersTag};
 use super::together::until_its_turn;
@@ -24,6 +25,9 @@ use crate::up::Progress;
 
 /// How long a component may take from its start until it is ready.
 const READY_WITHIN: Duration = Duration::from_secs(120);
+
+/// How long one on trial may take: meanwhile nobody serves.
+const TRIED_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long the rest of a dead component's output is waited for.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -138,6 +142,17 @@ pub async fn tend(node: Rc<Node>, index: usize, mut stage: Stage) {
 
 /// What to do about a death.
 fn judge(node: &Node, component: &Component, run: &Rc<Peer>, served: Option<Duration>) -> Stage {
+    let handed_over = run.wait_status.get() == Some(libc::SIGKILL) && component.programs.is_about_to_change();
+    if component.programs.is_on_trial(run.epoch.get()) || handed_over {
+        let (_, end) = explain(run);
+        component.log.note(if handed_over { "handed over" } else { &end });
+        if !handed_over {
+            component.programs.roll_back(&end);
+        }
+        component.wanted.set(false);
+        component.trouble.borrow_mut().clear();
+        return Stage::Starts(Duration::ZERO);
+    }
     let wanted = component.wanted.replace(false);
     let (cause, end) = match node.taken_along_with(component, run) {
         Some(other) => (Cause::Together, format!("restarted with {other}")),
@@ -168,11 +183,15 @@ fn judge(node: &Node, component: &Component, run: &Rc<Peer>, served: Option<Dura
 async fn start_again(node: &Rc<Node>, index: usize) -> Stage {
     match run(node, index).await {
         Ok(next) => match until_ready(node, index, &next).await {
-            Ok(()) => Stage::Serves(next),
+            Ok(()) => {
+                node.components[index].programs.commit_run(next.epoch.get());
+                Stage::Serves(next)
+            }
             Err(_) => Stage::Died(next, None),
         },
         Err(error) => {
             let component = &node.components[index];
+            component.programs.roll_back(&error);
             *component.trouble.borrow_mut() = error;
             match component.restarts.borrow_mut().died(Instant::now(), Cause::Own, None) {
                 Decision::Restart(_) => Stage::Starts(lifecycle::LONGEST_PAUSE),
@@ -233,7 +252,11 @@ pub fn explain(peer: &Peer) -> (Cause, String) {
 /// How it ended instead, for people.
 async fn until_ready(node: &Rc<Node>, index: usize, peer: &Rc<Peer>) -> Result<(), String> {
     let component = &node.components[index];
-    match timeout(READY_WITHIN, either(peer.ready.wait(), peer.ended.wait())).await {
+    let within = match component.programs.is_on_trial(peer.epoch.get()) {
+        true => TRIED_WITHIN,
+        false => READY_WITHIN,
+    };
+    match timeout(within, either(peer.ready.wait(), peer.ended.wait())).await {
         Ok(Either::First(())) => {
             peer.ready_at.set(Some(Instant::now()));
             component.ready_at.set(peer.ready_at.get());
@@ -245,7 +268,7 @@ async fn until_ready(node: &Rc<Node>, index: usize, peer: &Rc<Peer>) -> Result<(
         }
         Ok(Either::Second(())) => {}
         Err(_) => {
-            let what = format!("was not ready within {} s", READY_WITHIN.as_secs());
+            let what = format!("was not ready within {} s", within.as_secs());
             node.end_for_fault(peer, &what);
             peer.ended.wait().await;
         }
@@ -324,7 +347,17 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         first_region,
     };
     steps::reach("restart/begun");
-    let started = spawn_process(node, index, &identity).await;
+    let promoted = match component.programs.begins(epoch) {
+        Some(candidate) => promote(node, &identity, candidate).await.inspect_err(|error| {
+            component.programs.roll_back(&format!("it has ended before it was wanted: {error}"));
+        }),
+        None => Err(std::io::ErrorKind::NotFound.into()),
+    };
+    let is_promoted = promoted.is_ok();
+    let started = match promoted {
+        Ok(started) => Ok(started),
+        Err(_) => spawn_process(node, index, &identity).await,
+    };
     let Started { pid, fence, channel, record, output } =
         started.map_err(|error| format!("cannot start the process of {}: {error}", component.entry.name))?;
     let fence_record = Some(record.clone());
@@ -333,7 +366,10 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
     node.fences.borrow_mut().insert((slot, epoch), fence);
     node.peers.borrow_mut().insert(incarnation, peer.clone());
     *component.peer.borrow_mut() = Some(peer.clone());
-    spawn(messages::listen(node.clone(), peer.clone()));
+    match is_promoted {
+        true => drop(spawn(messages::greet_and_listen(node.clone(), peer.clone()))),
+        false => drop(spawn(messages::listen(node.clone(), peer.clone()))),
+    }
     spawn(peer.outbox.clone().write());
     if node.stopping.has_happened() {
         // Whoever stops the node has passed it by.
@@ -350,19 +386,25 @@ fn unfenced(node: &Node, slot: u32, dead: usize) -> Option<Rc<Event>> {
     (of_slot().count() > dead).then(|| oldest.1.ended.clone())
 }
 
-struct Started {
-    pid: u32,
-    fence: OwnedFd,
-    channel: Rc<Channel>,
-    record: Rc<Kept>,
-    output: JoinHandle<()>,
+/// A process that is a component's run.
+pub struct Started {
+    /// Its number.
+    pub pid: u32,
+    /// The write end of its fence.
+    pub fence: OwnedFd,
+    /// Its control socket.
+    pub channel: Rc<Channel>,
+    /// What the next supervisor will know of it.
+    pub record: Rc<Kept>,
+    /// Captures its output.
+    pub output: JoinHandle<()>,
 }
 
 async fn spawn_process(node: &Rc<Node>, index: usize, identity: &Identity) -> std::io::Result<Started> {
     let component = &node.components[index];
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     let (output, written) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-    let program = nix::fcntl::open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())?;
+    let program = component.programs.program()?;
     let (slot, epoch) = (identity.slot, identity.epoch.get());
     let request = Request::new(Ask::Spawn, slot, epoch)
         .with_arguments(&["atoll", "serve", &component.entry.builtin])

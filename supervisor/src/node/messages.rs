@@ -28,6 +28,14 @@ pub async fn listen(node: Rc<Node>, peer: Rc<Peer>) {
     peer.silent.happen();
 }
 
+/// The same for one that has said its greeting to us before it was this run.
+pub async fn greet_and_listen(node: Rc<Node>, peer: Rc<Peer>) {
+    if let Err(fault) = greet(&node, &peer, PROTOCOL).await {
+        node.end_for_fault(&peer, &fault);
+    }
+    listen(node, peer).await;
+}
+
 async fn read(node: &Rc<Node>, peer: &Rc<Peer>) {
     let mut provided = BTreeSet::new();
     loop {
@@ -147,6 +155,9 @@ async fn handle(
             if !known.iter().any(|known| known.name == endpoint && known.interface == interface) {
                 return Err(format!("the manifest gives it no endpoint {endpoint} of {interface}"));
             }
+            if !survives && node.components[index].estate.has_sessions_of(&endpoint) {
+                node.may_begin_anew(peer)?;
+            }
             if survives {
                 node.components[index].estate.keeps_sessions_of(&endpoint);
                 node.components[index].keep();
@@ -162,6 +173,7 @@ async fn handle(
         }
         ToSupervisor::Forget => {
             let Who::Component(index) = peer.who else { return Err("a guest leaves nothing".into()) };
+            node.may_begin_anew(peer)?;
             node.give_up(index);
         }
         ToSupervisor::Ready => {
@@ -243,6 +255,8 @@ async fn handle(
             node.trace_all(every, for_ms);
         }
         ToSupervisor::Counters { request, counters } => drop(peer.asked.counters.answer(&request, counters)),
+        ToSupervisor::Stays { calls } => drop(peer.asked.hand_over.answer(&(), calls)),
+        ToSupervisor::Fits => return Err("it was not asked whether it can go on".into()),
         ToSupervisor::Pulse { request } => drop(peer.asked.pulse.answer(&request, ())),
         ToSupervisor::Rests => peer.pulse.rests(true),
         ToSupervisor::Wakes => peer.pulse.rests(false),

@@ -9,6 +9,7 @@
 
 mod adoption;
 mod books;
+mod candidate;
 mod cluster;
 mod component;
 mod control;
@@ -30,6 +31,7 @@ mod shutdown;
 mod state;
 mod survival;
 mod together;
+mod upgrade;
 mod waits;
 mod watchdog;
 
@@ -40,7 +42,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Instant;
 
 use kernel_ipc::broker::{ChannelError, ToComponent};
@@ -113,6 +115,8 @@ struct Component {
     estate: Estate,
     book: books::Book,
     holdings: Holdings,
+    /// What its runs are of.
+    programs: upgrade::Programs,
     /// An operator wants it started again now.
     wanted: Cell<bool>,
     /// The component with which it is being restarted, itself if it was the first, until its next run begins.
@@ -193,6 +197,8 @@ struct Node {
     pins: RefCell<HashMap<(Incarnation, LenderId), Pins>>,
     fences: RefCell<HashMap<(u32, u64), Fence>>,
     guest_slots: RefCell<BTreeMap<u32, u64>>,
+    /// Processes that may become runs, by slot and epoch.
+    candidates: RefCell<HashMap<(u32, u64), Weak<candidate::End>>>,
     stopping: Event,
     progress: RefCell<Option<File>>,
 }
@@ -395,6 +401,7 @@ impl Node {
             introduced: Changes::default(),
             fences: RefCell::default(),
             guest_slots: RefCell::default(),
+            candidates: RefCell::default(),
             stopping: Event::default(),
             progress: RefCell::new(progress),
         })
@@ -534,6 +541,10 @@ async fn events(node: Rc<Node>) {
                     steps::reach("restart/heard");
                     node.gone(peer);
                     steps::reach("restart/told");
+                }
+                let candidate = node.candidates.borrow_mut().remove(&(slot, epoch));
+                if let Some(candidate) = candidate.and_then(|candidate| candidate.upgrade()) {
+                    candidate.happens(wait_status);
                 }
             }
             Ok(link::Event::Fenced { slot, epoch }) => {

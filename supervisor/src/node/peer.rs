@@ -120,6 +120,8 @@ pub struct Asked {
     pub counters: Questions<u64, CounterValues>,
     /// `AskPulse`.
     pub pulse: Questions<u64, ()>,
+    /// `HandOver`, which is answered only by one who stays: for how many calls.
+    pub hand_over: Questions<(), u32>,
 }
 
 impl Asked {
@@ -132,6 +134,7 @@ impl Asked {
         self.meet.0.borrow_mut().clear();
         self.counters.0.borrow_mut().clear();
         self.pulse.0.borrow_mut().clear();
+        self.hand_over.0.borrow_mut().clear();
     }
 }
 

@@ -24,6 +24,7 @@
 //! Held        component's hash of name  NamedTag: 0, name                     what is held
 //! Logbook     component's 0                                                   its logbook
 //! NodeListener 0          0                                                   where other nodes call
+//! Program     component's 0, 1: on trial NamedTag: epoch of the run on trial, path    the program of its runs
 //! ```
 
 use std::cell::{Cell, RefCell};
@@ -76,6 +77,8 @@ pub enum Kind {
     Logbook = 17,
     /// See the module's table.
     NodeListener = 18,
+    /// See the module's table.
+    Program = 19,
 }
 
 /// Most records: as many as the keeper has room for, and half as many as it may have descriptors.

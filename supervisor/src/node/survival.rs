@@ -163,6 +163,16 @@ impl Estate {
         Ok(given)
     }
 
+    /// All that is kept, by name.
+    pub fn memories(&self) -> Vec<(String, std::io::Result<OwnedFd>)> {
+        self.memory.borrow().iter().map(|(name, (kept, _))| (name.clone(), kept.again())).collect()
+    }
+
+    /// Whether something is kept under this name.
+    pub fn has_memory(&self, name: &str) -> bool {
+        self.memory.borrow().contains_key(name)
+    }
+
     /// Whether a region is the same one in every run.
     pub fn keeps_region(&self, region: RegionId) -> bool {
         self.memory.borrow().contains_key(&region_name(region))
@@ -243,6 +253,9 @@ impl Node {
     /// Why there is none, for people.
     pub(super) fn keep(&self, peer: &Peer, name: &str, bytes: u64) -> Result<OwnedFd, String> {
         let component = self.component_of(peer).ok_or("a guest leaves nothing")?;
+        if component.estate.has_memory(name) {
+            self.may_begin_anew(peer)?;
+        }
         let region = name.strip_prefix("region-").map(|number| number.parse().map(RegionId));
         match region {
             Some(Ok(region)) if self.owns(peer, region) && region_name(region) == name => {
@@ -267,6 +280,17 @@ impl Node {
             heirs
         };
         others.flat_map(of).collect()
+    }
+
+    /// Whether a run may do without what the run before it has left.
+    ///
+    /// # Errors
+    /// It is on trial, and that is not its own to lose.
+    pub(super) fn may_begin_anew(&self, peer: &Peer) -> Result<(), String> {
+        match self.component_of(peer).is_some_and(|component| component.programs.is_on_trial(peer.epoch.get())) {
+            true => Err("it does not go on from what the run before it has left".into()),
+            false => Ok(()),
+        }
     }
 
     /// What comes behind the greeting of a run.

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::lane::Lane;
 use super::near::Direct;
+use crate::interface::Retry;
 use crate::logbook::Seen;
 use crate::session::call::Cancel;
 use crate::session::{Call, Grant, SessionInfo};
@@ -18,6 +19,8 @@ pub(super) struct SlotCell {
     pub(super) ready: Cell<bool>,
     pub(super) lane: Lane,
     pub(super) cancel: Rc<Cancel>,
+    /// Of the last call that began.
+    pub(super) retry: Cell<Retry>,
     /// The entry of the target of the call in progress, by index.
     pub(super) target: Cell<u32>,
     /// The entries that it names beside, by index.
@@ -49,6 +52,7 @@ impl SlotCell {
             ready: Cell::new(false),
             lane: Lane::default(),
             cancel,
+            retry: Cell::new(Retry::Idempotent),
             target: Cell::new(0),
             arguments: RefCell::default(),
             has_arguments: Cell::new(false),

@@ -69,6 +69,11 @@ impl Dependents {
         self.are_ready.get()
     }
 
+    /// Whether the one on this slot has not begun.
+    pub(super) fn has(&self, slot: u16) -> bool {
+        self.waiting.borrow().iter().any(|dependent| dependent.call.slot == slot)
+    }
+
     /// Takes out the one on this slot.
     pub(super) fn take(&self, slot: u16) -> Option<Dependent> {
         let mut waiting = self.waiting.borrow_mut();

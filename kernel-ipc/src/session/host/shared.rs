@@ -42,6 +42,7 @@ impl<S> Served<S> {
             turns: Turns::default(),
             answered: Changes::default(),
             is_waited_for: Cell::new(0),
+            is_held: Cell::new(false),
         }))
     }
 }
@@ -51,7 +52,7 @@ pub(super) struct Shared<S> {
     /// It serves some of its endpoint's sessions, and others the rest: what one session promised, another one could not find.
     pub(super) is_spread: bool,
     pub(super) realm: RefCell<Realm>,
-    members: RefCell<HashMap<Member, Session<S>>>,
+    pub(super) members: RefCell<HashMap<Member, Session<S>>>,
     /// What sessions promised to others.
     pub(super) tickets: Tickets,
     /// One marks or sweeps at a time.
@@ -60,12 +61,14 @@ pub(super) struct Shared<S> {
     answered: Changes,
     /// How many wait for such.
     is_waited_for: Cell<u32>,
+    /// Sessions that come are held.
+    pub(super) is_held: Cell<bool>,
 }
 
 /// A session that has come, and is served if its client is there.
-struct Session<S> {
+pub(super) struct Session<S> {
     info: Rc<SessionInfo>,
-    inner: Weak<Inner<S>>,
+    pub(super) inner: Weak<Inner<S>>,
     /// Of one that a dead run has served, until it is served again: who knows what it was lent.
     lender: Option<Rc<RefCell<Lender>>>,
 }
@@ -168,6 +171,9 @@ impl<S: Service> Shared<S> {
 
     /// The session is served from now on.
     pub(super) fn attach(&self, member: Member, inner: Weak<Inner<S>>) {
+        if let Some(inner) = inner.upgrade().filter(|_| self.is_held.get()) {
+            inner.is_held.set(true);
+        }
         if let Some(session) = self.members.borrow_mut().get_mut(&member) {
             session.inner = inner;
             session.lender = None;

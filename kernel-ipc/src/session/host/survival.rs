@@ -280,6 +280,7 @@ impl HostSession {
 impl<S: Service> Inner<S> {
     /// A call is about to run.
     pub(super) fn begun(&self, call: &Submission, retry: Retry) {
+        self.cells[call.slot].retry.set(retry);
         if let Some(survival) = &self.survival {
             survival.session.begin(call.slot, call.seq, call.operation, retry);
         }

@@ -40,6 +40,7 @@ pub fn take_over(node: &Rc<Node>, records: Vec<Record>) -> io::Result<Left> {
     all(Kind::Fact).into_iter().for_each(|record| taking.fact(record).unwrap_or_default());
     all(Kind::Held).into_iter().for_each(|record| taking.held(record).unwrap_or_default());
     all(Kind::Logbook).into_iter().for_each(|record| taking.logbook(record).unwrap_or_default());
+    all(Kind::Program).into_iter().for_each(|record| taking.program(record).unwrap_or_default());
     all(Kind::Peer).into_iter().for_each(|record| taking.peer(record).unwrap_or_default());
     taking.nobodys_slots();
     all(Kind::Output).into_iter().for_each(|record| taking.output(record).unwrap_or_default());
@@ -113,6 +114,16 @@ impl Taking {
     fn logbook(&mut self, record: Record) -> Option<()> {
         let kept = self.kept(record.key, Some(record.descriptor?));
         self.component_in(record.key.slot)?.book.recall(kept);
+        Some(())
+    }
+
+    fn program(&mut self, record: Record) -> Option<()> {
+        let program = record.descriptor?;
+        let kept = self.kept(record.key, Some(program.try_clone().ok()?));
+        let NamedTag { number: epoch, name } = tag(&record.tag);
+        let component = self.component_in(record.key.slot)?;
+        let was_ready = component.epoch.get() == epoch && component.phase.get() == Phase::Ready;
+        component.programs.recall(record.key.number, &read(&name)?, program, kept, was_ready);
         Some(())
     }
 
