@@ -96,6 +96,21 @@ fn liar() -> impl Strategy<Value = u64> {
     ]
 }
 
+#[test]
+fn what_a_holder_lends_to_itself_no_client_can_lend_to_it() {
+    let (_region, reader) = region();
+    let mut lender = Lender::new(LENDER, EPOCH, CAPACITY).expect("memory");
+    let lend = Lend { region: REGION, offset: 0, length: 10, source: None, keep: Rc::new(()) };
+    let name = lender.lend(ALICE, lend).expect("there is room");
+    let mut alice = Holder::new(ALICE);
+    alice.introduce_itself(LENDER, EPOCH, reopen(lender.table_fd())).expect("its own table");
+    assert!(alice.add_region(LENDER, reader));
+    assert!(alice.hold(&name).is_ok());
+    for client in [ALICE, MALLORY] {
+        assert_eq!(alice.hold_from(&name, client).err(), Some(StaleLease::NotYours));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -6,7 +6,7 @@
 
 mod config;
 mod order;
-mod place;
+pub(crate) mod place;
 mod reactors;
 mod restart;
 
@@ -37,13 +37,14 @@ pub(crate) fn check(raw: Raw) -> Result<Checked, Report> {
     checker.conflicts();
     checker.problems.extend(restart::lonely(&raw.components));
     checker.problems.extend(place::problems(&raw.components));
+    let operators = place::operators(&raw.operators, &raw.components, &mut checker.problems);
     report.problems.append(&mut checker.problems);
     if !report.problems.is_empty() {
         report.sort();
         return Err(report);
     }
     components.sort_by_key(|component| order.names.iter().position(|name| *name == component.name));
-    Ok(Checked { system: raw.system.map_or_else(|| "atoll".into(), |name| name.text), components })
+    Ok(Checked { system: raw.system.map_or_else(|| "atoll".into(), |name| name.text), operators, components })
 }
 
 struct Checker<'r> {

@@ -36,6 +36,9 @@ pub enum Origin<'a> {
 pub struct Checked {
     /// The system's name.
     pub system: String,
+    /// Nodes whose operators may do on each node what that one's own may.
+    #[serde(default)]
+    pub operators: Vec<String>,
     /// The components, each after all those that it uses.
     pub components: Vec<Component>,
 }

@@ -71,6 +71,8 @@ pub(crate) struct RawComponent {
 pub(crate) struct Raw {
     pub report: Report,
     pub system: Option<Word>,
+    /// Nodes whose operators are operators of all of it.
+    pub operators: Vec<Word>,
     pub components: Vec<RawComponent>,
 }
 
@@ -92,7 +94,7 @@ pub(crate) fn parse(origin: Origin<'_>, sets: &[String]) -> Result<Raw, Report> 
         report.sort();
         return Err(report);
     }
-    let mut parser = Parser { raw: Raw { report, system: None, components: Vec::new() } };
+    let mut parser = Parser { raw: Raw { report, system: None, operators: Vec::new(), components: Vec::new() } };
     parser.document(&document);
     for set in sets {
         parser.set(set);
@@ -199,8 +201,10 @@ impl Parser {
         let Some(table) = self.table(value, "`system`") else {
             return;
         };
-        for (_, value) in self.fields(table, &["name"], "`[system]`") {
-            if let Some(word) = self.text(value, "the system's name") {
+        for (key, value) in self.fields(table, &["name", "operators"], "`[system]`") {
+            if key.text == "operators" {
+                self.raw.operators = self.words(value, "`operators`").unwrap_or_default();
+            } else if let Some(word) = self.text(value, "the system's name") {
                 self.name(&word, "system");
                 self.raw.system = Some(word);
             }

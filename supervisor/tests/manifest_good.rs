@@ -30,6 +30,17 @@ fn the_embedded_manifest_is_good() {
 }
 
 #[test]
+fn a_system_can_be_on_as_many_nodes_as_it_has_parts_and_have_operators_on_others() {
+    let apart = include_str!("../../systems/apart.toml");
+    let text = apart.replace("name = \"web\"", "name = \"web\"\noperators = [\"node:c\", \"node:e\"]");
+    let checked = load(&text, &[]).expect("it is good");
+    let places: Vec<_> = checked.components.iter().map(|one| (one.name.as_str(), one.node.as_deref())).collect();
+    assert_eq!(places, [("disk", Some("a")), ("fs", Some("b")), ("net", Some("d")), ("httpd", Some("c"))]);
+    assert_eq!(checked.operators, ["c", "e"]);
+    assert!(load(apart, &[]).expect("it is good").operators.is_empty());
+}
+
+#[test]
 fn a_set_changes_the_value_and_what_refers_to_it() {
     let checked = Manifest::load(
         Origin::Embedded,

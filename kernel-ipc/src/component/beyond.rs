@@ -45,7 +45,7 @@ const EXPECTED_OF_A_NODE: usize = 64;
 const EXPECTED_FOR: Duration = Duration::from_secs(30);
 
 /// Memory for what other nodes lend to this component. Taken from the machine as it is used.
-const LANDED_BYTES: usize = 64 << 20;
+const LANDED_BYTES: usize = 256 << 20;
 /// And for what they lend with their calls, likewise: each node has at most 64 MiB of it at a time.
 const ARRIVED_BYTES: usize = 512 << 20;
 /// What lands, or arrives, begins at multiples of so many bytes.
@@ -112,9 +112,9 @@ impl Beyond {
         NodeName::new(node).is_some_and(|node| self.nodes.learn(node, is))
     }
 
-    /// A region of this run's own is published.
-    pub(super) fn publishes(&self, region: &Region) {
-        if self.keys.borrow().is_none() && self.exports.borrow().is_empty() {
+    /// A region of this run's own is published. A guest hears only later whether it has to do with other nodes.
+    pub(super) fn publishes(&self, region: &Region, is_guest: bool) {
+        if self.keys.borrow().is_none() && self.exports.borrow().is_empty() && !is_guest {
             return;
         }
         let reader = region.fd().try_clone_to_owned().and_then(|memory| RegionReader::open(memory, region.id()));
@@ -363,6 +363,8 @@ async fn landing(cx: &Context) -> Result<Landing, ContextError> {
         return Ok(landing.clone());
     }
     let region = Region::create("landed", cx.new_region_id(), LANDED_BYTES)?;
+    let reader = RegionReader::open(region.fd().try_clone_to_owned()?, region.id())?;
+    cx.0.introductions.meet_own_region(cx.lender().borrow().id(), reader);
     cx.publish(&region, true).await?;
     let landing = Landing { pool: Pool::new(region, GRANULE), lender: cx.lender(), me: cx.incarnation() };
     // If two were made at once, the later one serves from now on, and the other its session.

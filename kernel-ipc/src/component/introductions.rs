@@ -84,6 +84,17 @@ impl Introductions {
         Ok(())
     }
 
+    /// This run lends to itself what has landed in it: it reads its own leases as it does others'.
+    pub(super) fn meet_itself(&self, lender: &Lender) -> io::Result<()> {
+        let table = SegmentReader::open(lender.table_fd().try_clone_to_owned()?, 1)?;
+        Ok(self.holder.borrow_mut().introduce_itself(lender.id(), lender.epoch(), table)?)
+    }
+
+    /// And this is where it lands.
+    pub(super) fn meet_own_region(&self, lender: LenderId, region: RegionReader) {
+        self.holder.borrow_mut().add_region(lender, region);
+    }
+
     /// Learns a region from which a lender may lend.
     pub(super) fn meet_region(&self, lender: LenderId, region: RegionId, memory: OwnedFd) -> io::Result<()> {
         let mut regions = self.regions.borrow_mut();

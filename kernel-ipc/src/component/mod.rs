@@ -399,7 +399,7 @@ impl Context {
     async fn publish(&self, region: &Region, landed: bool) -> Result<(), ContextError> {
         // The supervisor introduces regions to those who have met the lender.
         self.lender();
-        self.0.beyond.publishes(region);
+        self.0.beyond.publishes(region, self.0.logbook.is_none());
         let (published, answer) = waits::question();
         let memory = region.fd().try_clone_to_owned().map_err(ContextError::Io)?;
         self.0.publishing.borrow_mut().insert(region.id(), Publishing { memory, landed, answer });
@@ -422,6 +422,9 @@ impl Context {
 
     /// Publishes this run's table.
     fn lends(&self, lender: Lender) -> Rc<RefCell<Lender>> {
+        if let Err(error) = self.0.introductions.meet_itself(&lender) {
+            tracing::warn!("what lands here cannot be read here: {error}");
+        }
         self.send(&ToSupervisor::Lends { capacity: LEASES }, &[lender.table_fd()]);
         let lender = Rc::new(RefCell::new(lender));
         self.0.lender.replace(Some(lender.clone()));

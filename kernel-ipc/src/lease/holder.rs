@@ -24,12 +24,14 @@ pub struct Holder {
     me: Incarnation,
     lenders: Vec<Rc<View>>,
     arrivals: Option<Arrivals>,
+    /// Its own lender.
+    itself: Option<LenderId>,
 }
 
 impl Holder {
     /// A holder that knows no lender yet.
     pub fn new(me: Incarnation) -> Self {
-        Self { me, lenders: Vec::new(), arrivals: None }
+        Self { me, lenders: Vec::new(), arrivals: None, itself: None }
     }
 
     /// Learns a lender: its table, and the regions from which it may lend. Forgets what it knew of the same lender.
@@ -76,6 +78,17 @@ impl Holder {
         self.find(lender).map(|view| view.add_region(region)).is_some()
     }
 
+    /// Learns its own lender, as [`introduce`](Self::introduce) any other: it lends to itself what has landed here over a socket. No
+    /// client can lend that.
+    ///
+    /// # Errors
+    /// As of [`introduce`](Self::introduce).
+    pub fn introduce_itself(&mut self, lender: LenderId, epoch: Epoch, table: SegmentReader) -> Result<(), BadSegment> {
+        self.introduce(lender, epoch, table, &[], None)?;
+        self.itself = Some(lender);
+        Ok(())
+    }
+
     /// From now on clients may also lend what has arrived here.
     pub fn take_in(&mut self, arrivals: Arrivals) {
         self.arrivals = Some(arrivals);
@@ -115,6 +128,9 @@ impl Holder {
     /// # Errors
     /// See [`StaleLease`].
     pub fn hold_from(&self, name: &LeaseName, client: Incarnation) -> Result<Held, StaleLease> {
+        if self.itself == Some(name.lender) {
+            return Err(StaleLease::NotYours);
+        }
         let Some(arrivals) = self.arrivals.as_ref().filter(|_| name.lender == LenderId::ARRIVED) else {
             return self.hold(name);
         };

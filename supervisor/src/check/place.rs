@@ -1,28 +1,52 @@
 //! On which node a component runs, and what cannot be between nodes.
 //!
-//! Between nodes go calls, results, and the bytes of what a host lends to its client. Memory is not mapped by another machine, and what
-//! a client lends to a host is not carried to it.
+//! Between nodes go calls, results, and the bytes of what is lent, in both directions. Memory is not mapped by another machine: the right
+//! to map what a host on another node lends is one to map where that lands.
 
 use std::collections::BTreeMap;
 
-use kernel_ipc::described::Type;
-use kernel_ipc::interface::Description;
 use kernel_ipc::link::socket::keys::NodeName;
-use kernel_ipc::rights::Rights;
 
-use crate::parse::{Literal, RawComponent, RawUse};
-use crate::policy;
+use crate::parse::{Literal, RawComponent, Word};
 use crate::report::Problem;
 
 /// What a component's `place` means.
 pub(super) fn node(raw: &RawComponent) -> Result<Option<String>, Problem> {
     let Some(word) = &raw.place else { return Ok(None) };
     let name = word.text.strip_prefix("node:").and_then(NodeName::new);
-    let name = name.ok_or_else(|| {
-        let title = format!("`{}` is no place", word.text.escape_debug());
-        Problem::at(&word.place, title, "unknown").help("write place = \"node:NAME\", with a name of `atoll node ls`")
-    })?;
+    let name = name.ok_or_else(|| no_place(word))?;
     Ok(Some(name.to_string()))
+}
+
+/// The name by which the operator of a node is known to others, as a component of it is.
+pub(crate) const OPERATOR: &str = "operator";
+
+/// The nodes whose operators are operators of all of the system.
+pub(super) fn operators(words: &[Word], components: &[RawComponent], problems: &mut Vec<Problem>) -> Vec<String> {
+    let placed = components.iter().any(|raw| raw.place.is_some());
+    let mut operators = Vec::new();
+    for word in words {
+        match word.text.strip_prefix("node:").and_then(NodeName::new) {
+            Some(name) if placed => operators.push(name.to_string()),
+            Some(_) => {
+                let problem =
+                    Problem::at(&word.place, "`operators` without nodes", "no component says on which node it is");
+                problems.push(problem.help("add place = \"node:NAME\" to each component, or remove this"));
+            }
+            None => problems.push(no_place(word)),
+        }
+    }
+    if let (Some(word), Some(raw)) = (words.first(), components.iter().find(|raw| raw.name.text == OPERATOR)) {
+        let title = format!("a component is called `{OPERATOR}`");
+        let problem = Problem::at(&raw.name.place, title, "on other nodes it would pass for the operator");
+        problems.push(problem.and(&word.place, "who is one of all nodes"));
+    }
+    operators
+}
+
+fn no_place(word: &Word) -> Problem {
+    let title = format!("`{}` is no place", word.text.escape_debug());
+    Problem::at(&word.place, title, "unknown").help("write \"node:NAME\", with a name of `atoll node ls`")
 }
 
 /// What is wrong with where the components are.
@@ -52,15 +76,8 @@ pub(super) fn problems(components: &[RawComponent]) -> Vec<Problem> {
         }
         for used in &raw.uses {
             let host = used.from.as_ref().and_then(|from| from.text.split_once('.'));
-            let Some((host, endpoint)) = host.filter(|(host, _)| is_apart(&raw.name.text, host)) else { continue };
+            let Some((host, _)) = host.filter(|(host, _)| is_apart(&raw.name.text, host)) else { continue };
             let Some(host) = components.iter().find(|other| other.name.text == host) else { continue };
-            let interface = host.provides.iter().find(|(name, _)| name.text == endpoint);
-            let interface = interface.and_then(|(_, interface)| policy::interface(&interface.text));
-            if let Some(why) = interface.and_then(|interface| hindrance(interface, used)) {
-                let title =
-                    format!("use `{}` of component `{}` cannot be between nodes", used.name.text, raw.name.text);
-                problems.push(Problem::at(&used.place, title, why).and(&host.name.place, "this one is elsewhere"));
-            }
             let several = matches!(&host.reactors, Some(given) if !matches!(given.literal, Literal::Integer(Some(1))));
             if several {
                 let title = format!("component `{}` is used from another node", host.name.text);
@@ -71,33 +88,4 @@ pub(super) fn problems(components: &[RawComponent]) -> Vec<Problem> {
         }
     }
     problems
-}
-
-/// What stands against a session between nodes.
-fn hindrance(interface: &'static Description, used: &RawUse) -> Option<&'static str> {
-    let granted = used.rights.iter().flatten().filter_map(|right| interface.right(&right.text));
-    let granted = granted.fold(Rights::empty(), |all, right| all | right);
-    if granted.contains(Rights::MAP) {
-        return Some("memory is not mapped by another machine");
-    }
-    let described = kernel_ipc::described::Interface::of(interface);
-    // On what comes of the root, the rights may be others.
-    let may_call = |operation: &kernel_ipc::interface::Operation| {
-        operation.target_kind != 1 || granted.contains(operation.requires)
-    };
-    let lends = interface.operations.iter().filter(|operation| may_call(operation)).any(|operation| {
-        let described = described.operations.iter().find(|known| known.number == operation.number);
-        described.is_some_and(|known| known.arguments.iter().any(|argument| carries_leases(&argument.ty)))
-    });
-    lends.then_some("what a client lends to a host does not go to another machine")
-}
-
-/// Whether the caller names leases by it.
-fn carries_leases(ty: &Type) -> bool {
-    match ty {
-        Type::LeasePart => true,
-        Type::List(of) | Type::Option(of) | Type::Packed(of) => carries_leases(of),
-        Type::Tuple(of) => of.iter().any(carries_leases),
-        _ => false,
-    }
 }

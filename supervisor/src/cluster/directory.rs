@@ -70,11 +70,15 @@ impl Directory for Embedded {
 /// # Errors
 /// For people: a node that there is not, or a state directory that is none.
 pub fn check_places(directory: Option<&impl Directory>, system: &Checked) -> Result<(), String> {
-    for component in &system.components {
-        let (name, Some(node)) = (&component.name, &component.node) else { continue };
+    let components = system
+        .components
+        .iter()
+        .filter_map(|component| Some((format!("component {} is to run on", component.name), component.node.as_ref()?)));
+    let operators = system.operators.iter().map(|node| ("an operator is to be on".to_owned(), node));
+    for (what, node) in components.chain(operators) {
         let Some(directory) = directory else {
             return Err(format!(
-                "component {name} is to run on node {node}, and this state directory is no node of a cluster: without keys \
+                "{what} node {node}, and this state directory is no node of a cluster: without keys \
                  nothing is said to other machines (see `atoll node`)"
             ));
         };
@@ -82,7 +86,7 @@ pub fn check_places(directory: Option<&impl Directory>, system: &Checked) -> Res
         if known.map_err(|error| error.to_string())?.is_none() {
             let nodes = directory.nodes().map_err(|error| error.to_string())?;
             let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
-            return Err(format!("component {name} is to run on node {node}, and there are only {}", names.join(", ")));
+            return Err(format!("{what} node {node}, and there are only {}", names.join(", ")));
         }
     }
     Ok(())

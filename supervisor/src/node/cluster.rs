@@ -4,6 +4,7 @@
 //! - A session with a component of another node is announced by this node's supervisor to that one's, which lets its host expect it;
 //!   then client and host speak to each other, and neither supervisor is needed any more.
 //! - Who may open what, each node knows from its own manifest: what the other one says of rights is not asked.
+//! - The operator of another node (its guests) is one here if the manifest says so of that node; else it has nothing to open here.
 //!
 //! Where others cannot be answered at a start, nothing is started. A supervisor that takes over a running system lets it run, says
 //! so, and tries again.
@@ -20,18 +21,20 @@ use kernel_ipc::link::socket::keys::{Keys, NodeName};
 use kernel_ipc::link::socket::nodes::{KnownNode, Nodes};
 use kernel_ipc::runtime::{sleep, spawn, timeout};
 use kernel_ipc::sys::random::random_words;
-use kernel_ipc::{Incarnation, SessionId};
+use kernel_ipc::{Incarnation, Rights, SessionId};
 use protocol::control::{ComponentStatus, State};
 use protocol::node::{AnnounceError, Announced};
+use serde_json::Value;
 
 use super::peer::{Peer, Who};
 use super::records::{Kind, NumbersTag};
 use super::waits::{Either, either};
 use super::{Component, Node, control};
+use crate::check::place::OPERATOR;
 use crate::cluster::authority::LEAF_FOR;
 use crate::cluster::desk::{self, Local};
 use crate::cluster::directory::{Directory, Embedded};
-use crate::cluster::{Neighbour, NeighbourError, plain};
+use crate::cluster::{Home, HomeError, Neighbour, NeighbourError, plain};
 use crate::manifest;
 
 /// How long another node waits for a host of ours that is starting, before it asks again.
@@ -142,6 +145,51 @@ impl Node {
         Some((self.elsewhere.iter().find(|host| host.name == used.component)?, used))
     }
 
+    /// What a guest would use on another node, by COMPONENT.ENDPOINT.
+    pub(super) fn wanted_elsewhere(
+        &self,
+        client: &Peer,
+        endpoint: &str,
+    ) -> Option<(&manifest::Component, manifest::Use)> {
+        let (component, name) = endpoint.split_once('.').filter(|_| client.who == Who::Guest)?;
+        let host = self.elsewhere.iter().find(|host| host.name == component)?;
+        let provided = host.provides.iter().find(|provided| provided.name == name)?;
+        let used = manifest::Use {
+            name: endpoint.to_owned(),
+            component: host.name.clone(),
+            endpoint: provided.name.clone(),
+            interface: provided.interface.clone(),
+            rights: Rights::from_bits_retain(u32::MAX),
+            attenuation: Value::Null,
+        };
+        Some((host, used))
+    }
+
+    /// Whether guests of this node are operators of others; then this one is told by what it proves that.
+    pub(super) fn equip_operator(self: &Rc<Self>, guest: &Rc<Peer>) -> Result<(), OpenError> {
+        let refused = |reason: String| OpenError::Refused { reason };
+        let home = self.directory.as_ref().map(|directory| directory.home());
+        let home = home.filter(|home| self.operators.iter().any(|node| node == home.name().as_str()));
+        let home = home.ok_or_else(|| {
+            let here = self.directory.as_ref().map_or_else(String::new, |directory| directory.home().name().to_string());
+            refused(format!(
+                "it is on another node, and the manifest does not make this node's operator one there: add operators = [\"node:{here}\"] \
+                 to its [system], on all nodes"
+            ))
+        })?;
+        let keys = party_keys(home, OPERATOR).map_err(|error| refused(error.to_string()))?;
+        self.send(guest, &ToComponent::Keys(Box::new(keys)), &[]);
+        for (node, is) in self.known_nodes() {
+            self.send(guest, &ToComponent::NodeIs { node, is }, &[]);
+        }
+        Ok(())
+    }
+
+    /// What this node's guests are called elsewhere, and its components.
+    fn name_elsewhere<'a>(&self, client: &'a Peer) -> &'a str {
+        if client.who == Who::Guest { OPERATOR } else { &client.name }
+    }
+
     /// Whether something lands at a component that other nodes have lent.
     pub(super) fn uses_elsewhere(&self, entry: &manifest::Component) -> bool {
         entry.uses.iter().any(|used| self.elsewhere.iter().any(|host| host.name == used.component))
@@ -159,8 +207,10 @@ impl Node {
     /// What the other nodes are on which there is something of the system. Of one of which nothing can be known now, nothing is said.
     pub(super) fn known_nodes(&self) -> Vec<(String, KnownNode)> {
         let Some(directory) = &self.directory else { return Vec::new() };
-        let mut names: Vec<_> =
-            self.elsewhere.iter().filter_map(|entry| NodeName::new(entry.node.as_deref()?)).collect();
+        let nodes = self.elsewhere.iter().filter_map(|entry| entry.node.as_deref());
+        let here = directory.home().name();
+        let nodes = nodes.chain(self.operators.iter().map(String::as_str).filter(|node| *node != here.as_str()));
+        let mut names: Vec<_> = nodes.filter_map(NodeName::new).collect();
         names.sort_unstable();
         names.dedup();
         let known = names.into_iter().filter_map(|name| match directory.node(&name) {
@@ -207,6 +257,10 @@ impl Node {
 
     /// Endpoints of a component of this node that others use.
     fn exported(&self, entry: &manifest::Component) -> Vec<String> {
+        let here = self.directory.as_ref().map(|directory| directory.home().name().as_str());
+        if self.operators.iter().any(|node| Some(node.as_str()) != here) {
+            return entry.provides.iter().map(|provided| provided.name.clone()).collect();
+        }
         let uses = self.elsewhere.iter().flat_map(|client| &client.uses);
         let mut exported: Vec<_> =
             uses.filter(|used| used.component == entry.name).map(|used| used.endpoint.clone()).collect();
@@ -236,14 +290,9 @@ impl Node {
     pub(super) fn keys_of(&self, component: &Component) -> Option<PartyKeys> {
         let entry = &component.entry;
         let home = self.directory.as_ref().filter(|_| self.has_to_do_with_others(entry))?.home();
-        let keys = home.issue(Some(&entry.name)).and_then(|own| {
-            Ok(PartyKeys {
-                authority: home.authority()?,
-                chain: vec![own.certificate, home.certificate()?],
-                key: own.key,
-            })
-        });
-        keys.inspect_err(|error| eprintln!("supervisor: no new certificate for {}: {error}", entry.name)).ok()
+        party_keys(home, &entry.name)
+            .inspect_err(|error| eprintln!("supervisor: no new certificate for {}: {error}", entry.name))
+            .ok()
     }
 
     /// Arranges a session of a component with a host on another node; waits for both.
@@ -289,7 +338,7 @@ impl Node {
         let again = |error: NeighbourError| Later::Again(error.to_string());
         let (on, neighbour) = self.neighbour(&host.name).await.map_err(Later::Again)?;
         let ticket = ticket().map_err(|error| Later::Again(error.to_string()))?;
-        let said = neighbour.announce(&client.name, &used.name, interface, &ticket).await;
+        let said = neighbour.announce(self.name_elsewhere(client), &used.name, interface, &ticket).await;
         let unavailable =
             |reason: &str| Later::Never(OpenError::Unavailable { reason: format!("node {on} says that {reason}") });
         match said.map_err(|error| self.forget_neighbour(&on, error)).map_err(again)? {
@@ -393,6 +442,42 @@ enum Later {
     Never(OpenError),
 }
 
+/// By what a component of this node, or its operator, proves to others who it is.
+fn party_keys(home: &Home, name: &str) -> Result<PartyKeys, HomeError> {
+    let own = home.issue(Some(name))?;
+    Ok(PartyKeys { authority: home.authority()?, chain: vec![own.certificate, home.certificate()?], key: own.key })
+}
+
+/// What of this node's a client on another node may have.
+struct Given {
+    /// Of the component that serves it.
+    index: usize,
+    endpoint: String,
+    rights: Rights,
+    attenuation: Value,
+}
+
+impl Node {
+    /// What the manifest gives to `client` of `from` under the name that it has there.
+    fn given(&self, from: &NodeName, client: &str, name: &str, interface: &str) -> Option<Given> {
+        let here = |name: &str| self.components.iter().position(|component| component.entry.name == name);
+        if client == OPERATOR && !self.operators.is_empty() {
+            let (component, endpoint) = name.split_once('.')?;
+            let index = here(component).filter(|_| self.operators.iter().any(|node| node == from.as_str()))?;
+            let mut provides = self.components[index].entry.provides.iter();
+            provides.find(|provided| provided.name == endpoint && provided.interface == interface)?;
+            let (endpoint, rights) = (endpoint.to_owned(), Rights::from_bits_retain(u32::MAX));
+            return Some(Given { index, endpoint, rights, attenuation: Value::Null });
+        }
+        let is_its =
+            |entry: &&manifest::Component| entry.name == client && entry.node.as_deref() == Some(from.as_str());
+        let entry = self.elsewhere.iter().find(is_its)?;
+        let used = entry.uses.iter().find(|used| used.name == name && used.interface == interface)?;
+        let (endpoint, attenuation) = (used.endpoint.clone(), used.attenuation.clone());
+        Some(Given { index: here(&used.component)?, endpoint, rights: used.rights, attenuation })
+    }
+}
+
 fn ticket() -> std::io::Result<[u8; TICKET_BYTES]> {
     let words = [random_words()?, random_words()?];
     let mut ticket = [0; TICKET_BYTES];
@@ -415,15 +500,11 @@ impl Local for Here {
         ticket: [u8; TICKET_BYTES],
     ) -> Result<Announced, AnnounceError> {
         let node = self.0.upgrade().ok_or(AnnounceError::Unavailable)?;
-        let is_its =
-            |entry: &&manifest::Component| entry.name == client && entry.node.as_deref() == Some(from.as_str());
-        let entry = node.elsewhere.iter().find(is_its).ok_or(AnnounceError::NotGiven)?;
-        let used = entry.uses.iter().find(|used| used.name == name && used.interface == interface);
-        let used = used.ok_or(AnnounceError::NotGiven)?;
-        let index = node.components.iter().position(|component| component.entry.name == used.component);
-        let index = index.ok_or(AnnounceError::NotGiven)?;
+        let given = node.given(from, client, name, interface).ok_or(AnnounceError::NotGiven)?;
+        let Given { index, endpoint, rights, attenuation } = given;
+        let component = node.components[index].entry.name.clone();
         let unavailable = |why: String| {
-            eprintln!("supervisor: {} has no session for {client} on node {from}: {why}", used.component);
+            eprintln!("supervisor: {component} has no session for {client} on node {from}: {why}");
             AnnounceError::Unavailable
         };
         let host = match timeout(HOST_WITHIN, node.serving_run(index)).await {
@@ -434,23 +515,23 @@ impl Local for Here {
         let session = SessionId(node.state.deal(1));
         let serve = Serve {
             session,
-            endpoint: used.endpoint.clone(),
+            endpoint: endpoint.clone(),
             epoch: host.epoch,
             client: Incarnation::beyond(node.state.deal(1)),
             client_name: format!("{client}@{from}"),
             status_entry: 0,
-            rights: used.rights,
-            attenuation: used.attenuation.clone(),
+            rights,
+            attenuation,
             resumes: false,
             inherits: Vec::new(),
         };
         let wish = ServeBeyond { serve, node: from.to_string(), component: client.to_owned(), ticket };
         let message = ToComponent::ServeBeyond(Box::new(wish));
         host.ask(&host.asked.expects, session, &message, &[]).await.map_err(unavailable)?.map_err(unavailable)?;
-        let socket = node.components[index].holdings.again(&format!("{EXPORT}{}", used.endpoint));
+        let socket = node.components[index].holdings.again(&format!("{EXPORT}{endpoint}"));
         let address = socket.and_then(|socket| TcpListener::from(socket).local_addr().ok());
         let address = address.ok_or_else(|| unavailable("it listens nowhere".into()))?;
-        Ok(Announced { component: used.component.clone(), address: address.to_string() })
+        Ok(Announced { component, address: address.to_string() })
     }
 
     async fn status(&self, component: &str) -> Option<ComponentStatus> {

@@ -4,6 +4,8 @@
 //!   uses with the right `write` (it reads what O gives it to write), and the one in which other nodes' leases land by any that O
 //!   uses; by a guest that has a session with O, or with
 //!   somebody who may map O's regions. Nobody else.
+//! - If O is on another node, what it lends lands at those here that use it: who may map O's regions may map those in which that lands.
+//! - If M is on another node, who uses M here carries to it what M would map, and so may map that in its place.
 //! - Lender L lends from its own regions, and from those that it may map with the right `map`.
 //! - A mapper M meets L, and for it the regions that both M may map and L may lend from.
 //! - The order is that of `notes/leases.md` section 4: M's pin segment is made and kept by the keeper, M seals it, L attaches it, then M
@@ -24,6 +26,7 @@ use kernel_ipc::{Epoch, Incarnation, LenderId, RegionId, Rights};
 
 use super::peer::{Peer, Published, Who};
 use super::{Host, Node, Session};
+use crate::manifest;
 
 /// What a mapper knows of a lender.
 pub struct Met {
@@ -295,24 +298,32 @@ impl Node {
 
     /// For components.
     fn may_map(&self, sessions: &Sessions, mapper: &Peer, owner: &Peer, landed: bool) -> bool {
-        if self.uses_with(mapper, owner, Rights::MAP) {
-            return true;
-        }
-        match owner.who {
+        let Who::Component(owner_index) = owner.who else {
+            return sessions.contains(&(owner.incarnation, mapper.incarnation));
+        };
+        let (Some(owner), Some(mapper)) = (self.components.get(owner_index), self.component_of(mapper)) else {
+            return false;
+        };
+        let (owner, mapper) = (&owner.entry, &mapper.entry);
+        let mut stands_for = self.elsewhere.iter().filter(|other| uses_with(mapper, other, Rights::empty()));
+        uses_with(owner, mapper, Rights::WRITE)
             // What other nodes have lent lands in a region of its own, and it goes on with that as with what it writes.
-            Who::Component(index) if landed && self.uses_elsewhere(&self.components[index].entry) => {
-                self.uses_with(owner, mapper, Rights::empty())
-            }
-            Who::Component(_) => self.uses_with(owner, mapper, Rights::WRITE),
-            Who::Guest => sessions.contains(&(owner.incarnation, mapper.incarnation)),
-        }
+            || (landed && self.uses_elsewhere(owner) && uses_with(owner, mapper, Rights::empty()))
+            || self.has_right_to_map(mapper, owner, landed)
+            || stands_for.any(|other| self.has_right_to_map(other, owner, landed))
+    }
+
+    /// The same by the right `map`. What comes from another node is as if it lay where it comes from.
+    fn has_right_to_map(&self, mapper: &manifest::Component, owner: &manifest::Component, landed: bool) -> bool {
+        let comes_from = |other: &&manifest::Component| landed && uses_with(owner, other, Rights::empty());
+        let mut sources = self.elsewhere.iter().filter(comes_from);
+        uses_with(mapper, owner, Rights::MAP) || sources.any(|source| uses_with(mapper, source, Rights::MAP))
     }
 
     /// Whether the manifest lets one component use another with this right.
     fn uses_with(&self, user: &Peer, used: &Peer, right: Rights) -> bool {
-        let (Who::Component(user), Who::Component(used)) = (user.who, used.who) else { return false };
-        let (Some(user), Some(used)) = (self.components.get(user), self.components.get(used)) else { return false };
-        user.entry.uses.iter().any(|use_| use_.component == used.entry.name && use_.rights.contains(right))
+        let (Some(user), Some(used)) = (self.component_of(user), self.component_of(used)) else { return false };
+        uses_with(&user.entry, &used.entry, right)
     }
 
     fn has_session(&self, client: &Peer, host: &Peer) -> bool {
@@ -320,4 +331,9 @@ impl Node {
             session.client == client.incarnation && matches!(session.host, Host::Peer(of) if of == host.incarnation)
         })
     }
+}
+
+/// Whether the manifest lets one component use another with this right, wherever they run.
+fn uses_with(user: &manifest::Component, used: &manifest::Component, right: Rights) -> bool {
+    user.uses.iter().any(|use_| use_.component == used.name && use_.rights.contains(right))
 }

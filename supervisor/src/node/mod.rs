@@ -164,6 +164,8 @@ struct Node {
     components: Vec<Component>,
     /// Those of the manifest that run on other nodes.
     elsewhere: Vec<manifest::Component>,
+    /// Nodes whose operators are operators here.
+    operators: Vec<String>,
     /// Where things are, if this is a node of a cluster.
     directory: Option<Embedded>,
     /// The others, from when they are answered.
@@ -380,6 +382,7 @@ impl Node {
             system_log,
             components,
             elsewhere: placed.elsewhere,
+            operators: placed.operators,
             directory: placed.directory,
             cluster: OnceCell::new(),
             ties,

@@ -39,6 +39,7 @@ pub(super) struct Placed {
     pub(super) system: String,
     pub(super) here: Vec<manifest::Component>,
     pub(super) elsewhere: Vec<manifest::Component>,
+    pub(super) operators: Vec<String>,
     pub(super) directory: Option<Embedded>,
 }
 
@@ -62,5 +63,5 @@ fn place(checked: Checked, state: &Path, runs: bool) -> Result<Placed, String> {
     let name = directory.as_ref().map(|directory| directory.home().name().as_str());
     let is_here = |component: &manifest::Component| component.node.is_none() || component.node.as_deref() == name;
     let (here, elsewhere) = checked.components.into_iter().partition(is_here);
-    Ok(Placed { system: checked.system, here, elsewhere, directory })
+    Ok(Placed { system: checked.system, operators: checked.operators, here, elsewhere, directory })
 }

@@ -60,6 +60,17 @@ impl Node {
             };
             return self.send(&client, &message, &[]);
         }
+        if let Some((host, used)) = self.wanted_elsewhere(&client, &endpoint) {
+            let opened = match self.equip_operator(&client) {
+                Ok(()) => self.open_beyond(&client, request, host, &used, &interface).await,
+                Err(error) => Err(error),
+            };
+            let message = match opened {
+                Ok(opened) => ToComponent::OpenedBeyond(Box::new(opened)),
+                Err(error) => ToComponent::OpenFailed { request, error },
+            };
+            return self.send(&client, &message, &[]);
+        }
         match self.open_with_host(&client, &endpoint, &interface, resumes, &segment).await {
             Ok(Opened { session, host, segment }) => {
                 let known = self.sessions.borrow();
