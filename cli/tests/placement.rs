@@ -342,6 +342,33 @@ fn a_host_that_was_started_again_while_its_node_answered_nobody_is_found_when_it
     assert_eq!(web.a.system.pid("fs"), next, "it needed no other run");
 }
 
+/// As above, but for longer than a client may take to come back.
+#[test]
+fn what_a_host_that_nobody_can_reach_holds_for_clients_of_other_nodes_is_let_go() {
+    let web = Web::start(1000);
+    web.is_served();
+    let held = || {
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", web.a.system.keeper())).expect("the keeper's");
+        let names = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        names.filter(|name| name.to_string_lossy().contains("atoll-session")).count()
+    };
+    // Those of this node's own sessions are called so, too.
+    let before = held();
+    std::fs::write(web.a.system.file("node/authority"), "nonsense").expect("it can be written");
+    let turns = web.a.system.supervisor()["restarts"].as_u64();
+    kill_now(web.a.system.process("supervisor").expect("a supervisor"));
+    wait_for("another supervisor", || web.a.system.supervisor()["restarts"].as_u64() > turns);
+    let fs = web.a.system.pid("fs");
+    kill_now(fs);
+    wait_for("the next run", || {
+        let now = web.a.system.component("fs");
+        now["state"] == "ready" && now["pid"].as_i64().is_some_and(|pid| pid != i64::from(fs))
+    });
+    assert!(held() >= before, "it may still have been reached");
+    wait_for("it to be let go", || held() < before);
+    web.a.system.ok(&["fs", "ls", "/www"]);
+}
+
 #[test]
 fn a_place_that_is_none_is_said_before_anything_starts() {
     let (a, b) = two();

@@ -42,6 +42,8 @@ use crate::{Incarnation, RegionId, SessionId};
 /// more, the one that was announced first is not expected any more: so who fails to come takes the place of nobody else's.
 const EXPECTED: usize = 1024;
 const EXPECTED_OF_A_NODE: usize = 64;
+/// Sessions of one node that are held, of those that a component may have held.
+const HELD_OF_A_NODE: usize = MAX_SESSIONS_HELD / 2;
 const EXPECTED_FOR: Duration = Duration::from_secs(30);
 
 /// Memory for what other nodes lend to this component. Taken from the machine as it is used.
@@ -71,11 +73,23 @@ pub(super) struct Beyond {
     /// The regions that this run has published: it may lend from them.
     own: RefCell<HashMap<RegionId, RegionReader>>,
     /// Sessions whose ledgers are held.
-    kept: RefCell<HashSet<SessionId>>,
+    kept: RefCell<KeptPlaces>,
     /// Those that a dead run has served: how each was opened, until its endpoint is provided.
     inherited: RefCell<HashMap<SessionId, ServeBeyond>>,
     /// Their clients, which hold what they were lent.
     heirs: RefCell<HashSet<Incarnation>>,
+}
+
+/// Sessions whose ledgers are held, each with the node of its client: what one node has of them, others do not get.
+#[derive(Default)]
+struct KeptPlaces(HashMap<SessionId, String>);
+
+impl KeptPlaces {
+    /// Whether one more session of a client of this node can be held.
+    fn has_room_for(&self, node: &str) -> bool {
+        let its = self.0.values().filter(|of| *of == node).count();
+        self.0.len() < MAX_SESSIONS_HELD && its < HELD_OF_A_NODE
+    }
 }
 
 impl PartyKeys {
@@ -160,8 +174,15 @@ pub(super) fn learn(cx: &Context, node: &str, is: KnownNode) {
 pub(super) fn listen<S: Service>(cx: &Context, endpoint: &str, served: &Served<S>) {
     let beyond = &cx.0.beyond;
     if beyond.keys.borrow().is_none() && beyond.exports.borrow().contains_key(endpoint) {
-        // They come later, and so do its clients.
-        return tracing::warn!("{endpoint} is not served to other nodes before this run has keys");
+        // They come later, and so do its clients; but no later than those come back of whom somebody listens.
+        tracing::warn!("{endpoint} is not served to other nodes before this run has keys");
+        let (weak, endpoint, served) = (Rc::downgrade(&cx.0), endpoint.to_owned(), served.clone());
+        return drop(spawn(async move {
+            sleep(Options::default().give_up).await;
+            if let Some(cx) = weak.upgrade().map(Context) {
+                forsake(&served, awaited(&cx, &endpoint));
+            }
+        }));
     }
     let awaited = awaited(cx, endpoint);
     let listener = match (beyond.exports.borrow_mut().remove(endpoint), beyond.keys.borrow().clone()) {
@@ -172,10 +193,7 @@ pub(super) fn listen<S: Service>(cx: &Context, endpoint: &str, served: &Served<S
     let listener = match listener {
         Ok(listener) => listener,
         Err(error) => {
-            for Awaited { info, ended, .. } in awaited {
-                served.forsake(&info);
-                ended();
-            }
+            forsake(served, awaited);
             return tracing::warn!("{endpoint} is not served to other nodes: {error}");
         }
     };
@@ -189,6 +207,13 @@ pub(super) fn listen<S: Service>(cx: &Context, endpoint: &str, served: &Served<S
     let (weak, name) = (Rc::downgrade(&cx.0), endpoint.to_owned());
     let admit = move |peer: &Peer, ticket: &Ticket| take(&Context(weak.upgrade()?), &name, peer, ticket);
     spawn(listener.among(&beyond.nodes).serve_on(served.clone(), Some(lending), Options::default(), awaited, admit));
+}
+
+/// The clients of these sessions cannot come back.
+fn forsake<S: Service>(served: &Served<S>, awaited: Vec<Awaited>) {
+    for session in awaited {
+        session.forsake(served);
+    }
 }
 
 /// What this run lends, from its own regions and those that it maps.
@@ -389,7 +414,11 @@ impl Context {
     fn keep_session(&self, wish: &ServeBeyond) -> Option<(OwnedFd, Vec<u8>)> {
         let session = wish.serve.session;
         let mut kept = self.0.beyond.kept.borrow_mut();
-        if !self.survives() || kept.len() >= MAX_SESSIONS_HELD {
+        if !self.survives() {
+            return None;
+        }
+        if !kept.has_room_for(&wish.node) {
+            tracing::warn!("a session with {} ends with this run: too many are held already", wish.serve.client_name);
             return None;
         }
         let note = serde_json::to_vec(wish).ok().filter(|note| note.len() <= Ledgers::NOTE_BYTES)?;
@@ -400,7 +429,7 @@ impl Context {
         match memory {
             Ok(memory) => {
                 self.hold(&format!("{SESSION}{session}"), memory.as_fd());
-                kept.insert(session);
+                kept.0.insert(session, wish.node.clone());
                 Some((memory, note))
             }
             Err(error) => {
@@ -412,7 +441,7 @@ impl Context {
 
     /// A session with a client on another node is over for this run and all after it.
     pub(super) fn let_go_session(&self, session: SessionId) {
-        if self.0.beyond.kept.borrow_mut().remove(&session) {
+        if self.0.beyond.kept.borrow_mut().0.remove(&session).is_some() {
             self.let_go(&format!("{SESSION}{session}"));
         }
     }
@@ -427,7 +456,7 @@ impl Context {
         memory: OwnedFd,
         committed: impl Fn(u16) -> u64,
     ) -> Result<Option<(Serve, Heritage)>, String> {
-        self.0.beyond.kept.borrow_mut().insert(session);
+        self.0.beyond.kept.borrow_mut().0.insert(session, String::new());
         let Welcome { epoch, crash, ref provides, .. } = self.0.welcome;
         let again = memory.try_clone().map_err(|error| error.to_string())?;
         if Heritage::is_blank(again).map_err(|error| error.to_string())? {
@@ -446,6 +475,7 @@ impl Context {
             return Err("its note is not of this session, or of no endpoint".into());
         }
         let serve = serve.clone();
+        self.0.beyond.kept.borrow_mut().0.insert(session, wish.node.clone());
         self.0.beyond.heirs.borrow_mut().insert(serve.client);
         self.0.beyond.inherited.borrow_mut().insert(session, wish);
         Ok(Some((serve, heritage)))
@@ -454,3 +484,27 @@ impl Context {
 
 /// What an endpoint gives a session to begin with.
 pub(super) type Root = Pin<Box<dyn Future<Output = Result<(Grant, SessionInfo), String>>>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_node_has_not_all_the_places_for_sessions_that_are_held() {
+        let mut places = KeptPlaces::default();
+        let mut held = 0;
+        while places.has_room_for("b") {
+            held += 1;
+            places.0.insert(SessionId(held), "b".into());
+        }
+        assert_eq!(held, HELD_OF_A_NODE as u64);
+        while places.has_room_for("c") {
+            held += 1;
+            places.0.insert(SessionId(held), "c".into());
+        }
+        assert_eq!(held, MAX_SESSIONS_HELD as u64);
+        assert!(!places.has_room_for("d"));
+        places.0.remove(&SessionId(1));
+        assert!(places.has_room_for("b") && places.has_room_for("d") && !places.has_room_for("c"));
+    }
+}

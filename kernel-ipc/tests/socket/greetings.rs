@@ -200,7 +200,7 @@ fn those_who_are_refused_and_do_not_leave_hold_only_so_many_descriptors() {
             most = most.max(open());
         }
         // As many as are waited for, and a few that are being refused or closed this moment; all would be 600.
-        assert!((200..300).contains(&most), "{most}");
+        assert!((40..110).contains(&most), "{most}");
     });
 }
 

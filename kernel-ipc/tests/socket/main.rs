@@ -1,6 +1,7 @@
 //! Sessions over sockets, and the bytes of leases beside them.
 
 mod authority;
+mod awaited;
 mod bulk;
 #[path = "../common/mod.rs"]
 mod common;

@@ -9,7 +9,7 @@
 //! Where others cannot be answered at a start, nothing is started. A supervisor that takes over a running system lets it run, says
 //! so, and tries again.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
@@ -53,8 +53,6 @@ pub(super) struct Cluster {
     neighbours: RefCell<BTreeMap<String, Rc<Neighbour>>>,
     /// The nodes on which there is something of the system.
     nodes: Nodes,
-    /// Components that live have been told of them by this supervisor.
-    has_told: Cell<bool>,
 }
 
 /// Begins to answer other nodes, on the socket of the last supervisor if there was one: nobody who calls meanwhile is refused.
@@ -73,8 +71,8 @@ pub fn answer(node: &Rc<Node>, listener: Option<OwnedFd>) -> Result<(), String> 
     // Last of what can fail: who tries again without the socket could not listen there beside the keeper.
     let kept = node.records.put(Kind::NodeListener, 0, 0, &NumbersTag::default(), Some(listener.as_fd()));
     node.forever.borrow_mut().push(kept.map_err(|error| format!("the keeper: {error}"))?);
-    let (neighbours, nodes, has_told) = Default::default();
-    let cluster = Cluster { directory, answers: keys.clone(), calls, neighbours, nodes, has_told };
+    let (neighbours, nodes) = Default::default();
+    let cluster = Cluster { directory, answers: keys.clone(), calls, neighbours, nodes };
     if node.cluster.set(cluster).is_err() {
         return Err("it answers other nodes already".into());
     }
@@ -228,24 +226,18 @@ impl Node {
         known.collect()
     }
 
-    /// Sees whether a node is another machine than it was, or none any more, and tells those who have to do with it. Also when a guest
-    /// comes: it may be who has removed one.
+    /// Sees whether a node is another machine than it was, or none any more, and tells those who have to do with it, at each look: a run
+    /// that was not there yet when something changed hears of it at the next one. Also when a guest comes: it may be who has removed one.
     pub(super) fn look_at_nodes(self: &Rc<Self>) {
         let Some(cluster) = self.cluster.get() else { return };
-        let is_first = !cluster.has_told.replace(true);
-        for (node, is) in self.known_nodes() {
-            let has_changed = NodeName::new(&node).is_some_and(|name| cluster.nodes.learn(name, is));
-            if has_changed {
-                eprintln!("supervisor: node {node} is not what it was: sessions with who had that name end");
-                cluster.neighbours.borrow_mut().remove(&node);
-            }
-            if !(has_changed || is_first) {
-                continue;
-            }
-            for peer in self.living().iter().filter(|peer| peer.is_introducible()) {
-                if self.component_of(peer).is_some_and(|component| self.has_to_do_with_others(&component.entry)) {
-                    self.send(peer, &ToComponent::NodeIs { node: node.clone(), is }, &[]);
-                }
+        let Look { changed, said } = Look::at(&cluster.nodes, self.known_nodes());
+        for node in changed {
+            eprintln!("supervisor: node {node} is not what it was: sessions with who had that name end");
+            cluster.neighbours.borrow_mut().remove(&node);
+        }
+        for peer in self.living().iter().filter(|peer| peer.is_introducible()) {
+            if self.component_of(peer).is_some_and(|component| self.has_to_do_with_others(&component.entry)) {
+                said.iter().for_each(|message| self.send(peer, message, &[]));
             }
         }
     }
@@ -436,6 +428,23 @@ impl Node {
     }
 }
 
+/// One look at what the nodes are.
+struct Look {
+    /// Those that are not what they were at the last one.
+    changed: Vec<String>,
+    /// What is said to whom it concerns: also what has been said before, which not all have heard who are there now.
+    said: Vec<ToComponent>,
+}
+
+impl Look {
+    fn at(nodes: &Nodes, known: Vec<(String, KnownNode)>) -> Look {
+        let is_new = |(node, is): &&(String, KnownNode)| NodeName::new(node).is_some_and(|name| nodes.learn(name, *is));
+        let changed = known.iter().filter(is_new).map(|(node, _)| node.clone()).collect();
+        let said = known.into_iter().map(|(node, is)| ToComponent::NodeIs { node, is }).collect();
+        Look { changed, said }
+    }
+}
+
 /// Why there is no session yet, or never.
 enum Later {
     Again(String),
@@ -537,5 +546,31 @@ impl Local for Here {
     async fn status(&self, component: &str) -> Option<ComponentStatus> {
         let node = self.0.upgrade()?;
         Some(control::status(&node, node.find(component)?).await)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_nodes_are_is_said_at_each_look_and_what_has_changed_once() {
+        let nodes = Nodes::default();
+        let known = |b| vec![("a".to_owned(), KnownNode::Authority), ("b".to_owned(), b)];
+        let certified = KnownNode::Certified([1; 32]);
+        let look = |b| {
+            let Look { changed, said } = Look::at(&nodes, known(b));
+            let said = said.into_iter().map(|message| match message {
+                ToComponent::NodeIs { node, is } => (node, is),
+                other => panic!("{other:?}"),
+            });
+            (changed, said.collect::<Vec<_>>())
+        };
+        let nothing: Vec<String> = Vec::new();
+        assert_eq!(look(certified), (nothing.clone(), known(certified)));
+        assert_eq!(look(certified), (nothing.clone(), known(certified)));
+        assert_eq!(look(KnownNode::Gone), (vec!["b".to_owned()], known(KnownNode::Gone)));
+        // A run that was about to begin has not heard that.
+        assert_eq!(look(KnownNode::Gone), (nothing, known(KnownNode::Gone)));
     }
 }

@@ -14,6 +14,25 @@ use kernel_ipc::broker::{EXPORT, MAX_HELD, MAX_HELD_NAME, MAX_SESSIONS_HELD, SES
 
 use super::records::{Kept, Kind, NamedTag, Records, hash, text};
 
+/// Why a descriptor is not held.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotHeld {
+    /// As many sessions of the component are held as may be. It counts them itself, but what it let go of may not have been heard, by a
+    /// supervisor that died: this one ends with its run, and nobody is to blame.
+    NoPlace,
+    /// Whoever asked for it is not correct, or the keeper fails. For people.
+    Wrong(String),
+}
+
+impl From<NotHeld> for String {
+    fn from(why: NotHeld) -> String {
+        match why {
+            NotHeld::NoPlace => "as many sessions are held as may be".into(),
+            NotHeld::Wrong(why) => why,
+        }
+    }
+}
+
 /// What is held for one component.
 pub struct Holdings {
     slot: u32,
@@ -35,8 +54,8 @@ impl Holdings {
     /// Holds a descriptor.
     ///
     /// # Errors
-    /// Why it is not held, for people.
-    pub fn hold(&self, name: String, descriptor: OwnedFd) -> Result<(), String> {
+    /// See [`NotHeld`].
+    pub fn hold(&self, name: String, descriptor: OwnedFd) -> Result<(), NotHeld> {
         let mut held = self.held.borrow_mut();
         // What the supervisor gives is bounded by the manifest.
         let most = match kind(&name) {
@@ -45,11 +64,14 @@ impl Holdings {
             _ => MAX_HELD,
         };
         let others = held.keys().filter(|known| kind(known) == kind(&name) && **known != name).count();
-        if name.len() > MAX_HELD_NAME || others >= most {
-            return Err("it wants too much to be held".into());
+        if others >= most && kind(&name) == SESSION {
+            return Err(NotHeld::NoPlace);
         }
-        let wrong = |error: std::io::Error| error.to_string();
-        let tag = NamedTag { number: 0, name: text(&name).ok_or("a name that is none")? };
+        if name.len() > MAX_HELD_NAME || others >= most {
+            return Err(NotHeld::Wrong("it wants too much to be held".into()));
+        }
+        let wrong = |error: std::io::Error| NotHeld::Wrong(error.to_string());
+        let tag = NamedTag { number: 0, name: text(&name).ok_or(NotHeld::Wrong("a name that is none".into()))? };
         let kept = self.records.hold(Kind::Held, self.slot, hash(&name), &tag, descriptor).map_err(wrong)?;
         held.insert(name, kept);
         Ok(())
@@ -108,12 +130,13 @@ mod tests {
         for n in 0..MAX_HELD {
             holdings.hold(format!("n{n}"), descriptor()).unwrap();
         }
-        assert!(holdings.hold("one more".into(), descriptor()).is_err());
+        assert!(matches!(holdings.hold("one more".into(), descriptor()), Err(NotHeld::Wrong(_))));
         // Sessions count apart.
         for n in 0..MAX_SESSIONS_HELD {
             holdings.hold(format!("{SESSION}{n}"), descriptor()).unwrap();
         }
-        assert!(holdings.hold(format!("{SESSION}more"), descriptor()).is_err());
+        // One more than its component may think, which has let go of another: that it has was lost.
+        assert_eq!(holdings.hold(format!("{SESSION}more"), descriptor()), Err(NotHeld::NoPlace));
         (0..MAX_SESSIONS_HELD).for_each(|n| holdings.let_go(&format!("{SESSION}{n}")));
         holdings.hold("n0".into(), descriptor()).unwrap();
         assert_eq!(holdings.all().len(), MAX_HELD);

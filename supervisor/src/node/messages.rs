@@ -9,6 +9,7 @@ use kernel_ipc::runtime::{spawn, yield_now};
 use kernel_ipc::steps;
 
 use super::Node;
+use super::holdings::NotHeld;
 use super::peer::{Peer, Published, Who};
 use super::records::{Kind, NumbersTag};
 use crate::keeper::wire::Ask;
@@ -275,7 +276,12 @@ async fn handle(
 fn hold(node: &Rc<Node>, peer: &Rc<Peer>, message: ToSupervisor, given: Vec<OwnedFd>) -> Result<(), String> {
     let holdings = &node.component_of(peer).ok_or("a guest leaves nothing")?.holdings;
     match (message, given.into_iter().next()) {
-        (ToSupervisor::Hold { name }, Some(descriptor)) => holdings.hold(name, descriptor)?,
+        (ToSupervisor::Hold { name }, Some(descriptor)) => match holdings.hold(name, descriptor) {
+            Err(NotHeld::NoPlace) => {
+                eprintln!("supervisor: a session of {} ends with its run: too many are held", peer.name)
+            }
+            held => held?,
+        },
         (ToSupervisor::LetGo { name }, _) => holdings.let_go(&name),
         _ => {}
     }

@@ -88,6 +88,15 @@ async fn end_strangers<S: Service>(desk: Weak<Desk<S>>, nodes: Nodes) {
             tracing::warn!("a session ends: its client is of a machine that is no node any more");
             entry.session.close();
         }
+        // Of one that is awaited only the name of its node is known: another machine of that name does not know its secret.
+        let is_gone = |_: &SessionId, awaited: &mut Awaited| {
+            awaited.party.as_ref().is_some_and(|party| nodes.has_gone(&party.node))
+        };
+        let gone: Vec<_> = desk.awaited.borrow_mut().extract_if(is_gone).collect();
+        for (id, awaited) in gone {
+            tracing::warn!("session {id} is not awaited any more: its client is of a machine that is no node");
+            awaited.forsake(&desk.served);
+        }
     }
 }
 
@@ -220,14 +229,14 @@ impl<S: Service> Desk<S> {
         }
         let stranger = |node| format!("{address} is of a machine that is not node {node} of the cluster (any more)");
         if let Some(node) = peer.node.as_ref().filter(|_| !self.knows(&peer)) {
-            stream.retire(Vec::new());
+            stream.dismiss();
             return Err(stranger(node));
         }
         let wanted = greeting::hear(&stream).await;
         has_spoken.set(true);
         // It may have been removed while it said nothing.
         if let Some(node) = peer.node.as_ref().filter(|_| !self.knows(&peer)) {
-            stream.retire(Vec::new());
+            stream.dismiss();
             return Err(stranger(node));
         }
         let taken = match wanted {
@@ -253,7 +262,7 @@ impl<S: Service> Desk<S> {
             Err(refusal) => {
                 // It may have gone already.
                 let _ = greeting::refuse(&stream, refusal).await;
-                stream.retire(Vec::new());
+                stream.dismiss();
                 Err(format!("{address} was refused: {refusal}"))
             }
         }

@@ -52,6 +52,11 @@ impl Nodes {
         }
     }
 
+    /// Whether it is known that there is no node of this name.
+    pub(super) fn has_gone(&self, node: &NodeName) -> bool {
+        self.0.known.borrow().get(node) == Some(&KnownNode::Gone)
+    }
+
     /// Waits until something is learnt that is otherwise than it was.
     pub(super) fn changed(&self) -> impl Future<Output = ()> + '_ {
         self.0.changes.next()

@@ -12,6 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::rc::Rc;
+use std::thread::LocalKey;
 use std::time::Duration;
 
 use rustls::Connection;
@@ -24,8 +25,10 @@ use crate::runtime::{self, Sleep, io::File};
 
 /// How long the end of a connection may wait for its peer's.
 const LINGER: Duration = Duration::from_secs(1);
-/// Connections of one thread that are waited for so.
+/// Connections of one thread that are waited for so: of those on which there was a session, and of others. Whoever is refused and does
+/// not leave takes no place of those.
 const LINGERING_MOST: usize = 256;
+const DISMISSED_MOST: usize = 64;
 
 /// Leased bytes that are copied at a time: a record of TLS (RFC 8446, 5.1).
 const RECORD: usize = 16 * 1024;
@@ -308,6 +311,15 @@ impl Stream {
     /// Sends `rest` and then no more, and reads the peer's last words before the connection is closed. Does not wait. If as many
     /// connections as may be are being closed so, it ends at once: they hold descriptors for whoever is slow to leave.
     pub fn retire(self, rest: Vec<u8>) {
+        self.linger(rest, Lingers::one_more(&LINGERING, LINGERING_MOST));
+    }
+
+    /// The same of a connection on which there is no session, and nothing is left to be said.
+    pub fn dismiss(self) {
+        self.linger(Vec::new(), Lingers::one_more(&DISMISSED, DISMISSED_MOST));
+    }
+
+    fn linger(self, rest: Vec<u8>, lingers: Option<Lingers>) {
         let is_in_the_clear = self.tls.is_none();
         if rest.is_empty() && is_in_the_clear {
             self.carrier.shutdown(Shutdown::Write);
@@ -315,7 +327,7 @@ impl Stream {
         if !runtime::is_running() {
             return;
         }
-        let Some(lingers) = Lingers::one_more() else { return self.abort() };
+        let Some(lingers) = lingers else { return self.abort() };
         runtime::spawn(async move {
             let _lingers = lingers;
             let say_and_hear = async {
@@ -337,24 +349,25 @@ impl Stream {
 
 thread_local! {
     static LINGERING: Cell<usize> = const { Cell::new(0) };
+    static DISMISSED: Cell<usize> = const { Cell::new(0) };
 }
 
 /// One connection that is being closed, until this is dropped.
-struct Lingers;
+struct Lingers(&'static LocalKey<Cell<usize>>);
 
 impl Lingers {
-    fn one_more() -> Option<Lingers> {
-        let count = LINGERING.get();
-        (count < LINGERING_MOST).then(|| {
-            LINGERING.set(count + 1);
-            Lingers
+    fn one_more(of: &'static LocalKey<Cell<usize>>, most: usize) -> Option<Lingers> {
+        let count = of.get();
+        (count < most).then(|| {
+            of.set(count + 1);
+            Lingers(of)
         })
     }
 }
 
 impl Drop for Lingers {
     fn drop(&mut self) {
-        LINGERING.set(LINGERING.get() - 1);
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -364,5 +377,38 @@ async fn send_memory(to: &File, memory: impl runtime::IoMemory, more: bool) -> i
     match runtime::io::send(to, memory, flags).await.0? {
         sent if sent == length => Ok(()),
         _ => Err(io::ErrorKind::WriteZero.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+    use crate::runtime::{Options, Runtime};
+
+    #[test]
+    fn who_is_refused_and_does_not_leave_takes_no_place_of_sessions_that_end() {
+        let runtime = Runtime::new(Options::default()).expect("io_uring");
+        runtime.block_on(async {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback");
+            let mut strangers = Vec::new();
+            let mut stream = || {
+                strangers.push(TcpStream::connect(listener.local_addr().expect("an address")).expect("loopback"));
+                let (accepted, _) = listener.accept().expect("a connection");
+                Stream::new(Carrier::Socket(OwnedFd::from(accepted).into()), LINGER).expect("a connection")
+            };
+            for _ in 0..LINGERING_MOST + 4 {
+                stream().dismiss();
+            }
+            assert_eq!((DISMISSED.get(), LINGERING.get()), (DISMISSED_MOST, 0));
+            stream().retire(Vec::new());
+            assert_eq!((DISMISSED.get(), LINGERING.get()), (DISMISSED_MOST, 1));
+            // Each for a while.
+            while DISMISSED.get() + LINGERING.get() > 0 {
+                runtime::sleep(Duration::from_millis(5)).await;
+            }
+        });
     }
 }

@@ -10,7 +10,7 @@ use super::super::SocketLink;
 use super::super::frame::{Hello, Refusal, SECRET_BYTES};
 use super::{Desk, Entry, Party, Peer, same};
 use crate::runtime;
-use crate::session::{ComponentLedger, Grant, Heritage, HostSession, Ledgers, Service, SessionInfo};
+use crate::session::{ComponentLedger, Grant, Heritage, HostSession, Ledgers, Served, Service, SessionInfo};
 
 /// What a client is given.
 pub struct Admitted {
@@ -54,17 +54,25 @@ pub struct Awaited {
     pub ended: Box<dyn FnOnce()>,
 }
 
+impl Awaited {
+    /// Its client does not come any more.
+    pub(crate) fn forsake<S: Service>(self, served: &Served<S>) {
+        let Awaited { info, ended, .. } = self;
+        served.forsake(&info);
+        served.service().closed(&info);
+        ended();
+    }
+}
+
 /// Who has not come back by now does not come any more.
 pub(super) async fn forsake_later<S: Service>(desk: Weak<Desk<S>>) {
     let Some(give_up) = desk.upgrade().map(|desk| desk.options.give_up) else { return };
     runtime::sleep(give_up).await;
     let Some(desk) = desk.upgrade() else { return };
     let awaited = desk.awaited.take();
-    for Awaited { info, ended, .. } in awaited.into_values() {
-        tracing::warn!("the client of session {} did not come back", info.id);
-        desk.served.forsake(&info);
-        desk.served.service().closed(&info);
-        ended();
+    for session in awaited.into_values() {
+        tracing::warn!("the client of session {} did not come back", session.info.id);
+        session.forsake(&desk.served);
     }
 }
 
