@@ -71,6 +71,16 @@ pub enum Verb {
         #[arg(value_hint = ValueHint::ExecutablePath)]
         program: Option<PathBuf>,
     },
+    /// Say what stands against moving a component to another node, and what it would cost
+    Move {
+        /// Its name
+        component: String,
+        /// The node's name
+        node: String,
+        /// Only say it: nothing is moved by this version
+        #[arg(long, required = true)]
+        dry_run: bool,
+    },
     /// Stop a component and start it again, also one that was given up
     Restart {
         /// Its name

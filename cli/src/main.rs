@@ -20,6 +20,7 @@ mod fs;
 mod inside;
 mod interface;
 mod interrupt;
+mod moving;
 mod node;
 mod output;
 mod serve;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         Verb::Capabilities(what) => inside::capabilities::capabilities(&cli.common, what),
         Verb::Trace(what) => inside::trace::trace(&cli.common, what),
         Verb::Upgrade { component, program } => upgrade::upgrade(&cli.common, component, program.as_deref()),
+        Verb::Move { component, node, .. } => moving::dry_run(&cli.common, component, node),
         Verb::Restart { component } => control::restart(&cli.common, component),
         Verb::Chaos(options) => chaos::chaos(&cli.common, options),
         Verb::Crash(what) => crash::crash(&cli.common, what),

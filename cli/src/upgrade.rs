@@ -139,8 +139,8 @@ impl Measured {
     }
 }
 
-/// A client of the component.
-enum Probe {
+/// A client of a component, whose calls are measured.
+pub enum Probe {
     /// Of a file system: calls that are served like any other.
     Files(fs::Client),
     /// Of any other: calls that the host's end of the session answers.
@@ -149,7 +149,7 @@ enum Probe {
 
 impl Probe {
     /// `None`: the component has no endpoint for us.
-    async fn of(context: &Context, component: &str) -> Option<Probe> {
+    pub async fn of(context: &Context, component: &str) -> Option<Probe> {
         let host = host(context, component).await.ok()?;
         Some(match host.interface.name == fs::DESCRIPTION.name {
             true => Probe::Files(fs::Client::from_connection(host.connection)),
@@ -157,22 +157,31 @@ impl Probe {
         })
     }
 
+    /// One call, and how long it took; `None`: it failed.
+    async fn call(&self) -> Option<Duration> {
+        let begun = Instant::now();
+        match self {
+            Probe::Files(files) => files.stat(files.root()).await.map(drop).ok()?,
+            Probe::Any(connection) => described::knock(&connection.session().await.ok()?).await.ok()?,
+        }
+        Some(begun.elapsed())
+    }
+
+    /// The shortest of so many calls, one after the other; `None`: all failed.
+    pub async fn shortest(&self, calls: u32) -> Option<Duration> {
+        let mut shortest = None;
+        for _ in 0..calls {
+            let took = self.call().await;
+            shortest = took.into_iter().chain(shortest).min();
+        }
+        shortest
+    }
+
     /// Calls until this process ends, or a call fails.
     async fn measure(self, measured: Rc<Measured>) {
         loop {
-            let begun = Instant::now();
-            let is_answered = match &self {
-                Probe::Files(files) => files.stat(files.root()).await.is_ok(),
-                Probe::Any(connection) => match connection.session().await {
-                    Ok(session) => described::knock(&session).await.is_ok(),
-                    Err(_) => false,
-                },
-            };
-            if !is_answered {
-                measured.ended.set(true);
-                return;
-            }
-            measured.longest.set(measured.longest.get().max(Some(begun.elapsed())));
+            let Some(took) = self.call().await else { return measured.ended.set(true) };
+            measured.longest.set(measured.longest.get().max(Some(took)));
             measured.calls.set(measured.calls.get() + 1);
             sleep(PAUSE).await;
         }

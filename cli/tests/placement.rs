@@ -91,6 +91,67 @@ fn keys_of(state: &Path, component: &str) -> Keys {
     Keys::chained(&home.authority().expect("a certificate"), &[&chain[0], &chain[1]], &own.key).expect("keys")
 }
 
+/// What `atoll move COMPONENT NODE --dry-run --json` says, and whether nothing stands against it.
+fn plan(node: &Node, component: &str, to: &str) -> (bool, serde_json::Value) {
+    let output = node.system.atoll(&["move", component, to, "--dry-run", "--json"]);
+    let plan = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)));
+    (output.status.success(), plan)
+}
+
+fn kinds(plan: &serde_json::Value) -> Vec<&str> {
+    plan["stops"].as_array().expect("a list").iter().map(|stop| stop["kind"].as_str().expect("text")).collect()
+}
+
+#[test]
+fn what_moving_a_component_would_take_is_said_and_nothing_is_moved() {
+    let web = Web::start(1 << 20);
+    let before = [web.a.system.ps(), web.b.system.ps()].map(|all| all.iter().map(|one| one["pid"].clone()).collect());
+    let (is_free, fs) = plan(&web.a, "fs", "b");
+    assert!(is_free && kinds(&fs).is_empty(), "{fs}");
+    let edge = |client: &str, endpoint: &str| {
+        let edges = fs["edges"].as_array().expect("a list");
+        let found = edges.iter().find(|edge| edge["client"] == client && edge["endpoint"] == endpoint);
+        let edge = found.unwrap_or_else(|| panic!("{fs}"));
+        (edge["now"].clone(), edge["then"].clone(), edge["sessions"].clone())
+    };
+    assert_eq!(fs["edges"].as_array().map(Vec::len), Some(2), "{fs}");
+    assert_eq!(edge("fs", "disk.disk"), (json!("shared memory"), json!("socket"), json!(1)));
+    let (now, then, _) = edge("httpd", "fs.root");
+    assert_eq!((now, then), (json!("socket"), json!("shared memory")));
+    assert!(fs["call_to_node_us"].as_u64().is_some_and(|us| us > 0), "{fs}");
+    assert!(fs["call_here_us"].as_u64().is_some(), "{fs}");
+
+    let (is_free, disk) = plan(&web.a, "disk", "b");
+    assert!(!is_free && kinds(&disk).contains(&"path"), "{disk}");
+    assert!(disk["stops"].to_string().contains("its `path` is a path on node a: disk.img"), "{disk}");
+    let (is_free, net) = plan(&web.b, "net", "a");
+    assert!(!is_free && kinds(&net).contains(&"kernel-socket"), "{net}");
+    let (is_free, httpd) = plan(&web.b, "httpd", "a");
+    assert!(!is_free && kinds(&httpd).contains(&"keeps-nothing"), "{httpd}");
+
+    for (arguments, words) in [
+        (["fs", "c"], "there is no such node"),
+        (["fs", "a"], "it runs on that node"),
+        (["httpd", "b"], "no such component runs on this node"),
+    ] {
+        let output = web.a.system.atoll(&[&["move"], &arguments[..], &["--dry-run"]].concat());
+        assert!(output.status.code() == Some(1) && said(&output).contains(words), "{}", said(&output));
+    }
+    let output = web.a.system.atoll(&["move", "disk", "b", "--dry-run"]);
+    assert!(said(&output).contains("disk cannot be moved from node a to b:"), "{}", said(&output));
+    let after = [web.a.system.ps(), web.b.system.ps()].map(|all| all.iter().map(|one| one["pid"].clone()).collect());
+    let (before, after): ([Vec<_>; 2], [Vec<_>; 2]) = (before, after);
+    assert_eq!(before, after);
+    web.is_served();
+    // A node that is gone does not answer.
+    web.b.system.ok(&["down"]);
+    let (is_free, fs) = plan(&web.a, "fs", "b");
+    assert!(!is_free && kinds(&fs).contains(&"unreachable"), "{fs}");
+    let alone = common::System::start(&[]);
+    let output = alone.atoll(&["move", "fs", "b", "--dry-run"]);
+    assert!(said(&output).contains("this state directory is no node of a cluster"), "{}", said(&output));
+}
+
 #[test]
 fn a_file_on_one_node_is_served_by_another() {
     let web = Web::start(9 << 20);

@@ -50,6 +50,10 @@ pub trait Control {
     /// serves, or it has turned out that it does not: then the program that has served goes on.
     #[op(8, requires = OPERATE, retry = cached, deadline = "120s")]
     fn upgrade(system: System, component: &str, program: &str) -> Result<Upgrade, UpgradeError>;
+
+    /// Says what moving a component of this node to another one would take, from `cursor` on (0: the first), and changes nothing.
+    #[op(9, requires = OBSERVE, retry = idempotent, deadline = "20s")]
+    fn plan_move(system: System, component: &str, node: &str, cursor: u32) -> Result<MovePlan, PlanError>;
 }
 
 /// The supervisor itself.
@@ -117,6 +121,94 @@ pub enum UpgradeError {
     Stopping = 4,
     /// Another upgrade of this component is under way.
     UnderWay = 6,
+}
+
+/// What stands against moving a component.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
+#[repr(u8)]
+pub enum StopKind {
+    /// It does not serve.
+    NotReady = 1,
+    /// Its runs leave nothing to the next one.
+    KeepsNothing = 2,
+    /// It holds what only this machine's kernel knows.
+    KernelSocket = 3,
+    /// Its configuration names a file of this machine.
+    Path = 4,
+    /// No manifest could place it there.
+    Manifest = 5,
+    /// The other node does not answer.
+    Unreachable = 6,
+}
+
+/// One thing that stands against moving a component.
+#[derive(Clone, Debug, PartialEq, Eq, Wire)]
+pub struct Stop {
+    /// What kind of thing.
+    pub kind: StopKind,
+    /// What it is, one sentence.
+    pub what: String,
+}
+
+/// What carries sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
+#[repr(u8)]
+pub enum Carrier {
+    /// Memory of one machine.
+    SharedMemory = 1,
+    /// A TLS connection between two.
+    Socket = 2,
+}
+
+/// A component's right to use an endpoint, and what becomes of its sessions.
+#[derive(Clone, Debug, PartialEq, Eq, Wire)]
+pub struct Edge {
+    /// Who uses it.
+    pub client: String,
+    /// The endpoint, "component.endpoint".
+    pub endpoint: String,
+    /// Its interface.
+    pub interface: String,
+    /// How many sessions are open now, as far as this node knows.
+    pub sessions: u32,
+    /// What carries them now.
+    pub now: Carrier,
+    /// What would carry them then.
+    pub then: Carrier,
+}
+
+/// What moving a component would take.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Wire)]
+pub struct MovePlan {
+    /// The node on which it runs.
+    pub from: String,
+    /// How long a call to the supervisor of the other node took just now, the shortest of some, in microseconds; 0: it did not
+    /// answer.
+    pub round_trip_us: u64,
+    /// What stands against it.
+    pub stops: Vec<Stop>,
+    /// What becomes of each edge.
+    pub edges: Vec<Edge>,
+    /// Cursor of the next page; `None` after the last.
+    pub next: Option<u32>,
+}
+
+/// Why it is not said what moving a component would take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
+pub enum PlanError {
+    /// No page ended with this cursor.
+    BadCursor = 1,
+    /// No component of this name runs on this node.
+    NoSuchComponent = 2,
+    /// The system is going down.
+    Stopping = 4,
+    /// This state directory is no node of a cluster.
+    NoCluster = 7,
+    /// The cluster has no node of this name, as far as this one knows.
+    NoSuchNode = 8,
+    /// It runs on that node.
+    SameNode = 9,
 }
 
 /// What a component can be sent.

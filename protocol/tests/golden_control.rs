@@ -90,6 +90,33 @@ impl Handler for Supervisor {
         Err(SupervisorError::Stopping.into())
     }
 
+    async fn plan_move(
+        &self,
+        _: &Call,
+        _: Granted<Node>,
+        component: &str,
+        node: &str,
+        cursor: u32,
+    ) -> Result<MovePlan, CallError<PlanError>> {
+        let stop = Stop { kind: StopKind::Path, what: "its `path` is a path on node a: disk.img".into() };
+        let edge = Edge {
+            client: "fs".into(),
+            endpoint: "disk.disk".into(),
+            interface: "atoll.block/1".into(),
+            sessions: 1,
+            now: Carrier::SharedMemory,
+            then: Carrier::Socket,
+        };
+        let first =
+            MovePlan { from: "a".into(), round_trip_us: 200, stops: vec![stop], next: Some(1), ..MovePlan::default() };
+        match (component, node, cursor) {
+            ("nobody", ..) => Err(PlanError::NoSuchComponent.into()),
+            (_, "a", _) => Err(PlanError::SameNode.into()),
+            (_, _, 0) => Ok(first),
+            _ => Ok(MovePlan { from: "a".into(), edges: vec![edge], ..MovePlan::default() }),
+        }
+    }
+
     async fn upgrade(
         &self,
         _: &Call,
@@ -129,6 +156,11 @@ fn the_bytes_of_every_operation_are_those_of_the_golden_file() {
         client.signal(system, "late", Signal::Abort).await.expect_err("none lives");
         client.supervisor(system).await.expect("it says who it is");
         client.replace_supervisor(system).await.expect_err("going down");
+        for cursor in [0, 1] {
+            client.plan_move(system, "disk", "b", cursor).await.expect("a page");
+        }
+        client.plan_move(system, "nobody", "b", 0).await.expect_err("no such component");
+        client.plan_move(system, "disk", "a", 0).await.expect_err("it is there");
         client.upgrade(system, "fs", "/bin/atoll").await.expect("upgraded");
         client.upgrade(system, "fs", "/none").await.expect("it says why not");
         client.upgrade(system, "nobody", "/bin/atoll").await.expect_err("no such component");

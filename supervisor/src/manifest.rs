@@ -9,7 +9,7 @@ use std::path::Path;
 use kernel_ipc::rights::Rights;
 use serde::{Deserialize, Serialize};
 
-use crate::report::Report;
+use crate::report::{Fact, Report};
 use crate::ties::Restart;
 
 /// The system that runs when no manifest is named.
@@ -116,5 +116,29 @@ impl Manifest {
     /// Every problem found, each with its place.
     pub fn load(origin: Origin<'_>, sets: &[String]) -> Result<Checked, Report> {
         crate::check::check(crate::parse::parse(origin, sets)?)
+    }
+
+    /// What would be wrong with a manifest if a component of it were on another node, and is not now: a line each.
+    ///
+    /// Blocks as [`load`](Manifest::load).
+    pub fn problems_if_moved(origin: Origin<'_>, sets: &[String], component: &str, node: &str) -> Vec<String> {
+        let problems = |place: Option<String>| -> Vec<String> {
+            let checked = crate::parse::parse(origin, sets).and_then(|mut raw| {
+                let moved = raw.components.iter_mut().find(|raw| raw.name.text == component);
+                if let (Some(place), Some(word)) = (place, moved.and_then(|raw| raw.place.as_mut())) {
+                    word.text = place;
+                }
+                crate::check::check(raw)
+            });
+            let line = |fact: Fact| match fact.label {
+                Some(label) => format!("{}: {label}", fact.message),
+                None => fact.message,
+            };
+            checked.err().map_or_else(Vec::new, |report| report.facts().into_iter().map(line).collect())
+        };
+        let now = problems(None);
+        let mut then = problems(Some(format!("node:{node}")));
+        then.retain(|problem| !now.contains(problem));
+        then
     }
 }

@@ -4,8 +4,8 @@
 //! - Then this one holds the calls of all its sessions: they stay unread, in their clients' memory. Those that are under way end,
 //!   within a time; and it ends as if it were killed, because an orderly end would close sessions that go on. What the next run goes on
 //!   from is what it goes on from after any death, with less to do again.
-//! - Calls that can be made again are waited for a moment and no longer: some of them stand until there is news. One that cannot be
-//!   keeps the run from ending: then it reads calls again, and says so.
+//! - Calls that can be made again are waited for a moment and no longer, standing ones not at all. One that cannot be keeps the run from
+//!   ending: then it reads calls again, and says so.
 
 use std::time::{Duration, Instant};
 

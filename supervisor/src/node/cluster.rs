@@ -358,20 +358,29 @@ impl Node {
     async fn neighbour(self: &Rc<Self>, component: &str) -> Result<(String, Rc<Neighbour>), String> {
         let cluster = self.cluster.get().ok_or("this is no node of a cluster")?;
         let name = cluster.directory.place(component).ok_or("it runs nowhere")?;
+        Ok((name.to_string(), self.neighbour_called(&name).await?))
+    }
+
+    /// The node of this name, as one that is called.
+    ///
+    /// # Errors
+    /// For people.
+    pub(super) async fn neighbour_called(self: &Rc<Self>, name: &NodeName) -> Result<Rc<Neighbour>, String> {
+        let cluster = self.cluster.get().ok_or("this is no node of a cluster")?;
         let known = cluster.neighbours.borrow().get(name.as_str()).cloned();
         if let Some(known) = known {
-            return Ok((name.to_string(), known));
+            return Ok(known);
         }
-        let member = cluster.directory.node(&name).map_err(|error| error.to_string())?;
+        let member = cluster.directory.node(name).map_err(|error| error.to_string())?;
         let member = member.ok_or_else(|| format!("there is no node {name}"))?;
         let address = member.address.parse().map_err(|_| format!("node {name} has no address"))?;
         self.look_at_nodes();
-        let neighbour = Neighbour::call_among(&cluster.calls, &name, address, Some(&cluster.nodes))
+        let neighbour = Neighbour::call_among(&cluster.calls, name, address, Some(&cluster.nodes))
             .await
             .map_err(|error| error.to_string())?;
         let neighbour = Rc::new(neighbour);
         cluster.neighbours.borrow_mut().insert(name.to_string(), neighbour.clone());
-        Ok((name.to_string(), neighbour))
+        Ok(neighbour)
     }
 
     /// The next one who wants something of it calls it anew.

@@ -11,8 +11,8 @@ use kernel_ipc::interface::{Granted, NewCap, Object};
 use kernel_ipc::session::{Call, HostSession, SessionInfo};
 use kernel_ipc::{CallError, Epoch, Rights, SessionId};
 use protocol::control::{
-    self, ComponentPage, ComponentStatus, Dispatcher, DownError, LogPage, LogsError, PsError, RestartError, Signal,
-    SignalError, State, SupervisorError, SupervisorStatus, System, Upgrade, UpgradeError,
+    self, ComponentPage, ComponentStatus, Dispatcher, DownError, LogPage, LogsError, MovePlan, PlanError, PsError,
+    RestartError, Signal, SignalError, State, SupervisorError, SupervisorStatus, System, Upgrade, UpgradeError,
 };
 use serde_json::Value;
 
@@ -151,6 +151,18 @@ impl control::Handler for Operator {
         // Whoever asked may go meanwhile; what is begun is done.
         let upgrade = kernel_ipc::runtime::spawn(async move { node.upgrade(index, &program).await });
         upgrade.await.unwrap_or(Err(UpgradeError::Stopping)).map_err(CallError::Operation)
+    }
+
+    async fn plan_move(
+        &self,
+        _: &Call,
+        _: Granted<TheSystem>,
+        component: &str,
+        node: &str,
+        cursor: u32,
+    ) -> Result<MovePlan, CallError<PlanError>> {
+        let this = self.0.upgrade().ok_or(CallError::Operation(PlanError::Stopping))?;
+        this.plan_move(component, node, cursor).await.map_err(CallError::Operation)
     }
 
     async fn signal(

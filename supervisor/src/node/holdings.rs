@@ -92,6 +92,11 @@ impl Holdings {
         self.held.borrow().get(name)?.again().ok()
     }
 
+    /// The names of all that is held.
+    pub fn names(&self) -> Vec<String> {
+        self.held.borrow().keys().cloned().collect()
+    }
+
     /// What is held under names that begin so, with the rest of each name.
     pub fn those(&self, prefix: &str) -> Vec<(String, OwnedFd)> {
         let held = self.held.borrow();

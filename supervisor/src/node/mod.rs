@@ -24,6 +24,7 @@ pub(crate) mod logs;
 mod messages;
 mod peer;
 mod placed;
+mod plan;
 mod pulse;
 mod records;
 mod sessions;
@@ -166,6 +167,8 @@ struct Node {
     elsewhere: Vec<manifest::Component>,
     /// Nodes whose operators are operators here.
     operators: Vec<String>,
+    /// What was said of the manifest's values when the node was started.
+    sets: Vec<String>,
     /// Where things are, if this is a node of a cluster.
     directory: Option<Embedded>,
     /// The others, from when they are answered.
@@ -383,6 +386,7 @@ impl Node {
             components,
             elsewhere: placed.elsewhere,
             operators: placed.operators,
+            sets: placed.sets,
             directory: placed.directory,
             cluster: OnceCell::new(),
             ties,

@@ -18,14 +18,14 @@ pub(super) fn prepare(manifest: Option<&Path>, sets: &[String], found: &Found) -
     let lock = found.records.iter().find(|record| record.key.kind == Kind::Lock as u32);
     if let Some(lock) = lock.and_then(|lock| lock.descriptor.as_ref()) {
         let checked = Manifest::load(Origin::Path(&kept), sets).map_err(|report| report.to_string())?;
-        let checked = place(checked, here, true)?;
+        let checked = place(checked, sets, here, true)?;
         let lock = lock.try_clone().map_err(directory)?;
         let state = State::take_over(here, lock.into()).map_err(|error| error.to_string())?;
         return Ok((checked, state));
     }
     let origin = manifest.map_or(Origin::Embedded, Origin::Path);
     let checked = Manifest::load(origin, sets).map_err(|report| report.to_string())?;
-    let checked = place(checked, here, false)?;
+    let checked = place(checked, sets, here, false)?;
     let state = State::open(here).map_err(|error| error.to_string())?;
     // Read first: it may be this very file.
     let text = manifest.map_or_else(|| Ok(manifest::EMBEDDED.into()), std::fs::read).map_err(directory)?;
@@ -41,6 +41,8 @@ pub(super) struct Placed {
     pub(super) elsewhere: Vec<manifest::Component>,
     pub(super) operators: Vec<String>,
     pub(super) directory: Option<Embedded>,
+    /// What was said of the manifest's values.
+    pub(super) sets: Vec<String>,
 }
 
 /// Says which components run here. Of a system that `runs` already nothing is asked but that: a node that was removed meanwhile ends
@@ -48,7 +50,7 @@ pub(super) struct Placed {
 ///
 /// # Errors
 /// For people: a place is none; or it is not to be known who this node is.
-fn place(checked: Checked, state: &Path, runs: bool) -> Result<Placed, String> {
+fn place(checked: Checked, sets: &[String], state: &Path, runs: bool) -> Result<Placed, String> {
     let home = match Home::find(state) {
         Err(error) if runs && checked.components.iter().all(|component| component.node.is_none()) => {
             eprintln!("supervisor: this node does not answer others: {error}");
@@ -63,5 +65,6 @@ fn place(checked: Checked, state: &Path, runs: bool) -> Result<Placed, String> {
     let name = directory.as_ref().map(|directory| directory.home().name().as_str());
     let is_here = |component: &manifest::Component| component.node.is_none() || component.node.as_deref() == name;
     let (here, elsewhere) = checked.components.into_iter().partition(is_here);
-    Ok(Placed { system: checked.system, operators: checked.operators, here, elsewhere, directory })
+    let sets = sets.to_vec();
+    Ok(Placed { system: checked.system, operators: checked.operators, here, elsewhere, directory, sets })
 }

@@ -19,8 +19,9 @@ pub(super) struct SlotCell {
     pub(super) ready: Cell<bool>,
     pub(super) lane: Lane,
     pub(super) cancel: Rc<Cancel>,
-    /// Of the last call that began.
+    /// Of the last call that began; and whether it stands until there is news, for as long as that takes.
     pub(super) retry: Cell<Retry>,
+    pub(super) stands: Cell<bool>,
     /// The entry of the target of the call in progress, by index.
     pub(super) target: Cell<u32>,
     /// The entries that it names beside, by index.
@@ -53,6 +54,7 @@ impl SlotCell {
             lane: Lane::default(),
             cancel,
             retry: Cell::new(Retry::Idempotent),
+            stands: Cell::new(false),
             target: Cell::new(0),
             arguments: RefCell::default(),
             has_arguments: Cell::new(false),

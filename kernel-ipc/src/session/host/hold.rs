@@ -10,7 +10,7 @@ use crate::session::Service;
 /// Calls that have been read and are not answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UnderWay {
-    /// All of them.
+    /// All of them but standing ones: those that can be made again, and whose callers wait for ever.
     pub calls: usize,
     /// Those that no other run can make again: their callers would not hear what became of them.
     pub once: usize,
@@ -59,8 +59,10 @@ impl<S: Service> Inner<S> {
         }
         let slots = self.slots.borrow();
         for slot in (0..self.shape.slots).filter(|slot| slots.in_progress(*slot).is_some()) {
-            let once = self.cells[slot].retry.get() == Retry::Never && !self.dependents.has(slot);
-            sum += UnderWay { calls: 1, once: usize::from(once) };
+            let (cell, has_begun) = (&self.cells[slot], !self.dependents.has(slot));
+            let once = has_begun && cell.retry.get() == Retry::Never;
+            let stands = has_begun && cell.stands.get();
+            sum += UnderWay { calls: usize::from(!stands), once: usize::from(once) };
         }
         sum
     }

@@ -280,7 +280,9 @@ impl HostSession {
 impl<S: Service> Inner<S> {
     /// A call is about to run.
     pub(super) fn begun(&self, call: &Submission, retry: Retry) {
-        self.cells[call.slot].retry.set(retry);
+        let cell = &self.cells[call.slot];
+        cell.retry.set(retry);
+        cell.stands.set(retry == Retry::Idempotent && call.deadline == 0);
         if let Some(survival) = &self.survival {
             survival.session.begin(call.slot, call.seq, call.operation, retry);
         }
