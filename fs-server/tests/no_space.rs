@@ -4,7 +4,9 @@
 mod support;
 
 use fs_server::simulated::{Behaviour, SimulatedDevice, SimulatedEnvironment};
-use fs_server::{Error, FormatOptions, NodeId};
+use fs_server::{Error, FormatOptions, Journal, NodeId};
+use std::cell::Cell;
+use std::future::pending;
 use std::rc::Rc;
 use support::{Disk, format, mount, pattern, read_file};
 
@@ -181,4 +183,82 @@ fn what_was_acknowledged_waits_for_room_that_a_removal_makes() {
     let waiting = environment.run(volume.lookup(volume.root(), b"waiting")).unwrap().id;
     assert!(environment.run(read_file(&volume, waiting)).unwrap() == pattern(300_000, 3));
     assert!(environment.run(volume.check(&mut |_| ())).unwrap().is_clean());
+}
+
+/// A journal that goes on or does not, and what it was told is durable.
+struct Told {
+    keeps: bool,
+    position: Cell<u64>,
+    kept: Cell<usize>,
+    durable: Cell<u64>,
+}
+
+impl Journal for Told {
+    fn id(&self) -> u64 {
+        7
+    }
+
+    fn position(&self) -> u64 {
+        self.position.get()
+    }
+
+    fn durable(&self, position: u64) {
+        self.durable.set(position);
+    }
+
+    fn keep(&self, _: &[u8]) -> bool {
+        self.kept.set(self.kept.get() + 1);
+        self.keeps
+    }
+}
+
+/// A file's effect up to position 100 finds no room on the disk. Up to where the checkpoint and the journal are then.
+fn effects_held_where_data_waits(keeps: bool) -> (u64, u64) {
+    let (rig, _) = Rig::new(65_536);
+    let journal = Rc::new(Told { keeps, position: Cell::new(1), kept: Cell::default(), durable: Cell::default() });
+    rig.volume.set_journal(journal.clone());
+    let waiting = rig.create("waiting").unwrap();
+    rig.sync().unwrap();
+    let has = rig.device.written_blocks().len() as u64;
+    // Room for the checkpoint, not for the data.
+    rig.device.behave(Behaviour { yields: true, capacity_blocks: has + 40, ..Behaviour::default() });
+    rig.write(waiting, 0, &pattern(300_000, 3)).unwrap();
+    rig.create("another").unwrap();
+    journal.position.set(100);
+    assert_eq!(rig.sync(), Err(Error::NoSpace));
+    assert!(journal.kept.get() > 0);
+    let Rig { environment, device, volume } = rig;
+    drop(volume);
+    environment.crash();
+    device.behave(Behaviour::default());
+    let volume = mount(&environment, &device).unwrap();
+    (volume.holds_effects_of(7), journal.durable.get())
+}
+
+#[test]
+fn a_checkpoint_goes_beyond_what_waits_only_where_that_is_kept() {
+    assert_eq!(effects_held_where_data_waits(true), (100, 100));
+    assert_eq!(effects_held_where_data_waits(false), (1, 1), "what waits would be in no checkpoint and in no journal");
+}
+
+#[test]
+fn who_writes_without_a_handle_while_a_file_is_freed_leaves_nothing_behind() {
+    let (rig, old) = Rig::new(8192);
+    let file = rig.create("file").unwrap();
+    for block in 0..1000 {
+        // Each an extent of its own: the tree's nodes have to be read one after the other to free them.
+        rig.write(file, block * 8192, &[1; 4096]).unwrap();
+    }
+    rig.sync().unwrap();
+    for steps in 0..100 {
+        let (environment, device) = (SimulatedEnvironment::new(12), rig.device.copy());
+        let volume = mount(&environment, &device).unwrap();
+        let rig = Rig { environment, device, volume };
+        rig.unlink("file").unwrap();
+        rig.environment.run_for(steps, pending::<()>());
+        let result = rig.write(file, 0, &pattern(10_000, 2));
+        assert!(matches!(result, Ok(()) | Err(Error::Stale | Error::NotFound)), "after {steps} steps: {result:?}");
+        rig.sync().unwrap_or_else(|error| panic!("after {steps} steps: {error}"));
+        rig.check_after_remount(old);
+    }
 }

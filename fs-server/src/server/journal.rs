@@ -146,9 +146,11 @@ impl Journal for Effects {
         self.0.records.borrow_mut().trim(position);
     }
 
-    fn keep(&self, effect: &[u8]) {
+    fn keep(&self, effect: &[u8]) -> bool {
         if self.0.records.borrow_mut().append(None, &[effect]).is_err() {
+            // A checkpoint makes room, for the removal that makes space.
             tracing::error!("what the disk has no space for would be lost if this process died now");
         }
+        true
     }
 }

@@ -178,7 +178,10 @@ impl Journal for Repeating {
 
     fn durable(&self, _: u64) {}
 
-    fn keep(&self, _: &[u8]) {}
+    /// Behind all others there are effects that are not done yet, and may be of the same file.
+    fn keep(&self, _: &[u8]) -> bool {
+        false
+    }
 }
 
 /// Changes that are done again before others have their turn: callers are answered meanwhile.

@@ -10,7 +10,8 @@
 //! A checkpoint that fails leaves everything as it was: its nodes stay in memory and are written by the next.
 //!
 //! Written data that finds no space stays in memory, and does not hold up the rest: a removal must become durable before
-//! its blocks can be what was missing. Whoever asked for the checkpoint hears of it.
+//! its blocks can be what was missing. Whoever asked for the checkpoint hears of it. There is no checkpoint where its effects
+//! could not be kept behind those that the checkpoint holds.
 
 use super::Inner;
 use super::state::State;
@@ -99,15 +100,13 @@ impl<D: Device> Inner<D> {
             self.release_freed();
             return unwritten;
         };
-        if !all_written {
-            // They are in no checkpoint, and their records count as if they were.
-            self.keep_unwritten();
-        }
+        // They are in no checkpoint, and their records would count as if they were.
+        let kept = all_written || self.keep_unwritten();
         self.environment.reach("checkpoint/frozen");
         drop(alone);
 
-        let mut result = self.write_checkpoint(&plan).await;
-        if result == Err(Error::NoSpace) && self.drop_ballast().await {
+        let mut result = if kept { self.write_checkpoint(&plan).await } else { Err(Error::NoSpace) };
+        if kept && result == Err(Error::NoSpace) && self.drop_ballast().await {
             result = self.write_checkpoint(&plan).await;
         }
         let discards = {
@@ -151,9 +150,10 @@ impl<D: Device> Inner<D> {
         }
     }
 
-    /// Keeps what still waits in memory as effects of its own.
-    fn keep_unwritten(&self) {
-        let Some(journal) = self.journal.borrow().clone() else { return };
+    /// Keeps what still waits in memory as effects of its own. False: some of it cannot be kept.
+    fn keep_unwritten(&self) -> bool {
+        let Some(journal) = self.journal.borrow().clone() else { return true };
+        let mut kept = true;
         for (inode, run) in self.all_runs() {
             let content = run.content.borrow();
             let Some(staging) = &content.staging else { continue };
@@ -165,8 +165,10 @@ impl<D: Device> Inner<D> {
             let mut data = vec![0; length as usize];
             staging.copy_out(0, &mut data);
             let node = super::NodeId { inode, generation };
-            journal.keep(&Effect::Write { node, offset, now_ns: self.environment.now_ns(), data: &data }.encode());
+            let effect = Effect::Write { node, offset, now_ns: self.environment.now_ns(), data: &data };
+            kept &= journal.keep(&effect.encode());
         }
+        kept
     }
 
     /// Makes available what the durable checkpoint does not use, and nobody reads any more.

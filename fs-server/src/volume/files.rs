@@ -165,10 +165,8 @@ impl<D: Device> Inner<D> {
         if vnode.opens > 0 {
             return;
         }
-        if vnode.runs.is_empty() {
-            state.vnodes.remove(&id.inode);
-        }
         drop(state);
+        self.forget_vnode(id.inode);
         let inner = Rc::clone(self);
         self.environment.spawn(Box::pin(async move {
             // What cannot be freed now is freed at the next mount: the orphan list has it.

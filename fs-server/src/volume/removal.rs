@@ -113,13 +113,28 @@ impl<D: Device> Inner<D> {
             Err(Error::Stale) => return Ok(()),
             Err(error) => return Err(error),
         };
-        let opens = self.state.borrow().vnodes.get(&id.inode).map_or(0, |vnode| vnode.opens);
-        if inode.raw.links != 0 || opens > 0 || inode.kind != FileKind::File {
+        if inode.raw.links != 0 || self.is_open(id.inode) || inode.kind != FileKind::File {
             return Ok(());
         }
+        // At once, for only who has it open holds this. Who comes now, without a handle, waits and finds nothing.
+        let turn = self.vnode_lock(id).enter_alone().await;
         self.drop_runs(id.inode).await;
-        self.state.borrow_mut().vnodes.remove(&id.inode);
-        self.remove_extents(id.inode, 0, true).await
+        let result = self.remove_extents(id.inode, 0, true).await;
+        drop(turn);
+        self.forget_vnode(id.inode);
+        result
+    }
+
+    fn is_open(&self, inode: u64) -> bool {
+        self.state.borrow().vnodes.get(&inode).is_some_and(|vnode| vnode.opens > 0)
+    }
+
+    /// Forgets what is known of a file that nobody has open and that has nothing to be written.
+    pub(super) fn forget_vnode(&self, inode: u64) {
+        let vnodes = &mut self.state.borrow_mut().vnodes;
+        if vnodes.get(&inode).is_some_and(|vnode| vnode.opens == 0 && vnode.runs.is_empty()) {
+            vnodes.remove(&inode);
+        }
     }
 
     /// Frees the blocks of an orphan from `first` on, batch by batch; the last step takes it off the list. One without a
@@ -174,7 +189,7 @@ impl<D: Device> Inner<D> {
                 .await?;
             let Some((inode, first, unlinked)) = orphan else { return Ok(()) };
             from = inode + 1;
-            if unlinked && self.state.borrow().vnodes.get(&inode).is_some_and(|vnode| vnode.opens > 0) {
+            if unlinked && self.is_open(inode) {
                 // Its last handle frees it.
                 continue;
             }

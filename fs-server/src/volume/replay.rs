@@ -18,8 +18,9 @@ pub trait Journal {
     fn position(&self) -> u64;
     /// What lies before `position` is durable.
     fn durable(&self, position: u64);
-    /// Keeps an effect that belongs to no call.
-    fn keep(&self, effect: &[u8]);
+    /// Keeps an effect that belongs to no call, behind all others. False: it can be at no such place, and no checkpoint may hold
+    /// what comes after it.
+    fn keep(&self, effect: &[u8]) -> bool;
 }
 
 impl<D: Device> Volume<D> {

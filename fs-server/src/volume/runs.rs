@@ -256,14 +256,8 @@ impl<D: Device> Inner<D> {
         if result.is_ok() {
             // The staging goes first: whoever waits for memory is served before whoever waits for the run.
             drop(staging);
-            let mut state = self.state.borrow_mut();
-            if let Some(vnode) = state.vnodes.get_mut(&inode) {
-                vnode.runs.retain(|other| !Rc::ptr_eq(other, run));
-                if vnode.runs.is_empty() && vnode.opens == 0 {
-                    state.vnodes.remove(&inode);
-                }
-            }
-            state.forget_run(run);
+            self.state.borrow_mut().drop_run(inode, run);
+            self.forget_vnode(inode);
             return Ok(());
         }
         for &(start, blocks) in &pieces {
@@ -346,7 +340,7 @@ impl<D: Device> Inner<D> {
 }
 
 impl<S> State<S> {
-    /// Gives up a run that nothing came into.
+    /// Forgets a run that is in the tree, or that nothing came into.
     pub(crate) fn drop_run(&mut self, inode: u64, run: &Rc<Run<S>>) {
         if let Some(vnode) = self.vnodes.get_mut(&inode) {
             vnode.runs.retain(|other| !Rc::ptr_eq(other, run));
