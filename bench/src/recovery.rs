@@ -22,6 +22,8 @@ use crate::report::{Row, Run, histogram};
 /// Changes before each kill of the file server, and bytes of each.
 const CHANGES: usize = 256;
 const CHANGE: usize = 1024;
+/// Files that are made before each kill, where it is names that change.
+const MADE: usize = 2000;
 /// How long a component may take to be ready again.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Pause after a component is ready, so that its next death does not meet what the last one has left to do.
@@ -65,7 +67,8 @@ pub async fn run(system: &System, options: &Options) -> io::Result<Run> {
     add(kills(system, "block driver", "disk", options.kills, async || Ok(()), read).await?);
     let look = async || system.fs.stat(system.fs.root()).await.map(drop).map_err(io::Error::other);
     add(kills(system, "fs-server", "fs", options.kills, async || Ok(()), look).await?);
-    let open = open_files(system, options.files).await?;
+    let open = make_files(system, "open", options.files).await?;
+    system.fs.sync(system.fs.root()).await.map_err(io::Error::other)?;
     let name = format!("fs-server, {} files open, {CHANGES} changes of {CHANGE} bytes not synced", open.len());
     let mut next = 0;
     let dirty = async || {
@@ -77,6 +80,14 @@ pub async fn run(system: &System, options: &Options) -> io::Result<Run> {
     };
     let stat = async || system.fs.stat(&open[0]).await.map(drop).map_err(io::Error::other);
     add(kills(system, &name, "fs", options.kills, dirty, stat).await?);
+    let name = format!("fs-server, {} files open, {MADE} more made and not synced", open.len());
+    let mut made = 0;
+    let make = async || {
+        made += 1;
+        make_files(system, &format!("made-{made}"), MADE).await.map(drop)
+    };
+    let stat = async || system.fs.stat(&open[0]).await.map(drop).map_err(io::Error::other);
+    add(kills(system, &name, "fs", options.kills, make, stat).await?);
     add(supervisor(system, options.kills).await?);
     run.rows.insert(0, floor);
     Ok(run)
@@ -152,9 +163,10 @@ async fn settled(system: &System) -> io::Result<()> {
     Ok(())
 }
 
-async fn open_files(system: &System, count: usize) -> io::Result<Vec<Cap<Node>>> {
-    let (client, path) = (&system.fs, fs::Path::new(b"open").expect("a good path"));
-    client.mkdir(client.root(), Name::new(b"open").expect("a good name")).await.map_err(io::Error::other)?;
+/// Makes so many files in a directory of their own, which stay open while they are kept.
+async fn make_files(system: &System, directory: &str, count: usize) -> io::Result<Vec<Cap<Node>>> {
+    let (client, path) = (&system.fs, fs::Path::new(directory).expect("a good path"));
+    client.mkdir(client.root(), Name::new(directory).expect("a good name")).await.map_err(io::Error::other)?;
     let opened = client.open(client.root(), path, Rights::READ | Rights::WRITE | CREATE).await;
     let (directory, _) = opened.map_err(io::Error::other)?;
     let mut files = Vec::with_capacity(count);

@@ -82,7 +82,7 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
         staged_bytes: STAGED_BYTES,
         ..MountOptions::default()
     };
-    let mounted = Volume::mount_unreaped(device.clone(), environment.clone(), options).await;
+    let mounted = Volume::mount_to_read(device.clone(), environment.clone(), options).await;
     let volume = match mounted {
         Err(Error::NotAVolume(_)) if info.blank => make(device, environment, options).await,
         Err(Error::Unfinished) => make(device, environment, options).await,
@@ -94,9 +94,9 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
         tracing::warn!("{} structures of the volume have only one good copy left", volume.damaged_copies());
     }
 
-    survival::hold_nodes(&volume, &survived.sessions);
     let effects = Effects::new(cx.lender().borrow().id().get(), survived.records.ok_or("no memory for effects")?);
     let (replay, lacking) = Replay::new(&volume, &effects, survived.effects);
+    let nodes = survival::nodes(&survived.sessions);
     let server = Server::new(volume.clone(), cx.clone(), effects.clone(), replay.clone());
     let (roots, names) = (volume.clone(), replay.clone());
     let root = async move |session: &SessionInfo| {
@@ -105,7 +105,7 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
     };
     cx.provide("root", Rc::new(fs::Dispatcher(server)), root)?;
     cx.ready();
-    replay.run(lacking, &volume, &effects).await?;
+    replay.run(nodes, lacking, &volume, &effects).await?;
     steps::reach("restart/repeated");
     cx.stopped().await;
     volume.sync().await.map_err(|error| format!("the last checkpoint: {error}"))?;

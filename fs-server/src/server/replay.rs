@@ -3,6 +3,7 @@
 //! - Who asks for what none of it changes is answered at once: other files, and names if no name changes. Who asks for a file
 //!   waits until its last change is done.
 //! - Everybody else waits until it is over, and so does whoever wants to change anything: effects stay in their order.
+//! - What handles name is held before anything is done again, and what they give back is let go when it is over.
 //! - Until it is over no checkpoint holds anything of this run, so the ring has the last run's effects first.
 //! - Then a checkpoint makes all of it durable and empties the ring.
 
@@ -99,16 +100,19 @@ impl Replay {
         waits
     }
 
-    /// Brings `volume` to where the last run was; from then on its effects are kept in `ledger`.
+    /// Brings `volume` to where the last run was, which had `held` these nodes; from then on its effects are kept in `ledger`.
     ///
     /// # Errors
     /// The disk does not take it now. Nothing is lost: the next run tries again.
     pub(super) async fn run(
         &self,
+        held: Vec<NodeId>,
         effects: Vec<Record>,
         volume: &Volume<LeasedDevice>,
         ledger: &Effects,
     ) -> Result<(), component::Error> {
+        volume.flush_mounted().await.map_err(|error| format!("the checkpoint that was mounted: {error}"))?;
+        hold(volume, held).await;
         // Not beside the changes: those take the times they had, and a reader tells by the time that something has changed.
         warm(volume, looks(&effects)).await;
         self.repeat(&effects, volume).await?;
@@ -133,7 +137,7 @@ impl Replay {
             if count % IN_A_TURN == 0 {
                 self.done.set(count);
                 self.moved.ring();
-                runtime::yield_now().await;
+                others().await;
             }
             let result = match Effect::decode(&record.effect) {
                 Ok(effect) => match volume.repeat(&effect).await {
@@ -187,6 +191,9 @@ impl Journal for Repeating {
 /// Changes that are done again before others have their turn: callers are answered meanwhile.
 const IN_A_TURN: usize = 16;
 
+/// Nodes that are held before others have their turn.
+const HELD_IN_A_TURN: usize = 256;
+
 /// Changes that are looked at before they are done again, and looks at a time.
 const WARMED: usize = 4096;
 const AT_A_TIME: usize = 16;
@@ -211,6 +218,21 @@ fn looks(effects: &[Record]) -> Vec<(NodeId, Look)> {
         }
     }
     looks
+}
+
+/// Holds these nodes. Nothing is freed meanwhile: whoever changes something or gives something back waits until all is over.
+async fn hold(volume: &Volume<LeasedDevice>, nodes: Vec<NodeId>) {
+    volume.will_hold(nodes.len());
+    for some in nodes.chunks(HELD_IN_A_TURN) {
+        some.iter().for_each(|&node| volume.hold(node));
+        others().await;
+    }
+}
+
+/// Lets callers have their turn, and whoever brings them here: they may wait for this processor.
+async fn others() {
+    std::thread::yield_now();
+    runtime::yield_now().await;
 }
 
 /// Reads it, many at a time. It is in no cache; whoever wants the same meanwhile waits for the same read.

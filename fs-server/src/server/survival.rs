@@ -1,11 +1,11 @@
 //! Going on where the last run of the server was killed.
 //!
 //! 1. What it had lent on is held again at the driver, under the same names; what it had only cached goes back.
-//! 2. What its sessions' handles name is held.
-//! 3. Its effects since the last checkpoint are done again ([`super::replay`]), while calls are answered already.
+//! 2. What its sessions' handles name is held, and its effects since the last checkpoint are done again ([`super::replay`]),
+//!    while calls are answered already.
 
-use super::device::{LeasedDevice, LeasedExtent};
-use crate::{NodeId, Volume};
+use super::device::LeasedExtent;
+use crate::NodeId;
 use kernel_ipc::component::{self, Context};
 use kernel_ipc::interface::{Lease, Object};
 use kernel_ipc::lease::{Inherited, StaleLease};
@@ -17,12 +17,9 @@ use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// Holds what the handles of these sessions name.
-pub(super) fn hold_nodes(volume: &Volume<LeasedDevice>, sessions: &[(SessionInfo, Vec<Grant>)]) {
-    volume.will_hold(sessions.iter().map(|(_, grants)| grants.len()).sum());
-    for grant in sessions.iter().flat_map(|(_, grants)| grants) {
-        volume.hold(NodeId::from_words(grant.object));
-    }
+/// What the handles of these sessions name.
+pub(super) fn nodes(sessions: &[(SessionInfo, Vec<Grant>)]) -> Vec<NodeId> {
+    sessions.iter().flat_map(|(_, grants)| grants).map(|grant| NodeId::from_words(grant.object)).collect()
 }
 
 /// How long the driver's region may take to be shown here, if the driver dies meanwhile, and how often it is looked for.

@@ -11,6 +11,7 @@ use crate::format::pack::Pack;
 use crate::format::superblock::{ANOTHER_VERSION, Superblock, UNFINISHED};
 use crate::format::{NODE_SIZE, Pointer};
 use crate::room::Roomy;
+use crate::sync::both;
 use crate::tree::{AddressMap, Tree};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -84,8 +85,11 @@ pub(crate) async fn read_slot<D: Device>(device: &D, superblock: &Superblock, sl
     let mut found = SlotPack { pack: None, problems: Vec::new() };
     let mut whole = Vec::new();
     let mut first_error = None;
-    for copy in superblock.packs[slot & 1] {
-        let bytes = match read_bytes(device, copy.get(), u64::from(superblock.pack_blocks.get())).await {
+    let copies = superblock.packs[slot & 1];
+    let read = async |copy: usize| read_bytes(device, copies[copy].get(), superblock.pack_blocks.get().into()).await;
+    let (first, second) = both(read(0), read(1)).await;
+    for (copy, bytes) in copies.iter().zip([first, second]) {
+        let bytes = match bytes {
             Ok(bytes) => bytes,
             Err(error) => {
                 first_error.get_or_insert(error);
@@ -178,16 +182,18 @@ impl<D: Device> Volume<D> {
     /// # Errors
     /// [`Error::NotAVolume`], [`Error::Truncated`], [`Error::Unsupported`], [`Error::Corrupt`], or the device failed.
     pub async fn mount(device: D, environment: Rc<dyn Environment>, options: MountOptions) -> Result<Self, Error> {
-        let volume = Self::mount_unreaped(device, environment, options).await?;
+        let volume = Self::mount_to_read(device, environment, options).await?;
+        volume.flush_mounted().await?;
         volume.reap().await?;
         Ok(volume)
     }
 
-    /// Mounts the volume of a device, and leaves what nobody names or holds for [`reap`](Self::reap).
+    /// Mounts the volume of a device. Before anything is changed there has to come [`flush_mounted`](Self::flush_mounted); what
+    /// nobody names or holds is left for [`reap`](Self::reap).
     ///
     /// # Errors
     /// As [`mount`](Self::mount).
-    pub async fn mount_unreaped(
+    pub async fn mount_to_read(
         device: D,
         environment: Rc<dyn Environment>,
         options: MountOptions,
@@ -195,9 +201,6 @@ impl<D: Device> Volume<D> {
         let device = Roomy::new(device, environment.clone());
         let (superblock, from_copy) = read_superblock(&device).await?;
         let (slot, pack, copies) = newest_slot(&device, &superblock).await?;
-        // A process that died may have written it a moment ago, into the disk's cache: what it calls free is still used by the
-        // checkpoint that a cut of power would bring back.
-        device.flush().await?;
         superblock.check_pointer(&pack.head.root, pack.head.generation.get()).map_err(|what| Error::Corrupt {
             structure: Structure::TreeNode,
             block: pack.head.root.primary(),
@@ -216,6 +219,15 @@ impl<D: Device> Volume<D> {
         volume.inner.mounted_ledger.set((pack.head.ledger.get(), pack.head.ledger_position.get()));
         volume.stat(volume.root()).await?;
         Ok(volume)
+    }
+
+    /// Makes the checkpoint that was mounted durable. A process that died may have written it a moment ago, into the disk's cache:
+    /// what it calls free is still used by the one that a cut of power would bring back.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub async fn flush_mounted(&self) -> Result<(), Error> {
+        Ok(self.inner.device.flush().await?)
     }
 
     /// Frees what nobody names or [holds](Self::hold).
@@ -246,9 +258,9 @@ impl<D: Device> Inner<D> {
 
 /// The slot with the newest pack that counts, and which of the two it is.
 async fn newest_slot<D: Device>(device: &D, superblock: &Superblock) -> Result<(usize, Pack, SlotPack), Error> {
-    let slots = [read_slot(device, superblock, 0).await?, read_slot(device, superblock, 1).await?];
-    let newest = usize::from(slots[1].generation() > slots[0].generation());
-    let [first, second] = slots;
+    let (first, second) = both(read_slot(device, superblock, 0), read_slot(device, superblock, 1)).await;
+    let (first, second) = (first?, second?);
+    let newest = usize::from(second.generation() > first.generation());
     let mut slot = if newest == 0 { first } else { second };
     let Some(pack) = slot.pack.take() else {
         let (block, what) = slot.problems.first().copied().unwrap_or((superblock.packs[0][0].get(), "missing"));

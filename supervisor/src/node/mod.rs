@@ -311,6 +311,10 @@ async fn supervise(placed: Placed, state: State, keeper: Rc<Link>, mut found: Fo
         }
     };
     spawn(events(node.clone()));
+    spawn({
+        let records = node.records.clone();
+        async move { records.tidy().await }
+    });
     if let Some(ending) = &ending {
         node.ends(records::read(&ending.tag).unwrap_or_default().as_str());
     }

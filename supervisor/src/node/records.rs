@@ -1,7 +1,7 @@
 //! What the supervisor keeps with the keeper, for the supervisor after it.
 //!
-//! - A [`Kept`] is a record at the keeper as long as it lives; dropping it takes the record away. A supervisor that dies or is
-//!   replaced drops nothing: the next one finds all of it.
+//! - A [`Kept`] is a record at the keeper as long as it lives; dropping it takes the record away, that of a region a little
+//!   later. A supervisor that dies or is replaced drops nothing: the next one finds all of it.
 //! - A record counts from the call that puts it, whatever happens to this process then. So what others are told is put first.
 //! - A tag has a fixed form for each kind and is drawn here. It is checked on its way back as if it came from a disk.
 //!
@@ -32,11 +32,14 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
+use kernel_ipc::runtime::sleep;
 use nix::sys::resource::{Resource, getrlimit};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::link::Link;
+use super::waits::Changes;
 use crate::keeper::wire::{Key, TAG};
 
 /// What a record is about. Stable: the next supervisor may be another program.
@@ -97,6 +100,10 @@ impl Kind {
         }
     }
 }
+
+/// How long a region that nobody needs any more stays at the keeper: longer than a restart takes; and how many do.
+const LATE: Duration = Duration::from_millis(100);
+const MOST_LATE: usize = 64;
 
 /// Bytes of the texts in tags.
 pub const NAME: usize = 200;
@@ -215,6 +222,9 @@ pub struct Records {
     known: RefCell<HashMap<Key, u64>>,
     puts: Cell<u64>,
     most: usize,
+    /// Of regions that nobody needs any more, and that are not taken away yet.
+    late: RefCell<Vec<Key>>,
+    lately: Changes,
 }
 
 /// A record at the keeper.
@@ -228,7 +238,31 @@ pub struct Kept {
 impl Records {
     /// With nothing known of what is there.
     pub fn new(link: Rc<Link>) -> Records {
-        Records { link, known: RefCell::default(), puts: Cell::new(0), most: most_records() }
+        let (known, late) = (RefCell::default(), RefCell::default());
+        Records { link, known, puts: Cell::new(0), most: most_records(), late, lately: Changes::default() }
+    }
+
+    /// Takes regions away that nobody needs any more, when the keeper has time: it closes the memory that a dead run leaves, page
+    /// by page, and the next run does not wait for that.
+    pub async fn tidy(&self) {
+        loop {
+            let lately = self.lately.next();
+            if self.late.borrow().is_empty() {
+                lately.await;
+            }
+            sleep(LATE).await;
+            for key in self.late.take() {
+                if !self.known.borrow().contains_key(&key) {
+                    self.take(key);
+                }
+            }
+        }
+    }
+
+    fn take(&self, key: Key) {
+        if let Err(error) = self.link.take(key) {
+            eprintln!("supervisor: the keeper: {error}");
+        }
     }
 
     /// For tests of what is kept: whoever reads it forgets it.
@@ -322,8 +356,12 @@ impl Drop for Kept {
         let mut known = self.records.known.borrow_mut();
         if known.get(&self.key) == Some(&self.put) {
             known.remove(&self.key);
-            if let Err(error) = self.records.link.take(self.key) {
-                eprintln!("supervisor: the keeper: {error}");
+            let late = &mut *self.records.late.borrow_mut();
+            if self.key.kind == Kind::Region as u32 && late.len() < MOST_LATE {
+                late.push(self.key);
+                self.records.lately.happen();
+            } else {
+                self.records.take(self.key);
             }
         }
     }
@@ -332,6 +370,7 @@ impl Drop for Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kernel_ipc::runtime::{Options, Runtime, spawn};
     use kernel_ipc::sys::descriptors;
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
@@ -344,13 +383,17 @@ mod tests {
         Some((request.ask(), request.a))
     }
 
-    #[test]
-    fn a_record_is_taken_away_by_the_last_who_put_it_and_nobody_else() {
+    fn records() -> (OwnedFd, Rc<Records>) {
         let kind = SockType::SeqPacket;
         let (keeper, ours) = socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).unwrap();
-        let records = Rc::new(Records::new(Rc::new(Link::new(ours))));
-        let first = records.put(Kind::Region, 1, 7, &NumbersTag::default(), None).unwrap();
-        let second = records.put(Kind::Region, 1, 7, &NumbersTag::default(), None).unwrap();
+        (keeper, Rc::new(Records::new(Rc::new(Link::new(ours)))))
+    }
+
+    #[test]
+    fn a_record_is_taken_away_by_the_last_who_put_it_and_nobody_else() {
+        let (keeper, records) = records();
+        let first = records.put(Kind::Pins, 1, 7, &NumbersTag::default(), None).unwrap();
+        let second = records.put(Kind::Pins, 1, 7, &NumbersTag::default(), None).unwrap();
         assert_eq!([said(&keeper), said(&keeper)], [Some((Some(Ask::Put), 7)); 2]);
         drop(first);
         assert_eq!(said(&keeper), None);
@@ -358,6 +401,33 @@ mod tests {
         assert_eq!(said(&keeper), Some((Some(Ask::Put), 7)));
         drop(second);
         assert_eq!(said(&keeper), Some((Some(Ask::Take), 7)));
+    }
+
+    #[test]
+    fn a_region_is_taken_away_later_unless_there_are_many_or_it_is_put_again() {
+        let (keeper, records) = records();
+        let put = |number| records.put(Kind::Region, 1, number, &NumbersTag::default(), None).unwrap();
+        let regions: Vec<Kept> = (0..MOST_LATE as u64 + 1).map(put).collect();
+        while said(&keeper).is_some() {}
+        drop(regions);
+        assert_eq!(said(&keeper), Some((Some(Ask::Take), MOST_LATE as u64)));
+        assert_eq!(said(&keeper), None);
+        let again = put(3);
+        let runtime = Runtime::new(Options::default()).expect("io_uring");
+        runtime.block_on(async {
+            spawn({
+                let records = records.clone();
+                async move { records.tidy().await }
+            });
+            while !records.late.borrow().is_empty() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+        assert_eq!(said(&keeper), Some((Some(Ask::Put), 3)));
+        let taken: Vec<_> = std::iter::from_fn(|| said(&keeper)).collect();
+        let expected = (0..MOST_LATE as u64).filter(|&number| number != 3);
+        assert_eq!(taken, expected.map(|number| (Some(Ask::Take), number)).collect::<Vec<_>>());
+        drop(again);
     }
 
     #[test]
