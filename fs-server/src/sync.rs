@@ -60,6 +60,11 @@ impl Gate {
         Entered { gate: Rc::clone(self), alone: false }
     }
 
+    /// Whether somebody is inside alone, or is about to be.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.alone.get()
+    }
+
     pub(crate) async fn enter_alone(self: &Rc<Self>) -> Entered {
         while self.alone.get() {
             self.bell.heard().await;

@@ -4,7 +4,7 @@
 mod support;
 
 use fs_server::simulated::{Behaviour, SimulatedDevice, SimulatedEnvironment};
-use fs_server::{Error, FormatOptions, Journal, NodeId};
+use fs_server::{Error, FormatOptions, Journal, MountOptions, NodeId, Volume};
 use std::cell::Cell;
 use std::future::pending;
 use std::rc::Rc;
@@ -261,4 +261,27 @@ fn who_writes_without_a_handle_while_a_file_is_freed_leaves_nothing_behind() {
         rig.sync().unwrap_or_else(|error| panic!("after {steps} steps: {error}"));
         rig.check_after_remount(old);
     }
+}
+
+#[test]
+fn what_was_written_to_a_file_without_a_name_goes_with_it() {
+    let (rig, old) = Rig::new(8192);
+    let file = rig.create("file").unwrap();
+    rig.volume.hold(file);
+    rig.unlink("file").unwrap();
+    rig.sync().unwrap();
+    let Rig { environment, device, volume } = rig;
+    drop(volume);
+    environment.crash();
+    // As the next run of a server does that did not hold it any more, and had written to it before.
+    let mounted = Volume::mount_to_read(device.clone(), environment.clone(), MountOptions::default());
+    let volume = environment.run(mounted).unwrap();
+    environment.run(async {
+        volume.flush_mounted().await.unwrap();
+        volume.write(file, 0, &pattern(10_000, 3)[..]).await.unwrap();
+        volume.reap().await.unwrap();
+    });
+    let rig = Rig { environment, device, volume };
+    rig.sync().unwrap();
+    rig.check_after_remount(old);
 }

@@ -156,7 +156,11 @@ impl<D: Device> Inner<D> {
         let mut kept = true;
         for (inode, run) in self.all_runs() {
             let content = run.content.borrow();
-            let Some(staging) = &content.staging else { continue };
+            let Some(staging) = &content.staging else {
+                // It is being written, for the next checkpoint.
+                kept = false;
+                continue;
+            };
             let state = self.state.borrow();
             let Some(vnode) = state.vnodes.get(&inode) else { continue };
             let (size, generation) = (vnode.size, vnode.generation);
@@ -199,20 +203,21 @@ impl<D: Device> Inner<D> {
 
     /// Gives everything changed its place, and says what has to be written; `None` if nothing changed.
     async fn freeze(&self) -> Result<Option<Plan>, Error> {
-        let clean = self
-            .with(|state| {
-                let clean = state.tree.dirty() == 0 && !state.tree.has_unwritten() && !state.allocator.is_dirty();
-                if !clean {
-                    let State { tree, allocator, generation, .. } = state;
-                    tree.freeze(allocator, *generation)?;
-                }
-                Ok(clean)
-            })
-            .await?;
-        if clean {
-            return Ok(None);
-        }
         loop {
+            let clean = self
+                .with(|state| {
+                    let clean = state.tree.dirty() == 0 && !state.tree.has_unwritten() && !state.allocator.is_dirty();
+                    if !clean {
+                        let State { tree, allocator, generation, .. } = state;
+                        tree.freeze(allocator, *generation)?;
+                    }
+                    Ok(clean)
+                })
+                .await?;
+            if clean {
+                return Ok(None);
+            }
+            // While a bitmap is read a run that failed may be tried again, and change the tree: it is frozen once more.
             let Some(group) = self.state.borrow().allocator.missing() else { break };
             self.load_bitmap(group).await?;
         }

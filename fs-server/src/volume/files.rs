@@ -83,7 +83,7 @@ impl<D: Device> Volume<D> {
         S: Source<D::Staging> + ?Sized,
     {
         let pinned = self.inner.pin_vnode(id);
-        let turn = self.inner.vnode_lock(id).enter_alone().await;
+        let turn = self.inner.vnode_lock(id.inode).enter_alone().await;
         self.inner.file(id).await?;
         let full = self.inner.write_all(&pinned, offset, source).await?;
         let written = written(self.inner.written_at(id));
@@ -118,7 +118,7 @@ impl<D: Device> Volume<D> {
         S: Source<D::Staging> + ?Sized,
     {
         let pinned = self.inner.pin_vnode(id);
-        let turn = self.inner.vnode_lock(id).enter_alone().await;
+        let turn = self.inner.vnode_lock(id.inode).enter_alone().await;
         self.inner.file(id).await?;
         let offset = self.stat(id).await?.size;
         let full = self.inner.write_all(&pinned, offset, source).await?;
@@ -174,9 +174,9 @@ impl<D: Device> Inner<D> {
         }));
     }
 
-    pub(crate) fn vnode_lock(&self, id: NodeId) -> Rc<crate::sync::Gate> {
+    pub(crate) fn vnode_lock(&self, inode: u64) -> Rc<crate::sync::Gate> {
         let mut state = self.state.borrow_mut();
-        let vnode = state.vnodes.entry(id.inode).or_insert_with(Vnode::new);
+        let vnode = state.vnodes.entry(inode).or_insert_with(Vnode::new);
         Rc::clone(vnode.lock.get_or_insert_default())
     }
 
@@ -407,7 +407,7 @@ impl<D: Device> Inner<D> {
         done: impl FnOnce(u64) -> T,
     ) -> Result<T, Error> {
         let id = pinned.id;
-        let turn = self.vnode_lock(id).enter_alone().await;
+        let turn = self.vnode_lock(id.inode).enter_alone().await;
         self.file(id).await?;
         self.finish_truncation(id).await?;
         let old = self.with(|state| state.inode(id).map(|inode| state.stat(id.inode, &inode).size)).await?;

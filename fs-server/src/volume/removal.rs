@@ -3,6 +3,7 @@
 //! An unlinked file is an *orphan* from the step that removes its name on: an item in the tree says so, and whatever
 //! interrupts the freeing of its blocks, the next mount goes on with it. So does a long truncation.
 
+use super::runs::Vnode;
 use super::state::State;
 use super::{Inner, NodeId, Volume};
 use crate::device::{BLOCK_SIZE, Device};
@@ -116,12 +117,22 @@ impl<D: Device> Inner<D> {
         if inode.raw.links != 0 || self.is_open(id.inode) || inode.kind != FileKind::File {
             return Ok(());
         }
-        // At once, for only who has it open holds this. Who comes now, without a handle, waits and finds nothing.
-        let turn = self.vnode_lock(id).enter_alone().await;
-        self.drop_runs(id.inode).await;
-        let result = self.remove_extents(id.inode, 0, true).await;
-        drop(turn);
-        self.forget_vnode(id.inode);
+        self.free(id.inode).await
+    }
+
+    /// Frees a file without a name that nobody has open, and gives up what waits to be written of it. If somebody does so
+    /// already, that is enough.
+    async fn free(self: &Rc<Self>, inode: u64) -> Result<(), Error> {
+        let lock = self.vnode_lock(inode);
+        if lock.is_taken() {
+            return Ok(());
+        }
+        // Who comes now, without a handle, waits and finds nothing.
+        let turn = lock.enter_alone().await;
+        self.drop_runs(inode).await;
+        let result = self.remove_extents(inode, 0, true).await;
+        drop((turn, lock));
+        self.forget_vnode(inode);
         result
     }
 
@@ -129,10 +140,14 @@ impl<D: Device> Inner<D> {
         self.state.borrow().vnodes.get(&inode).is_some_and(|vnode| vnode.opens > 0)
     }
 
-    /// Forgets what is known of a file that nobody has open and that has nothing to be written.
+    /// Forgets what is known of a file that nobody has open or is freeing, and that has nothing to be written.
     pub(super) fn forget_vnode(&self, inode: u64) {
         let vnodes = &mut self.state.borrow_mut().vnodes;
-        if vnodes.get(&inode).is_some_and(|vnode| vnode.opens == 0 && vnode.runs.is_empty()) {
+        let is_done = |vnode: &Vnode<D::Staging>| {
+            let is_locked = vnode.lock.as_ref().is_some_and(|lock| Rc::strong_count(lock) > 1);
+            vnode.opens == 0 && vnode.runs.is_empty() && !is_locked
+        };
+        if vnodes.get(&inode).is_some_and(is_done) {
             vnodes.remove(&inode);
         }
     }
@@ -193,7 +208,11 @@ impl<D: Device> Inner<D> {
                 // Its last handle frees it.
                 continue;
             }
-            self.remove_extents(inode, first, true).await?;
+            if unlinked {
+                self.free(inode).await?;
+            } else {
+                self.remove_extents(inode, first, true).await?;
+            }
         }
     }
 }

@@ -242,7 +242,7 @@ impl<D: Device> Volume<D> {
 }
 
 impl<D: Device> Inner<D> {
-    /// Writes the copies that a pack lacks: a power cut may have come between the two.
+    /// Writes the copies that a pack lacks: a power cut may have come between the two. Not flushed: that comes before any change.
     async fn complete_pack(self: &Rc<Self>, pack: &Pack, found: &SlotPack) {
         if found.problems.is_empty() {
             return;
@@ -252,7 +252,6 @@ impl<D: Device> Inner<D> {
             // Where this fails the pack stays as good as it was.
             let _ = self.write_bytes(block, &bytes).await;
         }
-        let _ = self.device.flush().await;
     }
 }
 

@@ -292,7 +292,8 @@ impl Records {
         descriptor: Option<BorrowedFd<'_>>,
     ) -> io::Result<Kept> {
         let key = Key { kind: kind as u32, slot, number };
-        if self.known.borrow().len() >= kind.share(self.most) && !self.known.borrow().contains_key(&key) {
+        let kept = self.known.borrow().len() + self.late.borrow().len();
+        if kept >= kind.share(self.most) && !self.known.borrow().contains_key(&key) {
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         let kept = self.know(key, None);
