@@ -277,6 +277,9 @@ fn a_client_that_has_sent_its_last_byte_gets_its_answer() {
 #[test]
 fn a_thousand_connections_come_and_go() {
     let (system, listen, big) = start();
+    let net = system.pid("net");
+    let open = || std::fs::read_dir(format!("/proc/{net}/fd")).expect("it lives").count();
+    let before = open();
     others_are_served_beside(&listen, &big, || {
         for round in 0..10 {
             let all: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(&listen).expect("it accepts")).collect();
@@ -288,9 +291,7 @@ fn a_thousand_connections_come_and_go() {
     });
     assert!(system.ps().iter().all(|one| one["restarts"] == 0), "{:?}", system.ps());
     // Nothing of them is left in the server that has the sockets.
-    let net = system.pid("net");
-    let open = || std::fs::read_dir(format!("/proc/{net}/fd")).expect("it lives").count();
-    common::wait_for("the sockets to be closed", || open() < 30);
+    common::wait_for("the sockets to be closed", || open() <= before);
 }
 
 #[test]
