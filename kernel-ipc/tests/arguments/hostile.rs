@@ -12,6 +12,7 @@ use kernel_ipc::session::Service;
 use kernel_ipc::wire::{Completion, Extent, Handle, LeaseName, Shape, Status, Submission};
 use kernel_ipc::{Cause, Epoch, LenderId, SessionId};
 
+use super::common::frames::{read_exact, read_frame};
 use super::common::run;
 use super::world::{Ends, Host, INTAKE_BYTES, PIN, READ, SHAPE, Sink, no, sink, sum_of, until};
 
@@ -28,37 +29,6 @@ fn framed(kind: u16, body: &[u8]) -> Vec<u8> {
 struct Hand {
     calls: TcpStream,
     arguments: Option<TcpStream>,
-}
-
-/// Reads one frame, heartbeats apart, while the runtime runs on. `None`: the connection has ended.
-async fn read_frame(socket: &mut TcpStream) -> Option<(u16, Vec<u8>)> {
-    socket.set_nonblocking(true).expect("an option");
-    loop {
-        let mut header = [0; 8];
-        read_exact(socket, &mut header).await?;
-        let word = u64::from_le_bytes(header);
-        let mut body = vec![0; word as u32 as usize];
-        read_exact(socket, &mut body).await?;
-        let kind = (word >> 32) as u16;
-        if kind != frame::kind::HEARTBEAT {
-            return Some((kind, body));
-        }
-    }
-}
-
-async fn read_exact(socket: &mut TcpStream, bytes: &mut [u8]) -> Option<()> {
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match socket.read(&mut bytes[filled..]) {
-            Ok(0) => return None,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                runtime::sleep(Duration::from_micros(200)).await;
-            }
-            Err(_) => return None,
-        }
-    }
-    Some(())
 }
 
 const SECRET: [u8; 32] = [7; 32];

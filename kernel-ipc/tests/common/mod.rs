@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod allocations;
+pub mod frames;
 pub mod random;
 
 use std::cell::{Cell, RefCell};

@@ -17,6 +17,7 @@ use kernel_ipc::session::{ClientSession, Service};
 use kernel_ipc::wire::{Completion, Handle, Shape, Submission};
 use kernel_ipc::{Cause, Epoch, Executed, Failure, SessionId};
 
+pub use super::common::frames::read_frame;
 use super::common::{ECHO, TEST, info, root};
 
 pub const SHAPE: Shape = Shape { slots: 8, window_bytes: 4096 };
@@ -108,37 +109,6 @@ pub fn message(call: &Submission) -> Vec<u8> {
 
 pub fn echo(slot: u16, seq: u64) -> Submission {
     Submission { slot, seq, operation: ECHO, handle: Handle { index: 0, generation: 1 }, ..Submission::default() }
-}
-
-/// Reads one frame, heartbeats apart, while the runtime runs on. `None`: the connection has ended.
-pub async fn read_frame(socket: &mut TcpStream) -> Option<(u16, Vec<u8>)> {
-    socket.set_nonblocking(true).expect("an option");
-    loop {
-        let mut header = [0; 8];
-        read_exact(socket, &mut header).await?;
-        let word = u64::from_le_bytes(header);
-        let mut body = vec![0; word as u32 as usize];
-        read_exact(socket, &mut body).await?;
-        let kind = (word >> 32) as u16;
-        if kind != frame::kind::HEARTBEAT {
-            return Some((kind, body));
-        }
-    }
-}
-
-async fn read_exact(socket: &mut TcpStream, bytes: &mut [u8]) -> Option<()> {
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match socket.read(&mut bytes[filled..]) {
-            Ok(0) => return None,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                runtime::sleep(Duration::from_micros(200)).await;
-            }
-            Err(_) => return None,
-        }
-    }
-    Some(())
 }
 
 /// Greets as a correct client.
