@@ -29,6 +29,7 @@ const REGION: RegionId = RegionId(2);
 const MAPPER: Incarnation = Incarnation(3);
 const ALICE: Incarnation = Incarnation(4);
 const MALLORY: Incarnation = Incarnation(5);
+const BOB: Incarnation = Incarnation(6);
 const BYTES: usize = 3 * 4096;
 const CAPACITY: u32 = 4;
 
@@ -97,18 +98,31 @@ fn liar() -> impl Strategy<Value = u64> {
 }
 
 #[test]
-fn what_a_holder_lends_to_itself_no_client_can_lend_to_it() {
+fn a_client_can_name_what_it_has_lent_and_nothing_that_others_have() {
     let (_region, reader) = region();
-    let mut lender = Lender::new(LENDER, EPOCH, CAPACITY).expect("memory");
-    let lend = Lend { region: REGION, offset: 0, length: 10, source: None, keep: Rc::new(()) };
-    let name = lender.lend(ALICE, lend).expect("there is room");
+    let (theirs, own) = (LENDER, LenderId(LENDER.get() + 1));
     let mut alice = Holder::new(ALICE);
-    alice.introduce_itself(LENDER, EPOCH, reopen(lender.table_fd())).expect("its own table");
-    assert!(alice.add_region(LENDER, reader));
-    assert!(alice.hold(&name).is_ok());
-    for client in [ALICE, MALLORY] {
-        assert_eq!(alice.hold_from(&name, client).err(), Some(StaleLease::NotYours));
-    }
+    let mut lends = |id| {
+        let mut lender = Lender::new(id, EPOCH, CAPACITY).expect("memory");
+        let lend = Lend { region: REGION, offset: 0, length: 10, source: None, keep: Rc::new(()) };
+        let name = lender.lend(ALICE, lend).expect("there is room");
+        alice.introduce(id, EPOCH, reopen(lender.table_fd()), &[(REGION, reader.clone())], None).expect("its table");
+        assert!(alice.hold(&name).is_ok());
+        (name, lender)
+    };
+    // What Alice has been lent by somebody whom she calls, or lends to herself, no client can name.
+    let ((name, _theirs), (landed, _own)) = (lends(theirs), lends(own));
+    let seen = |alice: &Holder, client| alice.hold_from(&name, client).err();
+    assert_eq!([ALICE, MALLORY, BOB].map(|client| seen(&alice, client)), [Some(StaleLease::NotYours); 3]);
+    alice.lends(theirs, BOB);
+    assert_eq!([ALICE, MALLORY].map(|client| seen(&alice, client)), [Some(StaleLease::NotYours); 2]);
+    assert_eq!(seen(&alice, BOB), None);
+    assert_eq!(alice.hold_from(&landed, BOB).err(), Some(StaleLease::NotYours));
+    // Bob's next run goes on with the same lender.
+    alice.lends(theirs, MALLORY);
+    assert_eq!([BOB, MALLORY].map(|client| seen(&alice, client)), [Some(StaleLease::NotYours), None]);
+    alice.retire(theirs);
+    assert_eq!(seen(&alice, MALLORY), Some(StaleLease::NotYours));
 }
 
 proptest! {

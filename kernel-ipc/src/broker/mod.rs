@@ -36,7 +36,7 @@ pub use outbox::Outbox;
 pub use to_supervisor::{Account, CounterValues, ToSupervisor};
 
 /// Version of this protocol; both ends must speak the same one (there is one binary per node).
-pub const PROTOCOL: u32 = 9;
+pub const PROTOCOL: u32 = 10;
 
 /// Longest message, in bytes of JSON.
 pub const MAX_MESSAGE: usize = 64 << 10;
@@ -195,6 +195,8 @@ pub enum ToComponent {
     MeetLender {
         /// The lender.
         lender: LenderId,
+        /// The run whose lender it is: its calls may name what it lends.
+        of: Incarnation,
         /// The lender's epoch.
         epoch: Epoch,
         /// The lender's entry of the status page.

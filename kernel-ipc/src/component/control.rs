@@ -122,9 +122,9 @@ fn handle(cx: &Context, message: ToComponent, given: Vec<OwnedFd>) {
                 Err(error) => met(cx, lender, None, Some(error)),
             }
         }
-        ToComponent::MeetLender { lender, epoch, status_entry } => {
+        ToComponent::MeetLender { lender, of, epoch, status_entry } => {
             let status = cx.0.status.endpoint(status_entry);
-            let error = cx.0.introductions.meet_lender(lender, epoch, descriptor(), status).err();
+            let error = cx.0.introductions.meet_lender((lender, of), epoch, descriptor(), status).err();
             steps::reach("meet/lender-met");
             met(cx, lender, None, error);
         }

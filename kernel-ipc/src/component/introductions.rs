@@ -61,7 +61,7 @@ impl Introductions {
     /// Learns a lender: for the kernel too if a pin segment was adopted for it, else only for reading.
     pub(super) fn meet_lender(
         &self,
-        lender: LenderId,
+        (lender, of): (LenderId, Incarnation),
         epoch: Epoch,
         table: OwnedFd,
         status: Option<StatusWord>,
@@ -69,6 +69,7 @@ impl Introductions {
         // A lender that survived has a new table; pins and regions are what they were.
         let known = self.mapper.borrow_mut().reintroduce(lender, epoch, &table, status.clone())?;
         if self.holder.borrow_mut().reintroduce(lender, epoch, &table, status.clone())? || known {
+            self.holder.borrow_mut().lends(lender, of);
             self.lenders.borrow_mut().insert(lender, epoch);
             return Ok(());
         }
@@ -77,6 +78,7 @@ impl Introductions {
             None => None,
         };
         self.holder.borrow_mut().introduce(lender, epoch, SegmentReader::open(table, 1)?, &[], status.clone())?;
+        self.holder.borrow_mut().lends(lender, of);
         if let Some((pins, table)) = for_kernel {
             self.mapper.borrow_mut().introduce(lender, epoch, table, &[], pins, status)?;
         }
@@ -87,7 +89,7 @@ impl Introductions {
     /// This run lends to itself what has landed in it: it reads its own leases as it does others'.
     pub(super) fn meet_itself(&self, lender: &Lender) -> io::Result<()> {
         let table = SegmentReader::open(lender.table_fd().try_clone_to_owned()?, 1)?;
-        Ok(self.holder.borrow_mut().introduce_itself(lender.id(), lender.epoch(), table)?)
+        Ok(self.holder.borrow_mut().introduce(lender.id(), lender.epoch(), table, &[], None)?)
     }
 
     /// And this is where it lands.

@@ -5,6 +5,7 @@
 //!   the same table before it gives the range to anybody. Only when the lender is gone for good do its leases end.
 //! * Most holders do not map at all: they name leases to others. This is for those who verify, parse or store bytes.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -24,14 +25,14 @@ pub struct Holder {
     me: Incarnation,
     lenders: Vec<Rc<View>>,
     arrivals: Option<Arrivals>,
-    /// Its own lender.
-    itself: Option<LenderId>,
+    /// By which lender each client lends what its calls name.
+    clients: HashMap<Incarnation, LenderId>,
 }
 
 impl Holder {
     /// A holder that knows no lender yet.
     pub fn new(me: Incarnation) -> Self {
-        Self { me, lenders: Vec::new(), arrivals: None, itself: None }
+        Self { me, lenders: Vec::new(), arrivals: None, clients: HashMap::new() }
     }
 
     /// Learns a lender: its table, and the regions from which it may lend. Forgets what it knew of the same lender.
@@ -78,15 +79,12 @@ impl Holder {
         self.find(lender).map(|view| view.add_region(region)).is_some()
     }
 
-    /// Learns its own lender, as [`introduce`](Self::introduce) any other: it lends to itself what has landed here over a socket. No
-    /// client can lend that.
-    ///
-    /// # Errors
-    /// As of [`introduce`](Self::introduce).
-    pub fn introduce_itself(&mut self, lender: LenderId, epoch: Epoch, table: SegmentReader) -> Result<(), BadSegment> {
-        self.introduce(lender, epoch, table, &[], None)?;
-        self.itself = Some(lender);
-        Ok(())
+    /// This lender is `client`, whose calls may name what it has lent to this holder. What other lenders have lent to this holder, in
+    /// answers to its own calls or for the calls of others, is not that client's to name.
+    pub fn lends(&mut self, lender: LenderId, client: Incarnation) {
+        // Of a client's earlier run.
+        self.clients.retain(|_, known| *known != lender);
+        self.clients.insert(client, lender);
     }
 
     /// From now on clients may also lend what has arrived here.
@@ -103,6 +101,7 @@ impl Holder {
 
     /// Forgets a lender, which is gone for good.
     pub fn retire(&mut self, lender: LenderId) {
+        self.clients.retain(|_, known| *known != lender);
         for view in self.lenders.extract_if(.., |view| view.lender == lender) {
             view.retire();
         }
@@ -123,16 +122,14 @@ impl Holder {
         })
     }
 
-    /// Finds a lease that `client` names in a call: one that this holder was given, or what has arrived from that client.
+    /// Finds a lease that `client` names in a call: what it has lent to this holder, or what has arrived from it.
     ///
     /// # Errors
     /// See [`StaleLease`].
     pub fn hold_from(&self, name: &LeaseName, client: Incarnation) -> Result<Held, StaleLease> {
-        if self.itself == Some(name.lender) {
-            return Err(StaleLease::NotYours);
-        }
         let Some(arrivals) = self.arrivals.as_ref().filter(|_| name.lender == LenderId::ARRIVED) else {
-            return self.hold(name);
+            let is_theirs = self.clients.get(&client) == Some(&name.lender);
+            return if is_theirs { self.hold(name) } else { Err(StaleLease::NotYours) };
         };
         let arrived = arrivals.find(name, client)?;
         let (region, offset, len) = (arrived.region().clone(), arrived.offset(), arrived.len());

@@ -67,6 +67,8 @@ fn a_lease_that_is_not_the_clients_to_lend_fails_its_call_and_nothing_else() {
             ("of what has arrived", LeaseName { lender: LenderId::ARRIVED, ..good }),
             ("somebody else's", ends.own.lend(somebody, 0, 4096)),
             ("somebody else's from another", ends.other.lend(somebody, 0, 4096)),
+            // In an answer to the host's own call, or for a call of another client.
+            ("what another has lent to the host", ends.other.lend(HOST, 0, 4096)),
             // The lender knows nothing of its regions' lengths.
             ("beyond its region", ends.own.lend(ends.me, (24 << 20) - 10, 4096)),
         ];

@@ -296,8 +296,9 @@ impl Ends {
             store.introduce(&mut holder);
             store.introduce_to_mapper(&mut sink.mapper.borrow_mut());
         }
-        sink.holder.replace(Some(holder));
         let (info, me) = (info(1), info(1).client);
+        holder.lends(own.lender.borrow().id(), me);
+        sink.holder.replace(Some(holder));
         let (client, host) = if carrier == Carrier::Near {
             session::in_process(SHAPE, root(), sink.clone(), info, None)
         } else {

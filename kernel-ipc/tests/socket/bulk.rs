@@ -1,7 +1,8 @@
 //! Leased bytes over a socket.
 
 use std::cell::RefCell;
-use std::net::{SocketAddr, TcpStream};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -278,37 +279,41 @@ fn bytes_are_right(authority: Option<Authority>) {
     }
 }
 
+/// A host that answers one call and then never brings what it lends, on the two connections that it gives.
+fn deaf_host() -> (SocketAddr, std::thread::JoinHandle<(TcpStream, TcpStream, TcpListener)>) {
+    let deaf = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = deaf.local_addr().expect("an address");
+    let host = std::thread::spawn(move || {
+        let (mut calls, _) = deaf.accept().expect("a connection");
+        let mut bytes = [0; 8 + frame::HELLO_BYTES];
+        calls.read_exact(&mut bytes).expect("a hello");
+        let hello = frame::Hello::check(bytes[8..].try_into().expect("its length")).expect("a hello");
+        let root = kernel_ipc::Handle { index: 0, generation: 1 };
+        let (shape, number) = (hello.shape, hello.number);
+        let welcome = frame::Welcome { shape, session: SessionId(1), epoch: Epoch(1), root, number };
+        calls.write_all(&framed(kind::WELCOME, &welcome.to_bytes())).expect("sent");
+        let mut call = [0; 8 + 64];
+        calls.read_exact(&mut call).expect("a call");
+        let mut answer = [0; 64 + 24];
+        // The call's slot and seq; one lease; done; its name: of lender 50, a page long.
+        answer[4..16].copy_from_slice(&call[8 + 4..8 + 16]);
+        answer[21] = 1;
+        (answer[64], answer[64 + 8], answer[64 + 12], answer[64 + 17]) = (50, 1, 1, 16);
+        calls.write_all(&framed(kind::MESSAGE, &answer)).expect("sent");
+        let (mut bulk, _) = deaf.accept().expect("a connection");
+        bulk.read_exact(&mut [0; 8 + frame::BULK_BYTES]).expect("a greeting");
+        bulk.write_all(&framed(kind::READY, &[])).expect("sent");
+        bulk.read_exact(&mut [0; 8 + frame::PULL_BYTES]).expect("a question");
+        (calls, bulk, deaf)
+    });
+    (address, host)
+}
+
 #[test]
 fn the_end_of_a_session_ends_what_is_landing() {
     run(async {
         let quay = Quay::new();
-        // A host that answers the call and then never brings what it lends.
-        let deaf = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
-        let address = deaf.local_addr().expect("an address");
-        let host = std::thread::spawn(move || {
-            use std::io::{Read, Write};
-            let (mut calls, _) = deaf.accept().expect("a connection");
-            let mut bytes = [0; 8 + frame::HELLO_BYTES];
-            calls.read_exact(&mut bytes).expect("a hello");
-            let hello = frame::Hello::check(bytes[8..].try_into().expect("its length")).expect("a hello");
-            let root = kernel_ipc::Handle { index: 0, generation: 1 };
-            let (shape, number) = (hello.shape, hello.number);
-            let welcome = frame::Welcome { shape, session: SessionId(1), epoch: Epoch(1), root, number };
-            calls.write_all(&framed(kind::WELCOME, &welcome.to_bytes())).expect("sent");
-            let mut call = [0; 8 + 64];
-            calls.read_exact(&mut call).expect("a call");
-            let mut answer = [0; 64 + 24];
-            // The call's slot and seq; one lease; done; its name: of lender 50, a page long.
-            answer[4..16].copy_from_slice(&call[8 + 4..8 + 16]);
-            answer[21] = 1;
-            (answer[64], answer[64 + 8], answer[64 + 12], answer[64 + 17]) = (50, 1, 1, 16);
-            calls.write_all(&framed(kind::MESSAGE, &answer)).expect("sent");
-            let (mut bulk, _) = deaf.accept().expect("a connection");
-            bulk.read_exact(&mut [0; 8 + frame::BULK_BYTES]).expect("a greeting");
-            bulk.write_all(&framed(kind::READY, &[])).expect("sent");
-            bulk.read_exact(&mut [0; 8 + frame::PULL_BYTES]).expect("a question");
-            (calls, bulk)
-        });
+        let (address, host) = deaf_host();
         let client = quay.connect(address, Options::default()).await;
         let call = runtime::spawn({
             let client = client.clone();
@@ -321,6 +326,37 @@ fn the_end_of_a_session_ends_what_is_landing() {
         assert_eq!(call.await, Ok(Err(gone)));
         until(|| quay.landing.pool.free() == LANDING_BYTES).await;
         drop(host.join());
+    });
+}
+
+#[test]
+fn a_host_that_lives_and_does_not_bring_what_it_lends_fails_the_call_and_takes_no_room() {
+    run(async {
+        let quay = Quay::new();
+        let (address, host) = deaf_host();
+        let client = quay.connect(address, hasty()).await;
+        let calls: Rc<RefCell<Option<TcpStream>>> = Rc::default();
+        let beating = runtime::spawn({
+            let calls = calls.clone();
+            async move {
+                loop {
+                    runtime::sleep(Duration::from_millis(50)).await;
+                    if let Some(mut calls) = calls.borrow().as_ref() {
+                        let _ = calls.write_all(&framed(kind::HEARTBEAT, &[]));
+                    }
+                }
+            }
+        });
+        let call = runtime::spawn({
+            let client = client.clone();
+            async move { lend(&client, &[]).await.map(drop) }
+        });
+        until(|| host.is_finished()).await;
+        let (living, _bulk, _listener) = host.join().expect("it has answered");
+        calls.replace(Some(living));
+        assert_eq!(call.await, Ok(Err(Failure { cause: Cause::LinkLost, executed: Executed::Yes })));
+        until(|| quay.landing.pool.free() == LANDING_BYTES).await;
+        beating.cancel();
     });
 }
 

@@ -231,7 +231,12 @@ impl Node {
     async fn give_table(self: &Rc<Self>, mapper: &Rc<Peer>, lender: &Rc<Peer>) -> Result<(), String> {
         let table = lender.table.borrow().as_ref().and_then(|(table, _)| table.again().ok());
         let table = table.ok_or("out of descriptors")?;
-        let message = ToComponent::MeetLender { lender: lender.lender, epoch: lender.epoch, status_entry: lender.slot };
+        let message = ToComponent::MeetLender {
+            lender: lender.lender,
+            of: lender.incarnation,
+            epoch: lender.epoch,
+            status_entry: lender.slot,
+        };
         let (key, overdue) = ((lender.lender, None), || self.introduced.happen());
         mapper.ask_until_gone(&mapper.asked.meet, key, &message, &[table.as_fd()], overdue).await?
     }

@@ -210,7 +210,7 @@ pub async fn connect_carrying(
     let link = SocketLink::new(shape);
     link.attach(stream);
     let session = ClientSession::over_socket(link.clone(), welcome.root, welcome.session, welcome.epoch);
-    let bay = landing.map(Bay::new);
+    let bay = landing.map(|landing| Bay::new(landing, options.give_up));
     let hello_for = |way| Bulk { session: welcome.session, way, number: 0, secret };
     let told = |of: SocketLink| move |what| of.break_with(what);
     if let Some(bay) = &bay {

@@ -55,11 +55,14 @@ pub(crate) struct Berth {
 }
 
 /// Does not ask for what nobody waits for any more.
-struct Wanted(Vec<Rc<Arrival<Place>>>);
+struct Wanted<'a> {
+    fetch: &'a Fetch<Place>,
+    arrivals: Vec<Rc<Arrival<Place>>>,
+}
 
-impl Drop for Wanted {
+impl Drop for Wanted<'_> {
     fn drop(&mut self) {
-        self.0.iter().for_each(|arrival| arrival.has_lost());
+        self.fetch.forget(&self.arrivals);
     }
 }
 
@@ -105,11 +108,11 @@ impl Berth {
             return Err(Cause::SessionClosed);
         }
         let asked = names.iter().zip(places).map(|(name, place)| self.fetch.ask(*name, place));
-        let wanted = Wanted(asked.collect());
-        for arrival in &wanted.0 {
-            self.fetch.comes(arrival, Some(self.patience)).await?;
+        let wanted = Wanted { fetch: &self.fetch, arrivals: asked.collect() };
+        for arrival in &wanted.arrivals {
+            self.fetch.comes(arrival, self.patience).await?;
         }
-        wanted.0.iter().map(|arrival| self.enter(&arrival.place)).collect()
+        wanted.arrivals.iter().map(|arrival| self.enter(&arrival.place)).collect()
     }
 
     fn enter(&self, place: &Rc<Place>) -> Result<Rc<Arrived>, Cause> {

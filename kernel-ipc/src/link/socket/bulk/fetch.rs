@@ -90,22 +90,24 @@ impl<E: AsRef<Extent> + 'static> Fetch<E> {
         arrival
     }
 
+    /// Nobody wants these any more: they are not asked for, and their places are given up, also where there is no connection.
+    pub(super) fn forget(&self, arrivals: &[Rc<Arrival<E>>]) {
+        arrivals.iter().for_each(|arrival| arrival.has_lost());
+        let (wanted, gone) = self.jobs.take().into_iter().partition(|job| !job.arrival.is_gone.get());
+        self.jobs.replace(wanted);
+        drop::<VecDeque<Job<E>>>(gone);
+    }
+
     /// Waits until all of it is there.
     ///
     /// # Errors
-    /// [`Cause::StaleLease`]: it is no more. [`Cause::LinkLost`]: nothing at all has come for as long as `patience`, if there is
-    /// an end to that.
-    pub(super) async fn comes(&self, arrival: &Arrival<E>, patience: Option<Duration>) -> Result<(), Cause> {
+    /// [`Cause::StaleLease`]: it is no more. [`Cause::LinkLost`]: nothing at all has come for as long as `patience`.
+    pub(super) async fn comes(&self, arrival: &Arrival<E>, patience: Duration) -> Result<(), Cause> {
         while arrival.left.get() > 0 && !arrival.is_gone.get() {
             let came = self.came.get();
-            match patience {
-                None => arrival.changed.wait().await,
-                Some(patience) => {
-                    let waited = runtime::timeout(patience, arrival.changed.wait()).await;
-                    if waited.is_err() && self.came.get() == came {
-                        return Err(Cause::LinkLost);
-                    }
-                }
+            let waited = runtime::timeout(patience, arrival.changed.wait()).await;
+            if waited.is_err() && self.came.get() == came {
+                return Err(Cause::LinkLost);
             }
         }
         if arrival.is_gone.get() { Err(Cause::StaleLease) } else { Ok(()) }
@@ -179,6 +181,7 @@ impl<E> Drop for UnderWay<'_, E> {
         if self.fetch.over.get() {
             return self.jobs.iter().for_each(|job| job.arrival.has_lost());
         }
+        self.jobs.retain(|job| !job.arrival.is_gone.get());
         let mut jobs = self.fetch.jobs.borrow_mut();
         self.jobs.drain(..).rev().for_each(|job| jobs.push_front(job));
         drop(jobs);

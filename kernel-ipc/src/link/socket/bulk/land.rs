@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::super::dial::{Options, Remote};
 use super::super::frame::{Bulk, FrameError};
@@ -32,12 +33,14 @@ pub(crate) struct Bay {
     landing: Landing,
     fetch: Fetch<Extent>,
     line: Line,
+    /// How long nothing at all may come of what is asked for.
+    patience: Duration,
 }
 
 impl Bay {
-    pub(in crate::link::socket) fn new(landing: Landing) -> Rc<Bay> {
+    pub(in crate::link::socket) fn new(landing: Landing, patience: Duration) -> Rc<Bay> {
         let changed: Rc<Signal> = Rc::default();
-        Rc::new(Bay { landing, fetch: Fetch::new(changed.clone()), line: Line::new(changed) })
+        Rc::new(Bay { landing, fetch: Fetch::new(changed.clone()), line: Line::new(changed), patience })
     }
 
     /// The session is over: nothing more comes.
@@ -49,7 +52,7 @@ impl Bay {
     /// Brings what these leases cover here. Gives the names by which it is held here.
     ///
     /// # Errors
-    /// There is no room, or a lease is no more. Nothing stays here then.
+    /// There is no room, a lease is no more, or the host does not bring it. Nothing stays here then.
     pub(crate) fn land(
         self: Rc<Self>,
         names: Vec<LeaseName>,
@@ -62,8 +65,7 @@ impl Bay {
                 Err(cause) => Err(cause),
             };
             if landed.is_err() {
-                // What has not been asked for is not, and what comes is dropped.
-                arrivals.iter().for_each(|arrival| arrival.has_lost());
+                self.fetch.forget(&arrivals);
             }
             landed
         })
@@ -72,7 +74,7 @@ impl Bay {
     /// Waits until all have come, and lends them.
     async fn landed(&self, arrivals: &[Rc<Arrival<Extent>>]) -> Result<Vec<LeaseName>, Cause> {
         for arrival in arrivals {
-            self.fetch.comes(arrival, None).await?;
+            self.fetch.comes(arrival, self.patience).await?;
         }
         let mut landed = Vec::new();
         let lent = arrivals.iter().try_for_each(|arrival| self.lend(&arrival.place).map(|name| landed.push(name)));
