@@ -44,10 +44,15 @@ impl Keeper {
     pub(super) fn fences_ended(&mut self) {
         for slot in 0..SLOTS {
             while let Some(epoch) = self.slots.take_ended_fence(slot) {
-                self.status.fenced(slot, Epoch(epoch));
+                self.says_what_is_fenced(slot);
                 self.tell(Notice::new(Tell::Fenced, slot, epoch, 0), None);
             }
         }
+    }
+
+    /// The status page says up to which epoch of `slot` all are dead and fenced.
+    pub(super) fn says_what_is_fenced(&self, slot: u32) {
+        self.status.fenced(slot, Epoch(self.slots.fenced(slot)));
     }
 
     /// The status page says that this epoch of `slot` lives.

@@ -88,6 +88,7 @@ impl Keeper {
                 let child = self.spawn(request, descriptors)?;
                 let pid = child.pid as u64;
                 self.slots.started(slot, a, child, Some(fence));
+                self.says_what_is_fenced(slot);
                 done(pid, Some(end))
             }
             Ask::Promote => {
@@ -100,6 +101,7 @@ impl Keeper {
                 let child = self.slots.take(from).ok_or(Errno::ESRCH)?;
                 let pid = child.pid as u64;
                 self.slots.started(slot, a, child, Some(fence));
+                self.says_what_is_fenced(slot);
                 done(pid, Some(end))
             }
             Ask::Guest => {
@@ -108,6 +110,7 @@ impl Keeper {
                 }
                 let (fence, end) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
                 self.slots.guest(slot, a, fence);
+                self.says_what_is_fenced(slot);
                 self.lives(slot, a);
                 done(0, Some(end))
             }

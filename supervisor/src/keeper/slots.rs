@@ -2,7 +2,8 @@
 //!
 //! - A slot is free when nothing lives in it and at most [`MAX_DEAD`] of its epochs are not fenced: a component need not
 //!   wait until the kernel has let go of what its last run gave it. A guest's slot is free when all are.
-//! - Fences of a slot are told in the order of its epochs, so that "fenced up to this one" is true.
+//! - Fences of a slot are told in the order of its epochs, so that "fenced up to this one" is true. An epoch that was passed over
+//!   (its supervisor died before it began) has nothing to be let go of: it counts as fenced.
 //! - How a process ended is remembered until the slot is used again: the supervisor may have missed it.
 
 use std::collections::VecDeque;
@@ -163,6 +164,13 @@ impl Slots {
         dead.pop_front().map(|run| run.epoch)
     }
 
+    /// All epochs of the slot up to this one are dead and fenced.
+    pub(super) fn fenced(&self, slot: u32) -> u64 {
+        let Some(slot) = self.slot(slot) else { return 0 };
+        let living = Some(&slot.run).filter(|run| run.epoch > 0);
+        slot.dead.front().or(living).map_or(slot.epoch, |oldest| oldest.epoch.saturating_sub(1))
+    }
+
     /// The component's slot that was started last among those that live.
     pub(super) fn last_started(&self) -> Option<u32> {
         let living = self
@@ -183,4 +191,35 @@ fn at_end(fence: BorrowedFd<'_>) -> bool {
     let mut set = [PollFd::new(fence, PollFlags::empty())];
     poll(&mut set, PollTimeout::ZERO).is_ok()
         && set[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_fenced_up_to_its_oldest_epoch_that_is_not() {
+        let mut slots = Slots::new();
+        let begins = |slots: &mut Slots, epoch| {
+            let (fence, end) = nix::unistd::pipe().unwrap();
+            slots.guest(7, epoch, fence);
+            end
+        };
+        assert_eq!(slots.fenced(7), 0);
+        let first = begins(&mut slots, 1);
+        assert_eq!(slots.fenced(7), 0);
+        slots.guest_gone(7);
+        // The second one never began.
+        let third = begins(&mut slots, 3);
+        assert_eq!(slots.fenced(7), 0);
+        drop(first);
+        assert_eq!((slots.take_ended_fence(7), slots.fenced(7)), (Some(1), 2));
+        slots.guest_gone(7);
+        assert_eq!((slots.take_ended_fence(7), slots.fenced(7)), (None, 2));
+        drop(third);
+        assert_eq!((slots.take_ended_fence(7), slots.fenced(7)), (Some(3), 3));
+        let _sixth = begins(&mut slots, 6);
+        assert_eq!(slots.fenced(7), 5, "no dead one was left when it began");
+        assert_eq!((slots.fenced(8), slots.fenced(SLOTS)), (0, 0));
+    }
 }
