@@ -44,8 +44,10 @@ pub fn upgrade(common: &Common, component: &str, program: Option<&Path>) -> Resu
         // Asked again of the next supervisor, if this one dies: a component that is upgraded already is upgraded once more.
         let done = ask(async || control.upgrade(control.root(), component, path).await).await;
         let done = done.map_err(|error| why(&component, &error))?;
-        // The one that is under way, and one behind it.
-        measured.some_more(2).await;
+        if done.outcome != Outcome::NotReady {
+            // The one that is under way, and one behind it.
+            measured.some_more(2).await;
+        }
         Ok((done, measured.longest.get()))
     })?;
     if common.json {
@@ -97,7 +99,10 @@ fn word(outcome: Outcome) -> &'static str {
 }
 
 fn refused(component: &str, done: &Upgrade) -> Failed {
-    let serves = "what has served before goes on";
+    let serves = match done.outcome {
+        Outcome::NotReady => "its program stays what it was",
+        _ => "what has served before goes on",
+    };
     let (what, help) = match done.outcome {
         Outcome::NoProgram => ("there is no such program", None),
         Outcome::Unfit => {

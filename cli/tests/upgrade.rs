@@ -5,6 +5,7 @@ mod common;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use kernel_ipc::broker::{Channel, PROTOCOL, ToComponent, ToSupervisor};
 use kernel_ipc::component::Context;
 use kernel_ipc::runtime::{Options, Runtime};
 use kernel_ipc::steps::Steps;
+use protocol::control;
 use protocol::fs::{self, Name};
 use serde_json::Value;
 
@@ -249,6 +251,71 @@ fn what_keeps_nothing_is_not_upgraded_in_use() {
     assert!(!is_done && facts["outcome"] == "keeps-nothing" && facts["epoch"] == 1, "{facts}");
 }
 
+/// Kills a component's run: which program the next one is of.
+fn program_after_a_death(system: &System, component: &str) -> PathBuf {
+    let epoch = system.component(component)["epoch"].as_u64();
+    common::kill_now(system.pid(component));
+    wait_for("its next run", || {
+        let after = system.component(component);
+        after["epoch"].as_u64() > epoch && after["state"] == "ready"
+    });
+    program(system, component)
+}
+
+#[test]
+fn an_upgrade_that_comes_to_nothing_leaves_all_later_runs_to_the_supervisors_program() {
+    let system = System::empty();
+    let own = copied(&system, "atoll-own");
+    let mut up = Command::new(&own);
+    up.args(system.up_command(&[]).get_args()).arg("--detach").env("ATOLL_STATE", system.state());
+    let output = up.output().expect("it runs");
+    assert!(output.status.success(), "{}", said(&output));
+    // From now on what runs is not what is found there.
+    std::fs::rename(copied(&system, "atoll-new"), &own).expect("the same directory");
+    system.ok(&["supervisor", "restart"]);
+    let before = PathBuf::from(format!("{} (deleted)", own.display()));
+    for component in ["fs", "disk"] {
+        assert_eq!(program(&system, component), before, "{component} goes on");
+    }
+    let (_, facts) = upgrade(&system, "fs", Path::new("/bin/false"));
+    assert_eq!(facts["outcome"], "unfit", "{facts}");
+    assert_eq!(program_after_a_death(&system, "fs"), own);
+    let (_, facts) = upgrade(&system, "disk", &pretender(&system, "ends-when-it-is-welcomed"));
+    assert_eq!(facts["outcome"], "rolled-back", "{facts}");
+    assert_eq!(program(&system, "disk"), before, "of what has served");
+    assert_eq!(program_after_a_death(&system, "disk"), own);
+    is_sound(&system);
+}
+
+#[test]
+fn an_upgrade_that_is_ready_is_committed_also_if_its_record_is_found_before_that_of_the_last_one() {
+    let system = System::empty();
+    let steps = Steps::create(system.state(), [("supervisor", "restart/ready")]).expect("room");
+    system.up(&[]);
+    let programs = [copied(&system, "atoll-a"), copied(&system, "atoll-b")];
+    // The first places of the keeper's records are these sessions', and free when the second program's record is put.
+    as_guest(&system, async |context| {
+        let mut clients = Vec::new();
+        for _ in 0..128 {
+            let client: fs::Client = context.connect("fs.root").await.expect("an endpoint");
+            client.stat(client.root()).await.expect("it is open");
+            clients.push(client);
+        }
+        upgrade_well(&system, "disk", &programs[0]);
+    });
+    steps.dies(0, 1).expect("the file is there");
+    as_guest(&system, async |context| {
+        let client: control::Client = context.connect("control").await.expect("an endpoint");
+        let asked = client.upgrade(client.root(), "disk", programs[1].to_str().expect("UTF-8")).await;
+        asked.expect_err("its supervisor has died, and the next one is not asked");
+    });
+    wait_for("its next run", || system.component("disk")["state"] == "ready");
+    assert_eq!(steps.count(0).expect("the file is there").1, 1);
+    assert_eq!(program(&system, "disk"), programs[1]);
+    assert_eq!(program_after_a_death(&system, "disk"), programs[1]);
+    is_sound(&system);
+}
+
 /// Where somebody dies, and what comes of the upgrade.
 const DEATHS: [(&str, &str, &str); 18] = [
     ("fs", "upgrade/examined", "unfit"),
@@ -294,13 +361,7 @@ fn whoever_dies_during_an_upgrade_no_call_fails_and_the_component_goes_on() {
             system.wait_until_ready();
             assert_eq!(program(&system, "fs"), programs[serves], "{process} at {step}");
             // All later runs are of the same one.
-            let epoch = system.component("fs")["epoch"].as_u64();
-            common::kill_now(system.pid("fs"));
-            wait_for("its next run", || {
-                let fs = system.component("fs");
-                fs["epoch"].as_u64() > epoch && fs["state"] == "ready"
-            });
-            assert_eq!(program(&system, "fs"), programs[serves], "after {process} at {step}");
+            assert_eq!(program_after_a_death(&system, "fs"), programs[serves], "after {process} at {step}");
         }
         over.store(true, Ordering::Relaxed);
         client.join().expect("no call failed");

@@ -117,6 +117,7 @@ pub async fn tend(node: Rc<Node>, index: usize, mut stage: Stage) {
                 if component.phase.get() != Phase::Failed {
                     component.log.note("given up: it died too often");
                 }
+                component.programs.roll_back("it was given up meanwhile: it died too often");
                 node.give_up(index);
                 component.set_phase(Phase::Failed);
                 until_wanted(&node, index).await;
@@ -142,7 +143,8 @@ pub async fn tend(node: Rc<Node>, index: usize, mut stage: Stage) {
 
 /// What to do about a death.
 fn judge(node: &Node, component: &Component, run: &Rc<Peer>, served: Option<Duration>) -> Stage {
-    let handed_over = run.wait_status.get() == Some(libc::SIGKILL) && component.programs.is_about_to_change();
+    let is_killed = run.wait_status.get() == Some(libc::SIGKILL) && !run.at_fault.get();
+    let handed_over = is_killed && component.programs.is_about_to_change();
     if component.programs.is_on_trial(run.epoch.get()) || handed_over {
         let (_, end) = explain(run);
         component.log.note(if handed_over { "handed over" } else { &end });

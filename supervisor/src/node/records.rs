@@ -24,7 +24,8 @@
 //! Held        component's hash of name  NamedTag: 0, name                     what is held
 //! Logbook     component's 0                                                   its logbook
 //! NodeListener 0          0                                                   where other nodes call
-//! Program     component's 0, 1: on trial NamedTag: epoch of the run on trial, path    the program of its runs
+//! Program     component's 0             NamedTag: 0, path                     the program of its runs
+//! Program     component's 1, 2          NamedTag: epoch of the run on trial, path    that on trial, and that of the run before it
 //! ```
 
 use std::cell::{Cell, RefCell};

@@ -32,6 +32,7 @@ use super::peer::Peer;
 use super::records::{Kept, Kind, NamedTag, Records, cut};
 use super::waits::{Either, either};
 use super::{Component, Node, Phase};
+use crate::manifest::Provide;
 
 /// How long calls may take that are under way and that nobody could make again.
 const HANDED_OVER_WITHIN: Duration = Duration::from_secs(1);
@@ -42,9 +43,10 @@ const PATIENCE: Duration = Duration::from_secs(4);
 /// How long a component that is being restarted is waited for.
 const SERVES_WITHIN: Duration = Duration::from_secs(10);
 
-/// The numbers of the two records.
+/// The numbers of the records, in the order in which they have to be recalled.
 const CURRENT: u64 = 0;
 const ON_TRIAL: u64 = 1;
+const SERVED: u64 = 2;
 
 /// The programs of a component's runs.
 pub struct Programs {
@@ -52,6 +54,8 @@ pub struct Programs {
     records: Rc<Records>,
     /// Of all runs; none: it was never upgraded, and they are of the supervisor's own program.
     current: RefCell<Option<Kept>>,
+    /// If there is none of all runs: that of the run that serves, for the one after it if that is not the trial's.
+    served: RefCell<Option<Kept>>,
     trial: RefCell<Option<Rc<Trial>>>,
     /// An upgrade is under way.
     is_busy: Cell<bool>,
@@ -72,7 +76,8 @@ pub struct Trial {
 impl Programs {
     /// Of a component that was never upgraded.
     pub fn new(slot: u32, records: Rc<Records>) -> Programs {
-        Programs { slot, records, current: RefCell::default(), trial: RefCell::default(), is_busy: Cell::new(false) }
+        let (current, served, trial) = (RefCell::default(), RefCell::default(), RefCell::default());
+        Programs { slot, records, current, served, trial, is_busy: Cell::new(false) }
     }
 
     /// The program of the next run, unless one is on trial.
@@ -80,7 +85,7 @@ impl Programs {
     /// # Errors
     /// Of opening it.
     pub fn program(&self) -> io::Result<OwnedFd> {
-        match &*self.current.borrow() {
+        match self.current.borrow().as_ref().or(self.served.borrow().as_ref()) {
             Some(kept) => kept.again(),
             None => Ok(nix::fcntl::open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?),
         }
@@ -109,6 +114,7 @@ impl Programs {
 
     /// This run is ready: if it is on trial, all later ones are of its program.
     pub fn commit_run(&self, epoch: u64) {
+        self.served.take();
         let trial = self.trial.borrow_mut().take_if(|trial| trial.epoch.get() == epoch);
         let Some(trial) = trial else { return };
         let kept = trial.program.again().and_then(|program| self.hold(CURRENT, 0, &trial.path, program));
@@ -131,7 +137,8 @@ impl Programs {
         }
     }
 
-    /// What the last supervisor had kept: the program of all runs, or the one on trial, whose run was ready or was not.
+    /// What the last supervisor had kept, in the order of the numbers: the program of all runs; the one on trial, whose run was ready or
+    /// was not; that of the run before it.
     pub fn recall(&self, number: u64, path: &str, program: OwnedFd, kept: Kept, was_ready: bool) {
         match number {
             CURRENT => drop(self.current.replace(Some(kept))),
@@ -139,6 +146,7 @@ impl Programs {
                 Ok(kept) => drop(self.current.replace(Some(kept))),
                 Err(error) => eprintln!("supervisor: the keeper: {error}"),
             },
+            SERVED if self.current.borrow().is_none() => drop(self.served.replace(Some(kept))),
             _ => {}
         }
     }
@@ -147,14 +155,14 @@ impl Programs {
         self.records.hold(Kind::Program, self.slot, number, &tag(epoch, path), program)
     }
 
-    /// The program of the run that serves is that of all runs, until there is another one.
-    fn settle_on(&self, run: &Peer) -> io::Result<()> {
+    /// Keeps the program of the run that serves, until the next one does: the supervisor's own may be another one by now.
+    fn keep_what_serves(&self, run: &Peer) -> io::Result<()> {
         if self.current.borrow().is_none() {
             let path = format!("/proc/{}/exe", run.pid);
             let program = nix::fcntl::open(path.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
             let shown = std::fs::read_link(&path).unwrap_or_default();
-            let kept = self.hold(CURRENT, 0, &shown.display().to_string(), program)?;
-            self.current.replace(Some(kept));
+            let kept = self.hold(SERVED, 0, &shown.display().to_string(), program)?;
+            self.served.replace(Some(kept));
         }
         Ok(())
     }
@@ -226,19 +234,24 @@ impl Node {
         let refused = |outcome| move |why: String| (outcome, why);
         let source = timeout(SERVES_WITHIN, component.serving_run()).await;
         let source = source.map_err(|_| (Outcome::NotReady, "it does not serve".to_owned()))?;
-        if !component.estate.survives() && !component.entry.provides.is_empty() {
-            let why = "its runs keep nothing for the next one, so its clients' calls would fail";
-            return Err((Outcome::KeepsNothing, why.into()));
+        let ends =
+            |endpoint: &&Provide| !component.estate.survives() || !component.estate.has_sessions_of(&endpoint.name);
+        if let Some(endpoint) = component.entry.provides.iter().find(ends) {
+            let why = format!(
+                "its runs keep nothing of endpoint {} for the next one, so its clients' calls would fail",
+                endpoint.name
+            );
+            return Err((Outcome::KeepsNothing, why));
         }
         let opened = open(Path::new(program)).map_err(refused(Outcome::NoProgram))?;
         let begun = Instant::now();
-        component.programs.settle_on(&source).map_err(|error| (Outcome::NotReady, error.to_string()))?;
         let candidate = Candidate::examine(self, index, opened.as_fd()).await.map_err(refused(Outcome::Unfit))?;
         upgrade.checked_us = micros(begun);
         if source.ended.has_happened() || component.phase.get() != Phase::Ready {
             return Err((Outcome::NotReady, "it ended meanwhile, and is started again".into()));
         }
         let kept = component.programs.hold(ON_TRIAL, 0, program, opened);
+        let kept = kept.and_then(|kept| component.programs.keep_what_serves(&source).map(|()| kept));
         let trial = Rc::new(Trial {
             program: kept.map_err(|error| (Outcome::NotReady, error.to_string()))?,
             path: program.to_owned(),
@@ -250,14 +263,17 @@ impl Node {
         component.programs.trial.replace(Some(trial.clone()));
         steps::reach("upgrade/recorded");
         let asked = Instant::now();
-        hand_over(&source).await.map_err(refused(Outcome::Busy))?;
+        hand_over(component, &source).await.map_err(refused(Outcome::Busy))?;
         steps::reach("upgrade/ended");
         upgrade.drained_us = micros(asked);
         let ended = Instant::now();
         trial.settled.wait().await;
         upgrade.restored_us = micros(ended);
         let end = trial.end.borrow().clone();
-        end.unwrap_or(Ok(())).map_err(refused(Outcome::RolledBack))
+        end.unwrap_or(Ok(())).map_err(refused(match component.phase.get() {
+            Phase::Failed => Outcome::NotReady,
+            _ => Outcome::RolledBack,
+        }))
     }
 }
 
@@ -265,11 +281,14 @@ impl Node {
 ///
 /// # Errors
 /// Why it stays, for people.
-async fn hand_over(source: &Peer) -> Result<(), String> {
+async fn hand_over(component: &Component, source: &Peer) -> Result<(), String> {
     let message = ToComponent::HandOver { within_ms: HANDED_OVER_WITHIN.as_millis() as u32 };
     let patience = HANDED_OVER_WITHIN + PATIENCE;
     match source.ask_within(patience, &source.asked.hand_over, (), &message, &[]).await {
-        Ok(calls) => Err(format!("{calls} calls are under way that nobody could make again")),
+        Ok(calls) => {
+            component.programs.served.take();
+            Err(format!("{calls} calls are under way that nobody could make again"))
+        }
         Err(_) if source.ended.has_happened() => Ok(()),
         // It may still do as it was told; then the program that has served is started again.
         Err(why) => Err(why),

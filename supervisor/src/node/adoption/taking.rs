@@ -40,7 +40,9 @@ pub fn take_over(node: &Rc<Node>, records: Vec<Record>) -> io::Result<Left> {
     all(Kind::Fact).into_iter().for_each(|record| taking.fact(record).unwrap_or_default());
     all(Kind::Held).into_iter().for_each(|record| taking.held(record).unwrap_or_default());
     all(Kind::Logbook).into_iter().for_each(|record| taking.logbook(record).unwrap_or_default());
-    all(Kind::Program).into_iter().for_each(|record| taking.program(record).unwrap_or_default());
+    let mut programs = all(Kind::Program);
+    programs.sort_by_key(|record| record.key.number);
+    programs.into_iter().for_each(|record| taking.program(record).unwrap_or_default());
     all(Kind::Peer).into_iter().for_each(|record| taking.peer(record).unwrap_or_default());
     taking.nobodys_slots();
     all(Kind::Output).into_iter().for_each(|record| taking.output(record).unwrap_or_default());
