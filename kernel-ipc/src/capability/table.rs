@@ -274,6 +274,11 @@ impl Table {
 }
 
 impl Line {
+    /// Whether `handle` names the entry here, as far as this index is its.
+    pub(super) fn is(&self, handle: Handle) -> bool {
+        self.state != State::Free && self.generation == handle.generation
+    }
+
     /// Why a look-up by this handle finds nothing here.
     #[cold]
     fn refusal(&self, handle: Handle) -> Cause {
