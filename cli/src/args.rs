@@ -1,12 +1,13 @@
 //! The command line, as clap reads it. What a verb does is in the module of its name.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
+use supervisor::cluster::Ports;
 
 use crate::chaos::Kind;
 
@@ -92,6 +93,9 @@ pub enum Verb {
     /// Make this state directory a node of a cluster, and look after its nodes
     #[command(subcommand)]
     Node(Node),
+    /// Run two nodes on this machine, with a network between them that delays, is narrow, and is cut
+    #[command(subcommand)]
+    Lab(Lab),
     /// Kill, stop and slow down components of the running system, and say what its users felt
     Chaos(Chaos),
     /// Look at what is kept of crashes
@@ -424,9 +428,8 @@ pub enum Node {
     Init {
         /// What the node is called: lower-case letters, digits and hyphens
         name: String,
-        /// Where it listens, and others call it; one machine's own address, not that of all
-        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7700")]
-        listen: SocketAddr,
+        #[command(flatten)]
+        listening: Listen,
     },
     /// Make a token, which lets one node in; only on the first node
     Token {
@@ -444,9 +447,8 @@ pub enum Node {
         /// What this node is called: lower-case letters, digits and hyphens
         #[arg(long)]
         name: String,
-        /// Where it listens, and others call it
-        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7700")]
-        listen: SocketAddr,
+        #[command(flatten)]
+        listening: Listen,
     },
     /// List the nodes of the cluster
     Ls,
@@ -455,6 +457,72 @@ pub enum Node {
         /// Its name
         name: String,
     },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Lab {
+    /// Start both nodes, and what a manifest places on them, until Ctrl-C
+    Up(LabUp),
+    /// Run a command on one of the nodes: in its network, and with its state directory
+    Exec {
+        /// a or b
+        #[arg(value_parser = ["a", "b"])]
+        node: String,
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
+    },
+    /// Stop the lab that runs on this state directory, and remove what one that was killed has left behind
+    Down,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+The nodes are called a and b; their state directories are DIR/lab/a and DIR/lab/b. As root each is in a network namespace of its \
+own, with a pair of devices between; otherwise both are on addresses of the loopback. With a delay, a rate or cuts, a relay is between them, \
+which passes on streams: a cut ends all connections, and what was under way is lost.
+
+  atoll lab up --delay 25 --cut-every 1000
+  atoll lab exec b atoll fs put -r site /www      # by the operator of b, on the disk of a")]
+pub struct LabUp {
+    /// The manifest, with `place = \"node:a\"` or `\"node:b\"` of each component [default: the built-in systems/lab.toml]
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub manifest: Option<PathBuf>,
+    /// Override a configuration value, for example httpd.listen=127.0.0.1:0
+    #[arg(long = "set", value_name = "COMPONENT.KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// How long everything takes between the nodes, each way; a round trip takes twice that
+    #[arg(long, value_name = "MS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=10_000))]
+    pub delay: u64,
+    /// How much is lost between the nodes; refused by this version
+    #[arg(long, value_name = "PERCENT")]
+    pub loss: Option<f64>,
+    /// Bytes a second that pass between the nodes, each way [default: as many as come]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1000..=1_000_000_000_000))]
+    pub rate: Option<u64>,
+    /// Cut all connections between the nodes again and again, at this interval on average [default: never]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(10..=86_400_000))]
+    pub cut_every: Option<u64>,
+    /// Decides when the cuts are
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Use addresses of the loopback also where namespaces can be had
+    #[arg(long)]
+    pub loopback: bool,
+}
+
+/// Where a node listens.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Listen {
+    /// Where it listens, and others call it; one machine's own address, not that of all
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7700")]
+    pub listen: SocketAddr,
+    /// Its own address, if something between passes on what comes for the other one
+    #[arg(long, value_name = "ADDRESS")]
+    pub bind: Option<IpAddr>,
+    /// Ports of its components, for example 7701-7763 [default: any that are free]
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub ports: Option<Ports>,
 }
 
 /// Paths are those of the volume: `/www/index.html`, or the same without the first slash.

@@ -13,7 +13,7 @@ use protocol::node::Member;
 use serde_json::{Value, json};
 use supervisor::cluster::home::{Home, HomeError};
 use supervisor::cluster::join::{self, JoinError};
-use supervisor::cluster::seconds;
+use supervisor::cluster::{Listening, seconds};
 use supervisor::manifest::Checked;
 use supervisor::timestamp;
 
@@ -24,22 +24,22 @@ use crate::output::{self, Align, Failed, Table};
 /// Runs a verb of `atoll node`.
 pub fn node(common: &Common, what: &Node) -> Result<(), Failed> {
     match what {
-        Node::Init { name, listen } => init(common, name, *listen),
+        Node::Init { name, listening } => init(common, name, listening.into()),
         Node::Token { duration } => token(common, *duration),
-        Node::Join { address, token, name, listen } => join_cluster(common, *address, token, name, *listen),
+        Node::Join { address, token, name, listening } => join_cluster(common, *address, token, name, listening.into()),
         Node::Ls => list(common),
         Node::Remove { name } => remove(common, name),
     }
 }
 
-fn init(common: &Common, name: &str, listen: SocketAddr) -> Result<(), Failed> {
+fn init(common: &Common, name: &str, listening: Listening) -> Result<(), Failed> {
     let name = named(name)?;
     at_rest(common)?;
-    let home = Home::init(&common.state, &name, listen).map_err(|error| refused(&error))?;
+    let home = Home::init(&common.state, &name, listening).map_err(|error| refused(&error))?;
     if common.json {
-        return output::json(&json!({"node": home.name().as_str(), "listen": home.listen().to_string()}));
+        return output::json(&json!({"node": home.name().as_str(), "listen": listening.address.to_string()}));
     }
-    output::line(&format!("node {name} begins a cluster; it listens on {listen} when its system is up"))
+    output::line(&format!("node {name} begins a cluster; it listens on {} when its system is up", listening.own()))
 }
 
 fn token(common: &Common, duration: Duration) -> Result<(), Failed> {
@@ -57,7 +57,7 @@ fn join_cluster(
     address: SocketAddr,
     token: &str,
     name: &str,
-    listen: SocketAddr,
+    listening: Listening,
 ) -> Result<(), Failed> {
     let name = named(name)?;
     let mut typed = String::new();
@@ -69,7 +69,7 @@ fn join_cluster(
     let runtime = Runtime::new(Options::default()).map_err(|error| no_runtime(&error))?;
     let (home, known) = runtime
         .block_on(async {
-            let home = join::join(&common.state, &name, listen, address, token).await?;
+            let home = join::join(&common.state, &name, listening, address, token).await?;
             let known = join::learn(&home).await;
             Ok((home, known))
         })
@@ -78,7 +78,8 @@ fn join_cluster(
     if common.json {
         return output::json(&json!({"node": home.name().as_str(), "nodes": facts(&known)}));
     }
-    output::line(&format!("node {name} is one of {} nodes; it listens on {listen} when its system is up", known.len()))
+    let (count, own) = (known.len(), listening.own());
+    output::line(&format!("node {name} is one of {count} nodes; it listens on {own} when its system is up"))
 }
 
 fn list(common: &Common) -> Result<(), Failed> {
@@ -142,6 +143,12 @@ fn remove(common: &Common, name: &str) -> Result<(), Failed> {
 fn tell_supervisor(common: &Common) {
     if let Ok(runtime) = Runtime::new(Options::default()) {
         let _ = runtime.block_on(async { Context::guest(&common.state, "atoll node").map(drop) });
+    }
+}
+
+impl From<&crate::args::Listen> for Listening {
+    fn from(given: &crate::args::Listen) -> Self {
+        Listening { address: given.listen, bind: given.bind, ports: given.ports }
     }
 }
 

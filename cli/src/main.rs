@@ -20,6 +20,7 @@ mod fs;
 mod inside;
 mod interface;
 mod interrupt;
+mod lab;
 mod moving;
 mod node;
 mod output;
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         Verb::Logs { component } => control::logs(&cli.common, component.as_deref()),
         Verb::Supervisor(args::Supervisor::Restart) => control::replace_supervisor(&cli.common),
         Verb::Node(what) => cluster::node(&cli.common, what),
+        Verb::Lab(what) => lab::lab(&cli.common, what),
         Verb::Fs(verb) => fs::run(&cli.common, verb),
         Verb::Interface { what } => interface::interface(&cli.common, what.as_ref()),
         Verb::Call(what) => call::call(&cli.common, what),

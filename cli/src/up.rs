@@ -18,11 +18,16 @@ use crate::{check, cluster, control, node};
 
 /// What the foreground waits for.
 enum Event {
-    /// The start goes on.
-    Progress(Progress),
-    /// The start has ended well or not.
-    Started(Starting, Progress),
+    Start(Reported),
     Signal(Signal),
+}
+
+/// What is said of a start.
+pub enum Reported {
+    /// It goes on.
+    Step(Progress),
+    /// It has ended well or not.
+    Ended(Starting, Progress),
 }
 
 /// Starts the system.
@@ -41,7 +46,7 @@ pub fn up(common: &Common, up: &Up) -> Result<(), Failed> {
             .help("`atoll ps` shows it, `atoll down` stops it; --state DIR names another place"));
     }
     cluster::refresh(common, &checked);
-    let events = wait_for_signals()?;
+    let events = wait_for_signals(Event::Signal)?;
     let options =
         Options { manifest: up.manifest.as_deref(), state: &common.state, sets: &up.sets, end_with_parent: !up.detach };
     let starting = supervisor::up::start(&options).map_err(|error| {
@@ -49,13 +54,15 @@ pub fn up(common: &Common, up: &Up) -> Result<(), Failed> {
     })?;
     let keeper = Pid::from_raw(i32::try_from(starting.pid()).unwrap_or(i32::MAX));
     let bar = Bar::new(Counts::Things, checked.components.len() as u64);
-    report(starting, events.sender);
+    report(starting, events.sender, Event::Start);
     let mut interrupted = false;
     let started = loop {
         match events.receiver.recv() {
-            Ok(Event::Progress(Progress::Starting { component })) => bar.name(&format!("starting {component}")),
-            Ok(Event::Progress(_)) => bar.done(1),
-            Ok(Event::Started(starting, last)) => {
+            Ok(Event::Start(Reported::Step(Progress::Starting { component }))) => {
+                bar.name(&format!("starting {component}"));
+            }
+            Ok(Event::Start(Reported::Step(_))) => bar.done(1),
+            Ok(Event::Start(Reported::Ended(starting, last))) => {
                 bar.end();
                 break (starting, last);
             }
@@ -102,13 +109,18 @@ pub fn up(common: &Common, up: &Up) -> Result<(), Failed> {
     }
 }
 
-struct Events {
-    sender: mpsc::Sender<Event>,
-    receiver: mpsc::Receiver<Event>,
+/// What comes from several threads.
+pub struct Events<E> {
+    pub sender: mpsc::Sender<E>,
+    pub receiver: mpsc::Receiver<E>,
 }
 
-/// Turns the signals that end a foreground program, and the death of the keeper, into events.
-fn wait_for_signals() -> Result<Events, Failed> {
+/// Turns the signals that end a foreground program, and the death of a keeper, into events. To be called before other threads are
+/// started.
+///
+/// # Errors
+/// The signals cannot be blocked.
+pub fn wait_for_signals<E: Send + 'static>(event: fn(Signal) -> E) -> Result<Events<E>, Failed> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD] {
         signals.add(signal);
@@ -119,7 +131,7 @@ fn wait_for_signals() -> Result<Events, Failed> {
     let out = sender.clone();
     std::thread::spawn(move || {
         while let Ok(signal) = signals.wait() {
-            if out.send(Event::Signal(signal)).is_err() {
+            if out.send(event(signal)).is_err() {
                 return;
             }
         }
@@ -128,18 +140,22 @@ fn wait_for_signals() -> Result<Events, Failed> {
 }
 
 /// Hands the progress on, from a thread of its own because reading it blocks.
-fn report(mut starting: Starting, sender: mpsc::Sender<Event>) {
+pub fn report<E: Send + 'static>(
+    mut starting: Starting,
+    sender: mpsc::Sender<E>,
+    event: impl Fn(Reported) -> E + Send + 'static,
+) {
     std::thread::spawn(move || {
         loop {
-            let event = match starting.next_step() {
+            let step = match starting.next_step() {
                 last @ (Progress::Up | Progress::Failed { .. }) => {
                     // The receiver is gone only when this process is ending.
-                    let _ = sender.send(Event::Started(starting, last));
+                    let _ = sender.send(event(Reported::Ended(starting, last)));
                     return;
                 }
-                step => Event::Progress(step),
+                step => event(Reported::Step(step)),
             };
-            if sender.send(event).is_err() {
+            if sender.send(step).is_err() {
                 return;
             }
         }

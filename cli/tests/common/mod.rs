@@ -8,9 +8,11 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod http;
+pub mod lab;
 pub mod network;
 pub mod nodes;
 pub mod power;
+pub mod trees;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -31,7 +33,9 @@ const SETS: [&str; 2] = ["httpd.listen=127.0.0.1:0", "disk.size=256MiB"];
 
 /// A state directory, and the system on it.
 pub struct System {
-    directory: tempfile::TempDir,
+    state: PathBuf,
+    /// Of its own, removed with it.
+    _directory: Option<tempfile::TempDir>,
 }
 
 /// What a web server answered.
@@ -46,7 +50,13 @@ pub struct Reply {
 impl System {
     /// A state directory with nothing on it.
     pub fn empty() -> System {
-        System { directory: tempfile::tempdir().expect("a directory for the state") }
+        let directory = tempfile::tempdir().expect("a directory for the state");
+        System { state: directory.path().to_owned(), _directory: Some(directory) }
+    }
+
+    /// A state directory that is somebody else's.
+    pub fn on(state: PathBuf) -> System {
+        System { state, _directory: None }
     }
 
     /// `atoll up --detach`, and `arguments` (a manifest, more `--set`s); panics with what it said if it does not come up.
@@ -77,7 +87,7 @@ impl System {
 
     /// The state directory.
     pub fn state(&self) -> &Path {
-        self.directory.path()
+        &self.state
     }
 
     /// A file in it.

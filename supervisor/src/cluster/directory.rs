@@ -124,7 +124,8 @@ mod tests {
     #[test]
     fn the_embedded_directory_says_where_things_are() {
         let state = tempfile::tempdir().unwrap();
-        let home = Home::init(state.path(), &NodeName::new("a").unwrap(), "127.0.0.1:7700".parse().unwrap()).unwrap();
+        let listen: std::net::SocketAddr = "127.0.0.1:7700".parse().unwrap();
+        let home = Home::init(state.path(), &NodeName::new("a").unwrap(), listen).unwrap();
         let mut b = home.known().unwrap().remove(0);
         b.name = "b".into();
         home.members().put(&b).unwrap();

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::authority::{self, Certified, NODE_FOR};
 use super::files;
+use super::listening::Listening;
 use super::members::Members;
 use super::seconds;
 use super::token::{Token, Tokens};
@@ -35,7 +36,7 @@ const VERSION: u32 = 1;
 pub struct Home {
     directory: PathBuf,
     name: NodeName,
-    listen: SocketAddr,
+    listening: Listening,
     by: Option<(NodeName, SocketAddr)>,
 }
 
@@ -43,7 +44,8 @@ pub struct Home {
 struct Facts {
     version: u32,
     name: String,
-    listen: SocketAddr,
+    #[serde(flatten)]
+    listening: Listening,
     /// The node that has let this one in, and its address; of the first node none.
     by: Option<(String, SocketAddr)>,
 }
@@ -119,12 +121,12 @@ impl Home {
             Ok(text) => text,
         };
         let facts = serde_json::from_slice::<Facts>(&text).ok().filter(|facts| facts.version == VERSION);
-        let home = facts.and_then(|Facts { name, listen, by, .. }| {
+        let home = facts.and_then(|Facts { name, listening, by, .. }| {
             let by = match by {
                 Some((name, address)) => Some((NodeName::new(&name)?, address)),
                 None => None,
             };
-            Some(Home { directory, name: NodeName::new(&name)?, listen, by })
+            Some(Home { directory, name: NodeName::new(&name)?, listening, by })
         });
         home.map(Some).ok_or(HomeError::Damaged(path))
     }
@@ -141,9 +143,10 @@ impl Home {
     ///
     /// # Errors
     /// See [`HomeError`]; nothing is left behind.
-    pub fn init(state: &Path, name: &NodeName, listen: SocketAddr) -> Result<Home, HomeError> {
-        if !is_address(listen) {
-            return Err(HomeError::Address(listen));
+    pub fn init(state: &Path, name: &NodeName, listening: impl Into<Listening>) -> Result<Home, HomeError> {
+        let listening = listening.into();
+        if !is_address(listening.address) {
+            return Err(HomeError::Address(listening.address));
         }
         let now = SystemTime::now();
         let authority = authority::new_authority(now).map_err(HomeError::Signing)?;
@@ -154,7 +157,7 @@ impl Home {
         let certificate = certificate.map_err(HomeError::Signing)?;
         let itself = Member {
             name: name.to_string(),
-            address: listen.to_string(),
+            address: listening.address.to_string(),
             fingerprint: fingerprint(&certificate).to_vec(),
             since_s: seconds(now),
             until_s: seconds(until),
@@ -162,7 +165,7 @@ impl Home {
         };
         let own = Certified { certificate, key };
         let authority_key = Some(authority.key.as_slice());
-        Home::settle(state, name, listen, None, &own, &authority.certificate, authority_key, &[itself])
+        Home::settle(state, name, listening, None, &own, &authority.certificate, authority_key, &[itself])
     }
 
     /// Makes a state directory the node that another one has let in.
@@ -171,20 +174,20 @@ impl Home {
     /// See [`HomeError`]; nothing is left behind.
     pub(super) fn move_in(
         state: &Path,
-        (name, listen): (&NodeName, SocketAddr),
+        (name, listening): (&NodeName, Listening),
         by: (NodeName, SocketAddr),
         own: &Certified,
         authority: &[u8],
         members: &[Member],
     ) -> Result<Home, HomeError> {
-        Home::settle(state, name, listen, Some(by), own, authority, None, members)
+        Home::settle(state, name, listening, Some(by), own, authority, None, members)
     }
 
     #[expect(clippy::too_many_arguments, reason = "each is a file")]
     fn settle(
         state: &Path,
         name: &NodeName,
-        listen: SocketAddr,
+        listening: Listening,
         by: Option<(NodeName, SocketAddr)>,
         own: &Certified,
         authority: &[u8],
@@ -206,7 +209,7 @@ impl Home {
         let facts = Facts {
             version: VERSION,
             name: name.to_string(),
-            listen,
+            listening,
             by: by.as_ref().map(|(name, address)| (name.to_string(), *address)),
         };
         let facts = serde_json::to_vec(&facts).expect("it has text and numbers only");
@@ -223,7 +226,7 @@ impl Home {
         let moved = Members::at(new.join("members")).replace(members).and_then(|()| files::rename(&new, &at));
         // A key that is of no use is not left lying about.
         moved.inspect_err(|_| drop(fs::remove_dir_all(&new))).map_err(|error| HomeError::Io(at.clone(), error))?;
-        Ok(Home { directory: at, name: name.clone(), listen, by })
+        Ok(Home { directory: at, name: name.clone(), listening, by })
     }
 
     /// Its name.
@@ -232,8 +235,8 @@ impl Home {
     }
 
     /// Where it listens, and others call it.
-    pub fn listen(&self) -> SocketAddr {
-        self.listen
+    pub fn listening(&self) -> Listening {
+        self.listening
     }
 
     /// The node that has let it in, and its address; `None`: it is the first, and has the authority's key.
@@ -444,7 +447,8 @@ mod tests {
     fn the_first_node_renews_its_own_certificate_when_half_of_its_time_has_passed() {
         let state = tempfile::tempdir().unwrap();
         let name = NodeName::new("a").unwrap();
-        let home = Home::init(state.path(), &name, "127.0.0.1:7700".parse().unwrap()).unwrap();
+        let listen: SocketAddr = "127.0.0.1:7700".parse().unwrap();
+        let home = Home::init(state.path(), &name, listen).unwrap();
         let (now, before) = (SystemTime::now(), home.certificate().unwrap());
         assert!(!home.renew_itself(now).unwrap() && home.certificate().unwrap() == before);
         let later = now + NODE_FOR / 2 + Duration::from_secs(60);

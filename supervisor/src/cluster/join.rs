@@ -11,6 +11,7 @@ use protocol::node::{self, Joined, Member};
 
 use super::authority::{self, Certified, NODE_FOR};
 use super::home::{Home, HomeError, is_address};
+use super::listening::Listening;
 use super::members::is_possible;
 use super::neighbour::{Neighbour, NeighbourError};
 use super::seconds;
@@ -80,7 +81,7 @@ fn words(error: node::JoinError) -> &'static str {
     }
 }
 
-/// Makes the state directory a node called `name`, which others call at `listen`, of the cluster of the node at `address` that
+/// Makes the state directory a node called `name`, which listens so, of the cluster of the node at `address` that
 /// has made this token. Needs a runtime.
 ///
 /// # Errors
@@ -88,7 +89,7 @@ fn words(error: node::JoinError) -> &'static str {
 pub async fn join(
     state: &Path,
     name: &NodeName,
-    listen: SocketAddr,
+    listening: impl Into<Listening>,
     address: SocketAddr,
     token: &str,
 ) -> Result<Home, JoinError> {
@@ -96,8 +97,9 @@ pub async fn join(
     if let Some(home) = Home::find(state)? {
         return Err(HomeError::AlreadyANode(home.name().clone()).into());
     }
-    if !is_address(listen) {
-        return Err(HomeError::Address(listen).into());
+    let listening = listening.into();
+    if !is_address(listening.address) {
+        return Err(HomeError::Address(listening.address).into());
     }
     let key = authority::new_key().map_err(HomeError::Signing)?;
     let public_key = authority::public_key(&key).map_err(HomeError::Signing)?;
@@ -105,7 +107,7 @@ pub async fn join(
     let mut asked = 0;
     let Joined { certificate, authority, by: first } = loop {
         let answer = match Neighbour::call(&keys, &token.node, address).await {
-            Ok(by) => ask(&by, &token, name, listen, &public_key).await,
+            Ok(by) => ask(&by, &token, name, listening.address, &public_key).await,
             Err(error) => Err(error.into()),
         };
         match answer {
@@ -126,7 +128,7 @@ pub async fn join(
     let own = Certified { certificate, key };
     let itself = Member {
         name: name.to_string(),
-        address: listen.to_string(),
+        address: listening.address.to_string(),
         fingerprint: fingerprint(&own.certificate).to_vec(),
         since_s: seconds(now),
         until_s: seconds(now + NODE_FOR),
@@ -134,7 +136,7 @@ pub async fn join(
     };
     // By the address at which it was reached: what it says of itself may be another network's.
     let by = (token.node.clone(), address);
-    Ok(Home::move_in(state, (name, listen), by, &own, &authority, &[first, itself])?)
+    Ok(Home::move_in(state, (name, listening), by, &own, &authority, &[first, itself])?)
 }
 
 async fn ask(

@@ -14,11 +14,13 @@ pub mod directory;
 mod files;
 pub mod home;
 pub mod join;
+pub mod listening;
 pub mod members;
 mod neighbour;
 pub mod token;
 
 pub use home::{Home, HomeError};
+pub use listening::{Listening, Ports};
 pub use neighbour::{Neighbour, NeighbourError, plain};
 
 use std::time::{SystemTime, UNIX_EPOCH};

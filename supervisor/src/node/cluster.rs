@@ -64,7 +64,7 @@ pub fn answer(node: &Rc<Node>, listener: Option<OwnedFd>) -> Result<(), String> 
     let home = directory.home().clone();
     let listener = match listener {
         Some(listener) => listener,
-        None => listen(home.listen())?,
+        None => listen(home.listening().own())?,
     };
     let keys = home.host_keys().map_err(|error| error.to_string())?;
     let calls = home.keys().map_err(|error| error.to_string())?;
@@ -270,8 +270,7 @@ impl Node {
         for endpoint in self.exported(&component.entry) {
             let name = format!("{EXPORT}{endpoint}");
             if component.holdings.again(&name).is_none() {
-                let here = SocketAddr::new(directory.home().listen().ip(), 0);
-                component.holdings.hold(name, listen(here)?)?;
+                component.holdings.hold(name, directory.home().listening().listen()?.into())?;
             }
         }
         Ok(())
@@ -547,9 +546,10 @@ impl Local for Here {
         let message = ToComponent::ServeBeyond(Box::new(wish));
         host.ask(&host.asked.expects, session, &message, &[]).await.map_err(unavailable)?.map_err(unavailable)?;
         let socket = node.components[index].holdings.again(&format!("{EXPORT}{endpoint}"));
-        let address = socket.and_then(|socket| TcpListener::from(socket).local_addr().ok());
-        let address = address.ok_or_else(|| unavailable("it listens nowhere".into()))?;
-        Ok(Announced { component, address: address.to_string() })
+        let own = socket.and_then(|socket| TcpListener::from(socket).local_addr().ok());
+        let own = own.ok_or_else(|| unavailable("it listens nowhere".into()))?;
+        let called = node.directory.as_ref().map_or(own, |directory| directory.home().listening().called(own));
+        Ok(Announced { component, address: called.to_string() })
     }
 
     async fn status(&self, component: &str) -> Option<ComponentStatus> {
