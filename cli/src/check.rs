@@ -33,8 +33,12 @@ fn show(manifest: &Path, checked: &Checked) -> Result<(), Failed> {
     for component in &checked.components {
         let uses: Vec<String> =
             component.uses.iter().map(|used| format!("{}.{}", used.component, used.endpoint)).collect();
-        table.row(vec![component.name.clone(), component.builtin.clone(), uses.join(", ")]);
+        table.row(vec![component.name.clone(), component.run.to_string(), uses.join(", ")]);
     }
     output::write(table.render(output::stdout_colours()).as_bytes())?;
-    output::line(&format!("{}: good, {} components", manifest.display(), checked.components.len()))
+    let count = match checked.components.len() {
+        1 => "1 component".to_owned(),
+        count => format!("{count} components"),
+    };
+    output::line(&format!("{}: good, {count}", manifest.display()))
 }

@@ -5,18 +5,20 @@
 //! * A part that is wrong is left out of later checks, so that one mistake is reported once.
 
 mod config;
+mod interfaces;
 mod order;
 pub(crate) mod place;
 mod reactors;
 mod restart;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use kernel_ipc::interface::Description;
 use kernel_ipc::rights::Rights;
 use serde_json::{Map, Value, json};
 
-use crate::manifest::{Checked, Component, Provide, Use};
+use self::interfaces::{Interface, Interfaces};
+use crate::manifest::{Checked, Component, Provide, Run, Use};
 use crate::parse::{Literal, Raw, RawComponent, RawUse, RawValue, Word, list};
 use crate::policy::{self, Builtin, Default, Field, Kind, Narrowing};
 use crate::report::{Place, Problem, Report};
@@ -29,10 +31,10 @@ use crate::value;
 /// Every problem, also those that parsing found.
 pub(crate) fn check(raw: Raw) -> Result<Checked, Report> {
     let mut report = raw.report;
-    let mut checker = Checker { components: &raw.components, problems: Vec::new(), cyclic: Vec::new() };
     let order = order::order(&raw.components);
-    checker.problems = order.problems;
-    checker.cyclic = order.cyclic;
+    let (mut problems, cyclic, base) = (order.problems, order.cyclic, raw.base.as_deref());
+    let interfaces = Interfaces::of(&raw.interfaces, &mut problems);
+    let mut checker = Checker { components: &raw.components, interfaces: &interfaces, base, problems, cyclic };
     let mut components: Vec<Component> = raw.components.iter().map(|component| checker.component(component)).collect();
     checker.conflicts();
     checker.problems.extend(restart::lonely(&raw.components));
@@ -49,6 +51,9 @@ pub(crate) fn check(raw: Raw) -> Result<Checked, Report> {
 
 struct Checker<'r> {
     components: &'r [RawComponent],
+    interfaces: &'r Interfaces,
+    /// Where relative paths of programs begin.
+    base: Option<&'r Path>,
     problems: Vec<Problem>,
     /// Where the uses stand that are part of a cycle: nothing else is said about these.
     cyclic: Vec<Place>,
@@ -56,8 +61,12 @@ struct Checker<'r> {
 
 impl<'r> Checker<'r> {
     fn component(&mut self, raw: &'r RawComponent) -> Component {
-        let builtin = self.builtin(raw);
-        let config = builtin.map_or(Value::Null, |builtin| self.config(raw, builtin));
+        let run = self.run(raw);
+        let builtin = run.as_ref().and_then(Run::builtin).and_then(policy::builtin);
+        let config = match &run {
+            Some(Run::Program(_)) => self.config_of_program(raw),
+            _ => builtin.map_or(Value::Null, |builtin| self.config(raw, builtin)),
+        };
         let provides = raw.provides.iter().filter_map(|(name, interface)| self.provide(builtin, name, interface));
         let provides = provides.collect();
         let uses = raw.uses.iter().filter_map(|used| self.used(raw, builtin, used)).collect();
@@ -66,7 +75,8 @@ impl<'r> Checker<'r> {
         }
         Component {
             name: raw.name.text.clone(),
-            builtin: builtin.map_or_else(String::new, |builtin| builtin.name.into()),
+            // There is a problem if there is none.
+            run: run.unwrap_or_else(|| Run::Builtin(String::new())),
             config,
             uses,
             provides,
@@ -103,29 +113,68 @@ impl<'r> Checker<'r> {
         }
     }
 
-    fn builtin(&mut self, raw: &RawComponent) -> Option<&'static Builtin> {
+    fn run(&mut self, raw: &RawComponent) -> Option<Run> {
         let Some(run) = &raw.run else {
             let title = format!("component `{}` does not say what it runs", raw.name.text);
-            self.problem(Problem::at(&raw.name.place, title, "`run` is missing").help("add run = \"builtin:NAME\""));
+            let help = "add run = \"builtin:NAME\" or run = \"program:PATH\"";
+            self.problem(Problem::at(&raw.name.place, title, "`run` is missing").help(help));
             return None;
         };
+        if let Some(path) = run.text.strip_prefix("program:") {
+            return self.program(run, path);
+        }
         let names: Vec<&str> = policy::builtins().iter().map(|builtin| builtin.name).collect();
         let Some(name) = run.text.strip_prefix("builtin:") else {
             let title = format!("component `{}` runs something that is not built in", raw.name.text);
-            let help = format!("write \"builtin:NAME\" with one of {}", list(&names));
+            let help = format!("write \"program:PATH\", or \"builtin:NAME\" with one of {}", list(&names));
             self.problem(Problem::at(&run.place, title, "not a built-in component").help(help));
             return None;
         };
-        let builtin = policy::builtin(name);
-        if builtin.is_none() {
-            let help = match value::nearest(name, names.iter().copied()) {
-                Some(near) => format!("did you mean `builtin:{near}`?"),
-                None => format!("the built-in components are {}", list(&names)),
-            };
-            let title = format!("there is no built-in component `{}`", name.escape_debug());
-            self.problem(Problem::at(&run.place, title, "unknown").help(help));
+        if policy::builtin(name).is_some() {
+            return Some(Run::Builtin(name.into()));
         }
-        builtin
+        let help = match value::nearest(name, names.iter().copied()) {
+            Some(near) => format!("did you mean `builtin:{near}`?"),
+            None => format!("the built-in components are {}", list(&names)),
+        };
+        let title = format!("there is no built-in component `{}`", name.escape_debug());
+        self.problem(Problem::at(&run.place, title, "unknown").help(help));
+        None
+    }
+
+    /// A program is looked for when it is started: it may be on another node, or not be built yet.
+    fn program(&mut self, run: &Word, path: &str) -> Option<Run> {
+        let problem = |label| Problem::at(&run.place, format!("`{}` is no program", path.escape_debug()), label);
+        if path.is_empty() || path.ends_with('/') || path.contains('\0') {
+            self.problem(problem("not a file's name").help("write \"program:\" and a path"));
+            return None;
+        }
+        match self.base {
+            Some(base) => Some(Run::Program(base.join(path))),
+            None if path.starts_with('/') => Some(Run::Program(path.into())),
+            None => {
+                self.problem(
+                    problem("a relative path")
+                        .help("it starts at the manifest's directory, and this manifest is in no file"),
+                );
+                None
+            }
+        }
+    }
+
+    /// Whatever it is: the program says what it takes.
+    fn config_of_program(&mut self, raw: &RawComponent) -> Value {
+        let mut object = Map::new();
+        for (key, given) in &raw.config {
+            match config::any(given) {
+                Ok(value) => drop(object.insert(key.text.clone(), value)),
+                Err(reason) => {
+                    let title = format!("bad value for `{}` of component `{}`", key.text.escape_debug(), raw.name.text);
+                    self.problem(Problem::at(&given.place, title, reason));
+                }
+            }
+        }
+        Value::Object(object)
     }
 
     fn config(&mut self, raw: &RawComponent, builtin: &Builtin) -> Value {
@@ -187,14 +236,14 @@ impl<'r> Checker<'r> {
                 return None;
             }
         }
-        Some(Provide { name: name.text.clone(), interface: known.name.into() })
+        Some(Provide { name: name.text.clone(), interface: known.name.clone() })
     }
 
-    fn interface(&mut self, word: &Word) -> Option<&'static Description> {
-        let known = policy::interface(&word.text);
+    fn interface(&mut self, word: &Word) -> Option<&'r Interface> {
+        let known = self.interfaces.find(&word.text);
         if known.is_none() {
             let family = word.text.split('/').next().unwrap_or_default();
-            let names: Vec<&str> = policy::interfaces().iter().map(|interface| interface.name).collect();
+            let names: Vec<&str> = self.interfaces.names().collect();
             let version = names.iter().find(|name| name.split('/').next() == Some(family));
             let shown = word.text.escape_debug();
             self.problem(match version {
@@ -202,8 +251,10 @@ impl<'r> Checker<'r> {
                     Problem::at(&word.place, format!("this build does not have `{shown}`"), "wrong interface version")
                         .help(format!("it has {version}"))
                 }
-                None => Problem::at(&word.place, format!("there is no interface `{shown}`"), "unknown")
-                    .help(format!("the interfaces are {}", list(&names))),
+                None => Problem::at(&word.place, format!("there is no interface `{shown}`"), "unknown").help(format!(
+                    "the interfaces are {}; one of your own is described by [interface.\"{shown}\"]",
+                    list(&names)
+                )),
             });
         }
         known
@@ -247,14 +298,14 @@ impl<'r> Checker<'r> {
             name: used.name.text.clone(),
             component,
             endpoint: endpoint.rsplit('.').next().unwrap_or_default().into(),
-            interface: interface.name.into(),
+            interface: interface.name.clone(),
             rights,
             attenuation,
         })
     }
 
     /// The component, `component.endpoint`, its interface and where that is declared.
-    fn provider(&mut self, used: &RawUse) -> Option<(String, String, &'static Description, Place)> {
+    fn provider(&mut self, used: &RawUse) -> Option<(String, String, &'r Interface, Place)> {
         let Some(from) = &used.from else {
             let title = format!("use `{}` does not say from where", used.name.text);
             let help = "add from = \"component.endpoint\"";
@@ -287,14 +338,14 @@ impl<'r> Checker<'r> {
             return None;
         };
         // An unknown interface is reported where it is declared.
-        let known = policy::interface(&interface.text)?;
+        let known = self.interfaces.find(&interface.text)?;
         Some((component.into(), from.text.clone(), known, interface.place.clone()))
     }
 
-    fn rights(&mut self, used: &RawUse, endpoint: &str, interface: &Description, declared: &Place) -> Rights {
+    fn rights(&mut self, used: &RawUse, endpoint: &str, interface: &Interface, declared: &Place) -> Rights {
         let mut bits = Rights::empty();
         for right in used.rights.iter().flatten() {
-            let names: Vec<&str> = interface.rights.iter().map(|(name, _)| *name).collect();
+            let names: Vec<&str> = interface.rights.iter().map(|(name, _)| name.as_str()).collect();
             match interface.rights.iter().find(|(name, _)| *name == right.text) {
                 Some((_, bit)) => bits |= *bit,
                 None => {
@@ -318,14 +369,14 @@ impl<'r> Checker<'r> {
         builtin: Option<&Builtin>,
         used: &RawUse,
         endpoint: &str,
-        interface: &Description,
+        interface: &Interface,
     ) -> Value {
         let mut object = Map::new();
         let given = [(Narrowing::Path, &used.path), (Narrowing::Tcp, &used.tcp)];
         for (narrowing, word) in
             given.iter().filter_map(|(narrowing, word)| word.as_ref().map(|word| (*narrowing, word)))
         {
-            if policy::narrowing(interface) != Some(narrowing) {
+            if interface.narrowing != Some(narrowing) {
                 let title = format!("`{}` does not narrow `{endpoint}`", narrowing.key());
                 let label = format!("{} has no `{}`", interface.name, narrowing.key());
                 self.problem(Problem::at(&word.place, title, label));
@@ -345,7 +396,7 @@ impl<'r> Checker<'r> {
             }
         }
         let listens = used.rights.iter().flatten().any(|right| right.text == "listen");
-        if policy::narrowing(interface) == Some(Narrowing::Tcp) && listens && used.tcp.is_none() {
+        if interface.narrowing == Some(Narrowing::Tcp) && listens && used.tcp.is_none() {
             let title = format!("use `{}` may listen, but not say where", used.name.text);
             let help = "add tcp = \"config.listen\" or tcp = \"127.0.0.1:8080\"";
             self.problem(Problem::at(&used.place, title, "`tcp` is missing").help(help));
@@ -430,6 +481,9 @@ fn tcp(raw: &RawComponent, builtin: Option<&Builtin>, text: &str) -> Result<Opti
     };
     let field = builtin.and_then(|builtin| builtin.config.iter().find(|field| field.name == key));
     let given = raw.config.iter().find(|(name, _)| name.text == key).map(|(_, given)| given);
+    if let (None, Some(RawValue { literal: Literal::Text(text), .. })) = (builtin, given) {
+        return value::address(text).map(|address| Some(address.to_string()));
+    }
     match (field.map(|field| field.kind), given.map(|given| &given.literal)) {
         (Some(Kind::Address), Some(Literal::Text(address))) => {
             Ok(value::address(address).ok().map(|address| address.to_string()))

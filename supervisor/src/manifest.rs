@@ -4,11 +4,12 @@
 //! * Nothing here starts, opens or creates anything: a [`Checked`] system is plain data that can be stored.
 //! * Names become data only after their check: component, use and endpoint names are short lower-case words.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kernel_ipc::rights::Rights;
 use serde::{Deserialize, Serialize};
 
+use crate::keeper::wire::ARGUMENT;
 use crate::report::{Fact, Report};
 use crate::ties::Restart;
 
@@ -18,8 +19,10 @@ pub const EMBEDDED: &str = include_str!("../../systems/web.toml");
 /// Where a manifest comes from.
 #[derive(Clone, Copy, Debug)]
 pub enum Origin<'a> {
-    /// A file.
+    /// A file. Programs are looked for from its directory on.
     Path(&'a Path),
+    /// A copy of such a file, which a running node keeps, and beside it, as `.base`, the directory of the original.
+    Kept(&'a Path),
     /// The one in this binary, `systems/web.toml`.
     Embedded,
     /// A text, shown in errors under this name.
@@ -48,8 +51,8 @@ pub struct Checked {
 pub struct Component {
     /// Its name in the manifest.
     pub name: String,
-    /// The built-in that it runs (`atoll serve BUILTIN`), for example `block-file`.
-    pub builtin: String,
+    /// What it runs.
+    pub run: Run,
     /// Its configuration: an object, sizes as numbers of bytes, defaults filled in.
     pub config: serde_json::Value,
     /// What it may connect to.
@@ -68,6 +71,48 @@ pub struct Component {
     pub reactors: u32,
     /// The node that it runs on; `None`: where the system is started. Either all components of a system have one, or none.
     pub node: Option<String>,
+}
+
+/// What a component runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Run {
+    /// A part of the `atoll` binary (`atoll serve NAME`), for example `block-file`.
+    Builtin(String),
+    /// Any other program that takes its control socket ([`kernel_ipc::component::run`]), by its absolute path.
+    Program(PathBuf),
+}
+
+impl Run {
+    /// Its name, if it is a part of the `atoll` binary.
+    pub fn builtin(&self) -> Option<&str> {
+        match self {
+            Run::Builtin(name) => Some(name),
+            Run::Program(_) => None,
+        }
+    }
+
+    /// What its process is started with.
+    pub fn arguments(&self) -> Vec<&str> {
+        match self {
+            Run::Builtin(name) => vec!["atoll", SERVE, name],
+            Run::Program(path) => {
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                vec![if name.len() < ARGUMENT { name } else { "program" }]
+            }
+        }
+    }
+}
+
+/// The word that tells an `atoll` which component to be.
+pub const SERVE: &str = "serve";
+
+impl std::fmt::Display for Run {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Run::Builtin(name) => f.write_str(name),
+            Run::Program(path) => write!(f, "{}", path.display()),
+        }
+    }
 }
 
 impl Checked {

@@ -3,7 +3,10 @@
 //! * What the values mean, and whether names refer to anything, is for `check`.
 //! * `--set` arguments are sources of their own, so their errors point into the argument.
 
+use std::ffi::OsString;
 use std::ops::Range;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -40,6 +43,13 @@ pub(crate) struct RawValue {
     pub set: bool,
 }
 
+/// `[interface."example.counter/1"]`.
+#[derive(Debug)]
+pub(crate) struct RawInterface {
+    pub name: Word,
+    pub rights: Vec<(Word, RawValue)>,
+}
+
 #[derive(Debug)]
 pub(crate) struct RawUse {
     pub name: Word,
@@ -73,7 +83,10 @@ pub(crate) struct Raw {
     pub system: Option<Word>,
     /// Nodes whose operators are operators of all of it.
     pub operators: Vec<Word>,
+    pub interfaces: Vec<RawInterface>,
     pub components: Vec<RawComponent>,
+    /// Where relative paths of programs begin: the directory of the manifest. `None`: it is in no file.
+    pub base: Option<PathBuf>,
 }
 
 /// Reads and parses the manifest and the `--set` arguments.
@@ -82,6 +95,7 @@ pub(crate) struct Raw {
 /// A file that cannot be read, or text that is not TOML: nothing else could be checked.
 pub(crate) fn parse(origin: Origin<'_>, sets: &[String]) -> Result<Raw, Report> {
     let source = read(origin)?;
+    let base = base(origin)?;
     let text = source.text.clone();
     let mut report = Report { sources: vec![source], problems: Vec::new() };
     let (document, errors) = DeTable::parse_recoverable(&text);
@@ -94,7 +108,8 @@ pub(crate) fn parse(origin: Origin<'_>, sets: &[String]) -> Result<Raw, Report> 
         report.sort();
         return Err(report);
     }
-    let mut parser = Parser { raw: Raw { report, system: None, operators: Vec::new(), components: Vec::new() } };
+    let (operators, interfaces, components) = (Vec::new(), Vec::new(), Vec::new());
+    let mut parser = Parser { raw: Raw { report, system: None, operators, interfaces, components, base } };
     parser.document(&document);
     for set in sets {
         parser.set(set);
@@ -110,7 +125,7 @@ fn read(origin: Origin<'_>) -> Result<Source, Report> {
         Origin::Text { name, text } => {
             return Ok(Source { name: name.into(), text: text.into() });
         }
-        Origin::Path(path) => path,
+        Origin::Path(path) | Origin::Kept(path) => path,
     };
     let name = path.display().to_string();
     let cannot = |reason: String| Report::general(format!("cannot read the manifest {name}: {reason}"), None);
@@ -127,6 +142,19 @@ fn read(origin: Origin<'_>) -> Result<Source, Report> {
             Err(cannot(format!("line {line} is not UTF-8 text")))
         }
     }
+}
+
+/// The directory of a manifest.
+fn base(origin: Origin<'_>) -> Result<Option<PathBuf>, Report> {
+    let cannot = |error| Report::general(format!("cannot tell where the manifest is: {}", reason(&error)), None);
+    let base = match origin {
+        Origin::Embedded | Origin::Text { .. } => return Ok(None),
+        Origin::Path(path) => std::path::absolute(path).map(|path| path.parent().map(Path::to_path_buf)),
+        Origin::Kept(path) => {
+            std::fs::read(path.with_extension("base")).map(|bytes| Some(PathBuf::from(OsString::from_vec(bytes))))
+        }
+    };
+    base.map_err(cannot)
 }
 
 /// An I/O error without the number that only programmers read.
@@ -164,7 +192,7 @@ type Entry<'t> = (Word, &'t Spanned<DeValue<'t>>);
 
 impl Parser {
     fn document(&mut self, document: &Spanned<DeTable<'_>>) {
-        let entries = self.fields(document.get_ref(), &["atoll", "system", "component"], "a manifest");
+        let entries = self.fields(document.get_ref(), &["atoll", "system", "interface", "component"], "a manifest");
         let mut version_seen = false;
         for (key, value) in entries {
             match key.text.as_str() {
@@ -173,6 +201,7 @@ impl Parser {
                     self.version(value);
                 }
                 "system" => self.system(value),
+                "interface" => self.interfaces(value),
                 _ => self.components(value),
             }
         }
@@ -208,6 +237,25 @@ impl Parser {
                 self.name(&word, "system");
                 self.raw.system = Some(word);
             }
+        }
+    }
+
+    fn interfaces(&mut self, value: &Spanned<DeValue<'_>>) {
+        let Some(table) = self.table(value, "`interface`") else {
+            return;
+        };
+        for (name, value) in entries(table) {
+            let what = format!("interface `{}`", name.text.escape_debug());
+            let Some(table) = self.table(value, &what) else {
+                continue;
+            };
+            let mut rights = Vec::new();
+            for (_, value) in self.fields(table, &["rights"], &what) {
+                if let Some(table) = self.table(value, "`rights`") {
+                    rights = entries(table).into_iter().map(|(key, value)| (key, raw_value(value))).collect();
+                }
+            }
+            self.raw.interfaces.push(RawInterface { name, rights });
         }
     }
 

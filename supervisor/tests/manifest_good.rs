@@ -21,7 +21,7 @@ fn the_embedded_manifest_is_good() {
     assert_eq!(fs.uses[0].rights.bits(), 1 | 1 << 1 | 1 << 3 | 1 << 8);
     assert_eq!(net.config, json!({}));
     assert_eq!(net.uses[0].attenuation, json!({}));
-    assert_eq!(httpd.builtin, "httpd");
+    assert_eq!(httpd.run.builtin(), Some("httpd"));
     assert_eq!(httpd.uses[0].component, "fs");
     assert_eq!(httpd.uses[0].endpoint, "root");
     assert_eq!(httpd.uses[0].interface, "atoll.fs/1");

@@ -127,9 +127,10 @@ pub async fn host(context: &Context, name: &str) -> Result<Host, Failed> {
 
 /// The endpoint that `name` means, and the interface that it speaks.
 async fn find(context: &Context, name: &str) -> Result<(String, String), Failed> {
-    // What built-in components call their endpoints.
+    // What built-in components call their endpoints; and one that is called as its component is.
     let offers = supervisor::policy::builtins().iter().flat_map(|builtin| builtin.provides);
-    let usual = offers.map(|offer| format!("{name}.{}", offer.name)).filter(|_| !name.contains('.'));
+    let endpoints = offers.map(|offer| offer.name).chain([name]);
+    let usual = endpoints.map(|endpoint| format!("{name}.{endpoint}")).filter(|_| !name.contains('.'));
     for endpoint in std::iter::once(name.to_owned()).chain(usual) {
         // No interface has this name: the answer says which one it is.
         match context.connection(&endpoint, "").await {

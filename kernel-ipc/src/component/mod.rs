@@ -33,6 +33,7 @@ mod heritage;
 mod introductions;
 mod look;
 mod opening;
+mod program;
 mod pulse;
 mod reactors;
 mod start;
@@ -59,6 +60,7 @@ use waits::Event;
 
 pub use connection::{Connection, Reopen};
 pub use heritage::Survived;
+pub use program::program;
 pub use reactors::{MoveError, Reactor};
 pub use start::run;
 

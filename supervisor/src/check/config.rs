@@ -60,6 +60,17 @@ pub(super) fn meaning(field: &Field, given: &RawValue) -> Result<Value, String> 
     }
 }
 
+/// The value as the manifest says it, for a program that this build knows nothing of.
+pub(super) fn any(given: &RawValue) -> Result<Value, String> {
+    match &given.literal {
+        Literal::Text(text) => Ok(json!(text)),
+        Literal::Integer(Some(number)) => Ok(json!(number)),
+        Literal::Integer(None) => Err("this cannot be negative".into()),
+        Literal::Flag(flag) => Ok(json!(flag)),
+        Literal::Other(found) => Err(format!("this is {found}, not text, a whole number, true or false")),
+    }
+}
+
 fn expected(kind: Kind, found: &str) -> String {
     let wanted = match kind {
         Kind::Size { .. } => "a size such as \"64MiB\"",

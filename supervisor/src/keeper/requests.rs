@@ -11,6 +11,7 @@ use super::slots::MAX_DEAD;
 use super::store::Record;
 use super::wire::{self, Ask, Key, Notice, Request, SLOTS, SUPERVISOR_SLOT, Slotful, Tell};
 use super::{Keeper, strings};
+use crate::manifest::SERVE;
 use crate::sys::process::{self, Program};
 
 /// What a request is answered with.
@@ -164,7 +165,10 @@ impl Keeper {
         };
         let (arguments, used) = request.arguments().ok_or(Errno::EINVAL)?;
         let given = [stdout.as_fd(), stderr.as_fd(), control.as_fd()];
-        let child = match self.standby.take(executable.as_fd(), request, &given) {
+        // A spare is of the `atoll` binary, and can be any component of that.
+        let is_ours = arguments[..used].get(1).is_some_and(|verb| verb.to_str() == Ok(SERVE));
+        let spare = is_ours.then(|| self.standby.take(executable.as_fd(), request, &given));
+        let child = match spare.flatten() {
             Some(child) => child,
             None => {
                 let [stdout, stderr, control] = given;
@@ -176,7 +180,9 @@ impl Keeper {
                 })?
             }
         };
-        self.standby.started(executable);
+        if is_ours {
+            self.standby.started(executable);
+        }
         Ok(child)
     }
 }

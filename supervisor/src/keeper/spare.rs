@@ -2,7 +2,8 @@
 //!
 //! - A component's run begins in it. It is executed, linked and set up by then, which is a third of what a restart takes.
 //! - It has no authority: it waits at a socket for the supervisor's request for a process, and gets what any process gets.
-//! - It is of the program that was started last. For another one, or if there is none, a process is made as ever.
+//! - It is of the `atoll` binary that was started last. For another one, for a program that is none, or if there is none, a process is made as
+//!   ever.
 //! - It is made a while after a component has begun to live, so that no restart waits for the next one's; and so one that cannot
 //!   be started is not tried for ever.
 

@@ -110,7 +110,7 @@ impl Candidate {
         let printed =
             node.records.put(Kind::Output, component.slot, next, &NumbersTag::default(), Some(output.as_fd()))?;
         let request = Request::new(Ask::Spawn, slot, epoch)
-            .with_arguments(&["atoll", "serve", &component.entry.builtin])
+            .with_arguments(&component.entry.run.arguments())
             .ok_or(nix::errno::Errno::E2BIG)?;
         let end: Rc<End> = Rc::default();
         node.candidates.borrow_mut().insert((slot, epoch), Rc::downgrade(&end));

@@ -37,7 +37,7 @@ impl Component {
             book: Book::new(slot, records.clone()),
             estate: Estate::new(slot, records.clone()),
             holdings: Holdings::new(slot, records.clone()),
-            programs: Programs::new(slot, records.clone()),
+            programs: Programs::new(slot, &entry.run, records.clone()),
             wanted: Cell::new(false),
             restarts_with: Cell::new(None),
             changes: Changes::default(),

@@ -409,7 +409,7 @@ async fn spawn_process(node: &Rc<Node>, index: usize, identity: &Identity) -> st
     let program = component.programs.program()?;
     let (slot, epoch) = (identity.slot, identity.epoch.get());
     let request = Request::new(Ask::Spawn, slot, epoch)
-        .with_arguments(&["atoll", "serve", &component.entry.builtin])
+        .with_arguments(&component.entry.run.arguments())
         .ok_or(nix::errno::Errno::E2BIG)?;
     // Before there is a process: it must not lose its other end of anything.
     let number = identity.incarnation.get();

@@ -106,14 +106,14 @@ impl Node {
                 stops.push(stop(StopKind::KernelSocket, &format!("it holds a kernel socket: {name}")));
             }
         }
-        let paths = policy::builtin(&entry.builtin).map_or(&[][..], |builtin| builtin.config);
+        let paths = entry.run.builtin().and_then(policy::builtin).map_or(&[][..], |builtin| builtin.config);
         for field in paths.iter().filter(|field| field.kind == policy::Kind::HostPath) {
             if let Some(path) = entry.config.get(field.name).and_then(serde_json::Value::as_str) {
                 stops.push(stop(StopKind::Path, &format!("its `{}` is a path on node {here}: {path}", field.name)));
             }
         }
         let manifest = State::manifest(self.state.path());
-        let problems = Manifest::problems_if_moved(Origin::Path(&manifest), &self.sets, &entry.name, there);
+        let problems = Manifest::problems_if_moved(Origin::Kept(&manifest), &self.sets, &entry.name, there);
         stops.extend(problems.iter().map(|problem| stop(StopKind::Manifest, problem)));
         stops
     }

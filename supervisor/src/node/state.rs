@@ -4,6 +4,7 @@
 //! STATE/lock         locked (flock) as long as the node lives
 //! STATE/boot         how often a supervisor was started here, decimal
 //! STATE/manifest     the manifest of the node that runs, as it was when that was started
+//! STATE/manifest.base   the directory from which it was, for the programs that it names
 //! STATE/atoll.sock   where guests connect
 //! STATE/ended        how the last node here ended (`crate::ended`)
 //! STATE/logs/NAME.log   what a component prints
@@ -71,6 +72,11 @@ impl State {
     /// The manifest that this node was started with, for the supervisors after this one.
     pub fn manifest(path: &Path) -> PathBuf {
         path.join("manifest")
+    }
+
+    /// The directory in which that manifest was.
+    pub fn base(path: &Path) -> PathBuf {
+        State::manifest(path).with_extension("base")
     }
 
     /// The directory, absolute.

@@ -14,7 +14,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ use super::peer::Peer;
 use super::records::{Kept, Kind, NamedTag, Records, cut};
 use super::waits::{Either, either};
 use super::{Component, Node, Phase};
-use crate::manifest::Provide;
+use crate::manifest::{Provide, Run};
 
 /// How long calls may take that are under way and that nobody could make again.
 const HANDED_OVER_WITHIN: Duration = Duration::from_secs(1);
@@ -51,8 +51,10 @@ const SERVED: u64 = 2;
 /// The programs of a component's runs.
 pub struct Programs {
     slot: u32,
+    /// What it is by the manifest: `None`, a part of the supervisor's program.
+    own: Option<PathBuf>,
     records: Rc<Records>,
-    /// Of all runs; none: it was never upgraded, and they are of the supervisor's own program.
+    /// Of all runs; none: it was never upgraded, and they are of the manifest's program.
     current: RefCell<Option<Kept>>,
     /// If there is none of all runs: that of the run that serves, for the one after it if that is not the trial's.
     served: RefCell<Option<Kept>>,
@@ -75,9 +77,13 @@ pub struct Trial {
 
 impl Programs {
     /// Of a component that was never upgraded.
-    pub fn new(slot: u32, records: Rc<Records>) -> Programs {
+    pub fn new(slot: u32, run: &Run, records: Rc<Records>) -> Programs {
         let (current, served, trial) = (RefCell::default(), RefCell::default(), RefCell::default());
-        Programs { slot, records, current, served, trial, is_busy: Cell::new(false) }
+        let own = match run {
+            Run::Builtin(_) => None,
+            Run::Program(path) => Some(path.clone()),
+        };
+        Programs { slot, own, records, current, served, trial, is_busy: Cell::new(false) }
     }
 
     /// The program of the next run, unless one is on trial.
@@ -87,7 +93,14 @@ impl Programs {
     pub fn program(&self) -> io::Result<OwnedFd> {
         match self.current.borrow().as_ref().or(self.served.borrow().as_ref()) {
             Some(kept) => kept.again(),
-            None => Ok(nix::fcntl::open("/proc/self/exe", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?),
+            None => {
+                let own = self.own.as_deref().unwrap_or(Path::new("/proc/self/exe"));
+                let opened = nix::fcntl::open(own, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+                opened.map_err(|errno| {
+                    let error = io::Error::from(errno);
+                    io::Error::new(error.kind(), format!("{}: {error}", own.display()))
+                })
+            }
         }
     }
 

@@ -1,0 +1,187 @@
+//! Programs of one's own as components: started from the manifest, with interfaces that only the manifest describes, by rights, again
+//! after a death and by the next supervisor.
+//!
+//! The programs are this very test program under other names: `counter` is the example of the book, `reader` uses it and may only read.
+
+mod common;
+#[path = "../../kernel-ipc/examples/counter/main.rs"]
+mod counter;
+
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use common::{Node, children, exists, kill, ps, until};
+use counter::interface::{self, ADD, CounterError, Dispatcher, Handler, Number, READ};
+use kernel_ipc::component::{self, Context};
+use kernel_ipc::interface::{Granted, NewCap, Object};
+use kernel_ipc::session::{Call, SessionInfo};
+use kernel_ipc::{CallError, Cause};
+use protocol::control::{ComponentStatus, State};
+
+// ---- A client of the counter, which is a component ----
+
+#[derive(Object)]
+#[kind(Number)]
+struct Seen;
+
+/// Passes on what it is asked.
+struct Reader(interface::Client);
+
+impl Handler for Reader {
+    type Number = Seen;
+
+    async fn add(&self, _: &Call, _: Granted<Seen>, n: u64) -> Result<u64, CallError<CounterError>> {
+        self.0.add(self.0.root(), n).await
+    }
+
+    async fn value(&self, _: &Call, _: Granted<Seen>) -> Result<u64, CallError<CounterError>> {
+        self.0.value(self.0.root()).await
+    }
+}
+
+async fn read(cx: Context) -> Result<(), component::Error> {
+    let reader = Reader(cx.connect("source").await?);
+    let root = async |_: &SessionInfo| Ok(NewCap::new(Seen, READ | ADD).to_grant());
+    cx.provide("seen", Rc::new(Dispatcher(reader)), root)?;
+    cx.ready();
+    cx.stopped().await;
+    Ok(())
+}
+
+// ---- The tests ----
+
+const SYSTEM: &str = r#"
+atoll = 1
+[interface."example.counter/1"]
+rights = { read = 0, add = 8 }
+[component.counter]
+run = "program:programs/counter"
+provides.counter = "example.counter/1"
+config = { start = 40 }
+[component.reader]
+run = "program:programs/reader"
+uses.source = { from = "counter.counter", rights = ["read"] }
+provides.seen = "example.counter/1"
+"#;
+
+/// A node of these programs, which are beside its manifest.
+fn start(manifest: &str) -> Node {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("programs")).unwrap();
+    for name in ["counter", "reader"] {
+        std::fs::copy(std::env::current_exe().unwrap(), directory.path().join("programs").join(name)).unwrap();
+    }
+    Node::of(directory, manifest)
+}
+
+async fn client(cx: &Context, endpoint: &str) -> interface::Client {
+    cx.connect(endpoint).await.unwrap()
+}
+
+async fn status(cx: &Context, name: &str) -> ComponentStatus {
+    ps(cx).await.into_iter().find(|status| status.name == name).unwrap()
+}
+
+/// Kills a component, and waits until its next run serves.
+async fn die(cx: &Context, name: &str) {
+    let before = status(cx, name).await;
+    kill(before.pid as i32, "KILL");
+    until("its next run", async || {
+        let now = status(cx, name).await;
+        now.epoch > before.epoch && now.state == State::Ready
+    })
+    .await;
+}
+
+fn a_program_of_ones_own_is_a_component_like_any_other() {
+    let mut node = start(SYSTEM);
+    node.assert_up();
+    node.guest(async |cx| {
+        let counter = client(&cx, "counter.counter").await;
+        assert_eq!(counter.add(counter.root(), 2).await, Ok(42), "it has its configuration");
+        assert_eq!(counter.add(counter.root(), u64::MAX).await, Err(CounterError::TooLarge.into()));
+        let process = std::fs::read_link(format!("/proc/{}/exe", status(&cx, "counter").await.pid)).unwrap();
+        assert!(process.ends_with("programs/counter"), "{process:?}");
+        die(&cx, "counter").await;
+        assert_eq!(counter.value(counter.root()).await, Ok(40), "another run of the same program, and the same client");
+    });
+    node.down();
+}
+
+fn what_it_may_do_is_what_the_manifest_says() {
+    let mut node = start(SYSTEM);
+    node.assert_up();
+    node.guest(async |cx| {
+        let seen = client(&cx, "reader.seen").await;
+        assert_eq!(seen.value(seen.root()).await, Ok(40));
+        let refused = seen.add(seen.root(), 1).await;
+        assert!(matches!(refused, Err(CallError::Failed { cause: Cause::RightsMissing, .. })), "{refused:?}");
+        assert_eq!(seen.value(seen.root()).await, Ok(40));
+    });
+    node.down();
+}
+
+fn the_next_supervisor_finds_the_programs_and_can_start_them() {
+    let mut node = start(SYSTEM);
+    node.assert_up();
+    // The manifest may be another one by then, or none: the node keeps its own.
+    std::fs::remove_file(node.directory.path().join("test.toml")).unwrap();
+    node.guest(async |cx| {
+        let counter = client(&cx, "counter.counter").await;
+        assert_eq!(counter.add(counter.root(), 1).await, Ok(41));
+        let is_supervisor = |pid: &i32| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("atoll-superv"))
+        };
+        let supervisor = children(node.keeper_pid()).into_iter().find(is_supervisor).unwrap();
+        kill(supervisor, "KILL");
+        until("the supervisor's end", async || !exists(supervisor)).await;
+        let again = Context::guest(&node.state(), "again").unwrap();
+        assert_eq!(counter.value(counter.root()).await, Ok(41), "nobody else has felt it");
+        die(&again, "counter").await;
+        let counter = client(&again, "counter.counter").await;
+        assert_eq!(counter.value(counter.root()).await, Ok(40));
+    });
+    node.down();
+}
+
+fn a_program_that_is_not_there_is_named() {
+    let node = start(&SYSTEM.replace("programs/reader", "programs/absent"));
+    let failure = node.failure();
+    assert!(failure.contains("component reader") && failure.contains("programs/absent: No such file"), "{failure}");
+}
+
+fn a_program_that_is_no_component_is_not_waited_for() {
+    let node = start(&SYSTEM.replace("programs/reader", "/bin/true"));
+    let failure = node.failure();
+    assert!(failure.contains("component reader: exited with code 0"), "{failure}");
+}
+
+fn the_page_shows_the_example_as_it_is() {
+    let page = include_str!("../../docs/components.md");
+    let shown = [
+        include_str!("../../kernel-ipc/examples/counter/interface.rs"),
+        include_str!("../../kernel-ipc/examples/counter/main.rs"),
+        include_str!("../../kernel-ipc/examples/count.rs"),
+    ];
+    for listing in shown {
+        assert!(page.contains(&format!("```rust\n{listing}```")), "docs/components.md does not have\n{listing}");
+    }
+}
+
+common::tests! {
+    a_program_of_ones_own_is_a_component_like_any_other,
+    what_it_may_do_is_what_the_manifest_says,
+    the_next_supervisor_finds_the_programs_and_can_start_them,
+    a_program_that_is_not_there_is_named,
+    a_program_that_is_no_component_is_not_waited_for,
+    the_page_shows_the_example_as_it_is,
+}
+
+fn main() -> ExitCode {
+    let name = std::env::args().next().unwrap_or_default();
+    match name.as_str() {
+        "counter" => counter::main(),
+        "reader" => component::run(read),
+        _ => common::main(TESTS, |name| panic!("there is no built-in {name}")),
+    }
+}
