@@ -30,7 +30,7 @@ use crate::why::{self, why};
 
 /// Files at a time in a tree, and ranges at a time in a file.
 const AT_A_TIME: usize = 16;
-const RANGES_AT_A_TIME: usize = 6;
+const RANGES_AT_A_TIME: usize = 16;
 
 /// A lease may end between its arrival and its use when the driver dies; then the range is asked for again.
 const TRIES: usize = 3;

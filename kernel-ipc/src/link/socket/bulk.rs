@@ -16,3 +16,4 @@ mod line;
 pub mod offer;
 mod room;
 pub mod serve;
+mod window;

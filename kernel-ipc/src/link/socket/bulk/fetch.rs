@@ -4,19 +4,17 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::frame::{self, CHUNK, FrameError, HEADER_BYTES, PIECE_BYTES, Pull, kind};
 use super::super::greeting::{Unanswered, receive_frame};
 use super::super::stream::Stream;
 use super::line::{aborted, timed_out};
+use super::window::Window;
 use crate::error::Cause;
 use crate::lease::Extent;
 use crate::runtime::{self, Signal};
 use crate::wire::LeaseName;
-
-/// Chunks that are asked for at a time: what the connection has under way while one is taken.
-const UNDER_WAY: usize = 4;
 
 /// What is to come on one session, into places of this kind.
 pub(super) struct Fetch<E> {
@@ -115,21 +113,21 @@ impl<E: AsRef<Extent> + 'static> Fetch<E> {
 
     /// Fetches over one connection until that ends, and says why it did. `of_use` is called for each piece that comes.
     pub(super) async fn over(&self, stream: &Stream, dead_after: Duration, of_use: impl Fn()) -> Unanswered {
-        let mut under_way = UnderWay { fetch: self, jobs: VecDeque::new() };
-        let mut tag = 0;
+        let mut under_way = UnderWay { fetch: self, asked: VecDeque::new() };
+        let (mut window, mut tag) = (Window::new(), 0);
         let mut first = 0;
         loop {
-            if let Err(error) = self.ask_for_more(stream, &mut under_way.jobs, &mut tag).await {
+            if let Err(error) = self.ask_for_more(stream, &mut under_way.asked, window.chunks(), &mut tag).await {
                 return error.into();
             }
             if self.over.get() {
                 return aborted();
             }
-            let Some(job) = under_way.jobs.front() else {
+            let Some(Asked { job, .. }) = under_way.asked.front() else {
                 self.changed.wait().await;
                 continue;
             };
-            let took = match runtime::timeout(dead_after, take(stream, job, first)).await {
+            let is_there = match runtime::timeout(dead_after, take(stream, job, first)).await {
                 Ok(Ok(is_there)) => is_there,
                 Ok(Err(error)) => return error,
                 Err(runtime::Elapsed) => return timed_out(),
@@ -137,8 +135,11 @@ impl<E: AsRef<Extent> + 'static> Fetch<E> {
             of_use();
             self.came.set(self.came.get() + 1);
             first = first.wrapping_add(1);
-            let Some(Job { arrival, length, .. }) = under_way.jobs.pop_front() else { continue };
-            if took {
+            let Some(Asked { job: Job { arrival, length, .. }, at, with }) = under_way.asked.pop_front() else {
+                continue;
+            };
+            window.came(runtime::clock::now().saturating_duration_since(at), with);
+            if is_there {
                 arrival.left.set(arrival.left.get() - length);
                 arrival.changed.raise();
             } else {
@@ -147,9 +148,15 @@ impl<E: AsRef<Extent> + 'static> Fetch<E> {
         }
     }
 
-    async fn ask_for_more(&self, stream: &Stream, under_way: &mut VecDeque<Job<E>>, tag: &mut u32) -> io::Result<()> {
+    async fn ask_for_more(
+        &self,
+        stream: &Stream,
+        under_way: &mut VecDeque<Asked<E>>,
+        most: usize,
+        tag: &mut u32,
+    ) -> io::Result<()> {
         let mut bytes = Vec::new();
-        while under_way.len() < UNDER_WAY {
+        while under_way.len() < most {
             let Some(job) = self.jobs.borrow_mut().pop_front() else { break };
             if job.arrival.is_gone.get() {
                 continue;
@@ -160,7 +167,7 @@ impl<E: AsRef<Extent> + 'static> Fetch<E> {
             *tag = tag.wrapping_add(1);
             bytes.extend(frame::header(kind::PULL, frame::PULL_BYTES));
             bytes.extend(pull.to_bytes());
-            under_way.push_back(job);
+            under_way.push_back(Asked { job, at: runtime::clock::now(), with: under_way.len() + 1 });
         }
         match bytes.len() {
             0 => Ok(()),
@@ -169,21 +176,28 @@ impl<E: AsRef<Extent> + 'static> Fetch<E> {
     }
 }
 
+/// Bytes that were asked for: when, and how many chunks were under way then, with these.
+struct Asked<E> {
+    job: Job<E>,
+    at: Instant,
+    with: usize,
+}
+
 /// What was asked for on a connection. What has not come when that ends, also because nobody uses it any more, is asked for first on
 /// the next one.
 struct UnderWay<'a, E> {
     fetch: &'a Fetch<E>,
-    jobs: VecDeque<Job<E>>,
+    asked: VecDeque<Asked<E>>,
 }
 
 impl<E> Drop for UnderWay<'_, E> {
     fn drop(&mut self) {
         if self.fetch.over.get() {
-            return self.jobs.iter().for_each(|job| job.arrival.has_lost());
+            return self.asked.iter().for_each(|asked| asked.job.arrival.has_lost());
         }
-        self.jobs.retain(|job| !job.arrival.is_gone.get());
+        self.asked.retain(|asked| !asked.job.arrival.is_gone.get());
         let mut jobs = self.fetch.jobs.borrow_mut();
-        self.jobs.drain(..).rev().for_each(|job| jobs.push_front(job));
+        self.asked.drain(..).rev().for_each(|asked| jobs.push_front(asked.job));
         drop(jobs);
         self.fetch.changed.raise();
     }
