@@ -36,6 +36,7 @@ fn welcome() -> Welcome {
         heirs: Vec::new(),
         crash: None,
         keys: None,
+        is_in_cluster: false,
         nodes: Vec::new(),
         heritage: 0,
     }

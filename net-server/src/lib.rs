@@ -111,6 +111,7 @@ impl host::listener::Holding for Holder {
 /// What [`Context::config`] and [`Context::provide`] refuse.
 pub async fn serve(cx: Context) -> Result<(), component::Error> {
     let config: Config = cx.config()?;
+    cx.confine(true);
     let mut options = host::Options { connections: config.connections, ..host::Options::default() };
     options.limits.stall = Duration::from_secs(config.stall_seconds);
     if config.always_zero_copy {

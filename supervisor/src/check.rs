@@ -145,21 +145,24 @@ impl<'r> Checker<'r> {
     /// A program is looked for when it is started: it may be on another node, or not be built yet.
     fn program(&mut self, run: &Word, path: &str) -> Option<Run> {
         let problem = |label| Problem::at(&run.place, format!("`{}` is no program", path.escape_debug()), label);
-        if path.is_empty() || path.ends_with('/') || path.contains('\0') {
+        if path.ends_with('/') || path.contains('\0') || Path::new(path).file_name().is_none() {
             self.problem(problem("not a file's name").help("write \"program:\" and a path"));
             return None;
         }
-        match self.base {
-            Some(base) => Some(Run::Program(base.join(path))),
-            None if path.starts_with('/') => Some(Run::Program(path.into())),
+        let whole = match self.base {
+            Some(base) => base.join(path),
+            None if path.starts_with('/') => path.into(),
             None => {
-                self.problem(
-                    problem("a relative path")
-                        .help("it starts at the manifest's directory, and this manifest is in no file"),
-                );
-                None
+                let help = "it starts at the manifest's directory, and this manifest is in no file";
+                self.problem(problem("a relative path").help(help));
+                return None;
             }
+        };
+        if whole.to_str().is_none() {
+            self.problem(problem("its directory's name is not UTF-8"));
+            return None;
         }
+        Some(Run::Program(whole))
     }
 
     /// Whatever it is: the program says what it takes.
@@ -490,6 +493,7 @@ fn tcp(raw: &RawComponent, builtin: Option<&Builtin>, text: &str) -> Result<Opti
         }
         (Some(Kind::Address), _) => Ok(None),
         (Some(_), _) => Err(format!("config.{key} is no address")),
+        (None, Some(_)) if builtin.is_none() => Err(format!("config.{key} is no text")),
         (None, _) => Err(format!("component `{}` has no config.{}", raw.name.text, key.escape_debug())),
     }
 }

@@ -21,8 +21,6 @@ pub const EMBEDDED: &str = include_str!("../../systems/web.toml");
 pub enum Origin<'a> {
     /// A file. Programs are looked for from its directory on.
     Path(&'a Path),
-    /// A copy of such a file, which a running node keeps, and beside it, as `.base`, the directory of the original.
-    Kept(&'a Path),
     /// The one in this binary, `systems/web.toml`.
     Embedded,
     /// A text, shown in errors under this name.

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -95,7 +95,7 @@ pub(crate) struct Raw {
 /// A file that cannot be read, or text that is not TOML: nothing else could be checked.
 pub(crate) fn parse(origin: Origin<'_>, sets: &[String]) -> Result<Raw, Report> {
     let source = read(origin)?;
-    let base = base(origin)?;
+    let base = base(origin);
     let text = source.text.clone();
     let mut report = Report { sources: vec![source], problems: Vec::new() };
     let (document, errors) = DeTable::parse_recoverable(&text);
@@ -125,7 +125,7 @@ fn read(origin: Origin<'_>) -> Result<Source, Report> {
         Origin::Text { name, text } => {
             return Ok(Source { name: name.into(), text: text.into() });
         }
-        Origin::Path(path) | Origin::Kept(path) => path,
+        Origin::Path(path) => path,
     };
     let name = path.display().to_string();
     let cannot = |reason: String| Report::general(format!("cannot read the manifest {name}: {reason}"), None);
@@ -144,18 +144,19 @@ fn read(origin: Origin<'_>) -> Result<Source, Report> {
     }
 }
 
-/// The directory of a manifest.
-fn base(origin: Origin<'_>) -> Result<Option<PathBuf>, Report> {
-    let cannot = |error| Report::general(format!("cannot tell where the manifest is: {}", reason(&error)), None);
-    let base = match origin {
-        Origin::Embedded | Origin::Text { .. } => return Ok(None),
-        Origin::Path(path) => std::path::absolute(path).map(|path| path.parent().map(Path::to_path_buf)),
-        Origin::Kept(path) => {
-            std::fs::read(path.with_extension("base")).map(|bytes| Some(PathBuf::from(OsString::from_vec(bytes))))
-        }
-    };
-    base.map_err(cannot)
+/// Where the relative paths of a manifest begin: its directory; of a copy that a node keeps, that of the original, which stands beside it.
+/// `None`: it is in no file.
+pub(crate) fn base(origin: Origin<'_>) -> Option<PathBuf> {
+    let Origin::Path(path) = origin else { return None };
+    let kept = path.extension().is_none().then(|| std::fs::read(path.with_extension(BASE)).ok()).flatten();
+    match kept {
+        Some(base) => Some(PathBuf::from(OsString::from_vec(base))),
+        None => Some(std::path::absolute(path).ok()?.parent()?.to_path_buf()),
+    }
 }
+
+/// What the file is called in which that stands: `manifest.base`.
+pub(crate) const BASE: &str = "base";
 
 /// An I/O error without the number that only programmers read.
 fn reason(error: &std::io::Error) -> String {

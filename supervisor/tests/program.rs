@@ -7,6 +7,7 @@ mod common;
 #[path = "../../kernel-ipc/examples/counter/main.rs"]
 mod counter;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -17,6 +18,7 @@ use kernel_ipc::interface::{Granted, NewCap, Object};
 use kernel_ipc::session::{Call, SessionInfo};
 use kernel_ipc::{CallError, Cause};
 use protocol::control::{ComponentStatus, State};
+use supervisor::manifest::{Manifest, Origin, Run};
 
 // ---- A client of the counter, which is a component ----
 
@@ -71,7 +73,18 @@ fn start(manifest: &str) -> Node {
     for name in ["counter", "reader"] {
         std::fs::copy(std::env::current_exe().unwrap(), directory.path().join("programs").join(name)).unwrap();
     }
-    Node::of(directory, manifest)
+    let manifest = manifest.replace("DIRECTORY", directory.path().to_str().unwrap());
+    Node::of(directory, &manifest)
+}
+
+/// Kills the supervisor, and waits for its end.
+async fn without_supervisor(node: &Node) {
+    let is_supervisor = |pid: &i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("atoll-superv"))
+    };
+    let supervisor = children(node.keeper_pid()).into_iter().find(is_supervisor).unwrap();
+    kill(supervisor, "KILL");
+    until("the supervisor's end", async || !exists(supervisor)).await;
 }
 
 async fn client(cx: &Context, endpoint: &str) -> interface::Client {
@@ -124,17 +137,12 @@ fn what_it_may_do_is_what_the_manifest_says() {
 fn the_next_supervisor_finds_the_programs_and_can_start_them() {
     let mut node = start(SYSTEM);
     node.assert_up();
-    // The manifest may be another one by then, or none: the node keeps its own.
+    // The manifest may be another one by then, or none: the node keeps its own, and where it was.
     std::fs::remove_file(node.directory.path().join("test.toml")).unwrap();
     node.guest(async |cx| {
         let counter = client(&cx, "counter.counter").await;
         assert_eq!(counter.add(counter.root(), 1).await, Ok(41));
-        let is_supervisor = |pid: &i32| {
-            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("atoll-superv"))
-        };
-        let supervisor = children(node.keeper_pid()).into_iter().find(is_supervisor).unwrap();
-        kill(supervisor, "KILL");
-        until("the supervisor's end", async || !exists(supervisor)).await;
+        without_supervisor(&node).await;
         let again = Context::guest(&node.state(), "again").unwrap();
         assert_eq!(counter.value(counter.root()).await, Ok(41), "nobody else has felt it");
         die(&again, "counter").await;
@@ -142,6 +150,43 @@ fn the_next_supervisor_finds_the_programs_and_can_start_them() {
         assert_eq!(counter.value(counter.root()).await, Ok(40));
     });
     node.down();
+}
+
+/// A node that was started before there was such a file has no program that it could be wrong about.
+fn a_supervisor_that_does_not_know_where_the_manifest_was_goes_on_all_the_same() {
+    let mut node = start(&SYSTEM.replace("program:", "program:DIRECTORY/"));
+    node.assert_up();
+    node.guest(async |cx| {
+        let counter = client(&cx, "counter.counter").await;
+        assert_eq!(counter.add(counter.root(), 1).await, Ok(41));
+        std::fs::remove_file(node.state().join("manifest.base")).unwrap();
+        without_supervisor(&node).await;
+        let again = Context::guest(&node.state(), "again").unwrap();
+        assert_eq!(status(&again, "counter").await.state, State::Ready);
+        assert_eq!(counter.value(counter.root()).await, Ok(41));
+    });
+    node.down();
+}
+
+fn a_kept_manifest_can_be_started_again() {
+    let mut node = start(SYSTEM);
+    node.assert_up();
+    node.down();
+    let kept = node.state().join("manifest");
+    let checked = Manifest::load(Origin::Path(&kept), &[]).unwrap();
+    let programs = node.directory.path().join("programs");
+    let counter = Run::Program(programs.join("counter"));
+    assert_eq!(checked.components.iter().find(|component| component.name == "counter").unwrap().run, counter);
+}
+
+fn what_a_program_prints_is_a_manifest() {
+    let node = start(SYSTEM);
+    let counter = node.directory.path().join("programs/counter");
+    let printed = std::process::Command::new(&counter).arg("--manifest").output().unwrap();
+    let text = String::from_utf8(printed.stdout).unwrap();
+    let checked = Manifest::load(Origin::Text { name: "printed", text: &text }, &["counter.start=5".into()]).unwrap();
+    assert_eq!(checked.components[0].run, Run::Program(counter));
+    assert_eq!(checked.components[0].config, serde_json::json!({ "start": 5 }), "numbers are numbers");
 }
 
 fn a_program_that_is_not_there_is_named() {
@@ -172,6 +217,9 @@ common::tests! {
     a_program_of_ones_own_is_a_component_like_any_other,
     what_it_may_do_is_what_the_manifest_says,
     the_next_supervisor_finds_the_programs_and_can_start_them,
+    a_supervisor_that_does_not_know_where_the_manifest_was_goes_on_all_the_same,
+    a_kept_manifest_can_be_started_again,
+    what_a_program_prints_is_a_manifest,
     a_program_that_is_not_there_is_named,
     a_program_that_is_no_component_is_not_waited_for,
     the_page_shows_the_example_as_it_is,
@@ -179,7 +227,7 @@ common::tests! {
 
 fn main() -> ExitCode {
     let name = std::env::args().next().unwrap_or_default();
-    match name.as_str() {
+    match Path::new(&name).file_name().and_then(|name| name.to_str()).unwrap_or_default() {
         "counter" => counter::main(),
         "reader" => component::run(read),
         _ => common::main(TESTS, |name| panic!("there is no built-in {name}")),

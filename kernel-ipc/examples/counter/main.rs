@@ -36,6 +36,8 @@ impl Handler for Counter {
 async fn serve(cx: Context) -> Result<(), component::Error> {
     let counter = Counter::default();
     counter.0.set(cx.config::<Config>()?.start);
+    // From here on it has its sessions, and nothing else of this machine.
+    cx.confine(false);
     let root = async |_: &SessionInfo| Ok(NewCap::new(TheNumber, READ | ADD).to_grant());
     cx.provide("counter", Rc::new(Dispatcher(counter)), root)?;
     cx.ready();

@@ -54,6 +54,9 @@ pub struct Welcome {
     /// By which it proves to other nodes who it is; absent: it has nothing to do with any.
     #[serde(default)]
     pub keys: Option<PartyKeys>,
+    /// Its system is on several nodes: it may come to call others.
+    #[serde(default)]
+    pub is_in_cluster: bool,
     /// What the nodes are with which it has to do.
     #[serde(default)]
     pub nodes: Vec<(String, KnownNode)>,

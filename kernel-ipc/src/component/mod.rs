@@ -25,6 +25,7 @@
 
 mod adoption;
 mod beyond;
+mod confine;
 mod connection;
 mod control;
 mod endpoint;

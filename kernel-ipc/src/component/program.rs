@@ -17,13 +17,13 @@ where
 {
     match std::env::args().nth(1).as_deref() {
         None => run(serve),
-        Some("--manifest") => match std::env::current_exe() {
-            Ok(path) => {
-                print!("{}", manifest(&path, interfaces));
+        Some("--manifest") => match std::env::current_exe().ok().as_ref().and_then(|path| path.to_str()) {
+            Some(path) => {
+                print!("{}", manifest(path, interfaces));
                 ExitCode::SUCCESS
             }
-            Err(error) => {
-                eprintln!("error: where this program is: {error}");
+            None => {
+                eprintln!("error: where this program is cannot be said in UTF-8");
                 ExitCode::FAILURE
             }
         },
@@ -35,19 +35,26 @@ where
 }
 
 /// A system of one component that is this program.
-fn manifest(path: &Path, interfaces: &[&Description]) -> String {
+fn manifest(path: &str, interfaces: &[&Description]) -> String {
     let mut text = String::from("atoll = 1\n");
     for interface in interfaces {
         let rights = interface.rights.iter().map(|(name, right)| format!("{name} = {}", right.bits().trailing_zeros()));
         let rights = rights.collect::<Vec<_>>().join(", ");
         let _ = write!(text, "\n[interface.\"{}\"]\nrights = {{ {rights} }}\n", interface.name);
     }
-    let name = word(&path.file_stem().unwrap_or_default().to_string_lossy());
-    let _ = write!(text, "\n[component.{name}]\nrun = \"program:{}\"\n", path.display());
+    let name = word(&Path::new(path).file_stem().unwrap_or_default().to_string_lossy());
+    // As TOML writes it.
+    let path = path.replace('\\', "\\\\").replace('"', "\\\"");
+    let _ = write!(text, "\n[component.{name}]\nrun = \"program:{path}\"\n");
+    let mut endpoints: Vec<String> = Vec::new();
     for interface in interfaces {
         let family = interface.name.split('/').next().unwrap_or_default();
-        let endpoint = word(family.rsplit('.').next().unwrap_or_default());
+        let mut endpoint = word(family.rsplit('.').next().unwrap_or_default());
+        if endpoints.contains(&endpoint) {
+            endpoint = format!("{endpoint}-{}", endpoints.len() + 1);
+        }
         let _ = writeln!(text, "provides.{endpoint} = \"{}\"", interface.name);
+        endpoints.push(endpoint);
     }
     text
 }
@@ -77,9 +84,21 @@ mod tests {
             operations: &[],
             details: Details::none,
         };
-        let expected = "atoll = 1\n\n[interface.\"example.counter/1\"]\nrights = { read = 0, add = 8 }\n\n\
-             [component.my-counter]\nrun = \"program:/opt/7My_Counter.bin\"\nprovides.counter = \"example.counter/1\"\n";
-        assert_eq!(manifest(Path::new("/opt/7My_Counter.bin"), &[&COUNTER]), expected);
+        let expected = r#"atoll = 1
+
+[interface."example.counter/1"]
+rights = { read = 0, add = 8 }
+
+[interface."other.counter/2"]
+rights = { read = 0, add = 8 }
+
+[component.my-counter]
+run = "program:/opt/\"quoted\"/7My_Counter.bin"
+provides.counter = "example.counter/1"
+provides.counter-2 = "other.counter/2"
+"#;
+        let other = Description { name: "other.counter/2", ..COUNTER };
+        assert_eq!(manifest("/opt/\"quoted\"/7My_Counter.bin", &[&COUNTER, &other]), expected);
         assert_eq!([word("12"), word("Ünder_score")], ["program", "nder-score"].map(String::from));
     }
 }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod calls;
+pub mod confine;
 pub mod crc32c;
 pub mod descriptors;
 pub mod doorbell;

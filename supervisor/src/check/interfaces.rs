@@ -31,7 +31,7 @@ impl Interfaces {
         let mut all = Interfaces(built_in.collect());
         for raw in described {
             match own(raw, &all) {
-                Ok(interface) => all.0.push(interface),
+                Ok(interface) => all.0.extend(interface),
                 Err(problem) => problems.push(problem),
             }
         }
@@ -49,12 +49,9 @@ impl Interfaces {
     }
 }
 
-/// One that the manifest describes.
-fn own(raw: &RawInterface, known: &Interfaces) -> Result<Interface, Problem> {
+/// One that the manifest describes; `None`: as this build has it.
+fn own(raw: &RawInterface, known: &Interfaces) -> Result<Option<Interface>, Problem> {
     let (name, shown) = (&raw.name, raw.name.text.escape_debug());
-    if known.find(&name.text).is_some() {
-        return Err(Problem::at(&name.place, format!("this build has `{shown}` already"), "described once more"));
-    }
     if !is_versioned(&name.text) {
         let title = format!("`{shown}` is no interface's name");
         let help = "an interface is called FAMILY.NAME/VERSION, such as \"example.counter/1\"";
@@ -69,21 +66,27 @@ fn own(raw: &RawInterface, known: &Interfaces) -> Result<Interface, Problem> {
         }
         rights.push((right.text.clone(), bit));
     }
-    Ok(Interface { name: name.text.clone(), rights, narrowing: None })
+    let is_same =
+        |of: &Interface| of.rights.len() == rights.len() && rights.iter().all(|right| of.rights.contains(right));
+    match known.find(&name.text) {
+        Some(built_in) if is_same(built_in) => Ok(None),
+        Some(_) => {
+            let title = format!("this build has `{shown}`, with other rights");
+            Err(Problem::at(&name.place, title, "described otherwise"))
+        }
+        None => Ok(Some(Interface { name: name.text.clone(), rights, narrowing: None })),
+    }
 }
 
-/// `family.name/version`, as `#[interface]` takes it.
+/// `family.name/version`, by the rule of `#[interface]`.
 fn is_versioned(name: &str) -> bool {
-    let Some((family, version)) = name.rsplit_once('/') else { return false };
-    let is_part = |part: &str| value::name(part).is_ok();
-    family.split('.').all(is_part)
-        && name.len() <= NAME_BYTES
-        && !version.starts_with('0')
-        && version.parse::<u16>().is_ok()
+    let word = |word: &str| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+    name.split_once('/').is_some_and(|(path, version)| {
+        path.contains('.')
+            && path.split('.').all(word)
+            && version.parse::<u32>().is_ok_and(|number| number > 0 && number.to_string() == version)
+    })
 }
-
-/// Longest name of an interface with its version, in bytes: it goes over sockets in so many.
-const NAME_BYTES: usize = 64;
 
 /// Which right a name stands for.
 fn bit(name: &Word, given: &RawValue) -> Result<Rights, Problem> {

@@ -127,6 +127,7 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
         heirs: Vec::new(),
         crash: None,
         keys: None,
+        is_in_cluster: false,
         nodes: Vec::new(),
         heritage: 0,
     };

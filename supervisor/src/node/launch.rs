@@ -336,6 +336,7 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
         heirs: Vec::new(),
         crash: component.crash.get(),
         keys: node.keys_of(component),
+        is_in_cluster: node.directory.is_some(),
         nodes: Vec::new(),
         heritage: 0,
     };

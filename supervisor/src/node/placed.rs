@@ -9,6 +9,7 @@ use crate::cluster::Home;
 use crate::cluster::directory::{self, Embedded};
 use crate::ended::Ended;
 use crate::manifest::{self, Checked, Manifest, Origin};
+use crate::parse;
 
 /// Everything that can go wrong before the first process is started, or before anything is taken over.
 pub(super) fn prepare(manifest: Option<&Path>, sets: &[String], found: &Found) -> Result<(Placed, State), String> {
@@ -17,7 +18,7 @@ pub(super) fn prepare(manifest: Option<&Path>, sets: &[String], found: &Found) -
     let kept = State::manifest(here);
     let lock = found.records.iter().find(|record| record.key.kind == Kind::Lock as u32);
     if let Some(lock) = lock.and_then(|lock| lock.descriptor.as_ref()) {
-        let checked = Manifest::load(Origin::Kept(&kept), sets).map_err(|report| report.to_string())?;
+        let checked = Manifest::load(Origin::Path(&kept), sets).map_err(|report| report.to_string())?;
         let checked = place(checked, sets, here, true)?;
         let lock = lock.try_clone().map_err(directory)?;
         let state = State::take_over(here, lock.into()).map_err(|error| error.to_string())?;
@@ -27,10 +28,10 @@ pub(super) fn prepare(manifest: Option<&Path>, sets: &[String], found: &Found) -
     let checked = Manifest::load(origin, sets).map_err(|report| report.to_string())?;
     let checked = place(checked, sets, here, false)?;
     let state = State::open(here).map_err(|error| error.to_string())?;
-    // Read first: it may be this very file.
+    // Both read first: it may be this very file.
+    let base = parse::base(origin).unwrap_or_default();
     let text = manifest.map_or_else(|| Ok(manifest::EMBEDDED.into()), std::fs::read).map_err(directory)?;
     std::fs::write(&kept, text).map_err(directory)?;
-    let base = manifest.and_then(Path::parent).unwrap_or(here);
     std::fs::write(State::base(here), base.as_os_str().as_encoded_bytes()).map_err(directory)?;
     Ended::forget(state.path()).map_err(directory)?;
     Ok((checked, state))

@@ -14,7 +14,7 @@ use super::control::shortened;
 use super::state::State;
 use super::{Component, Node, Phase};
 use crate::cluster::directory::Directory;
-use crate::manifest::{self, Manifest, Origin, Use};
+use crate::manifest::{self, Manifest, Origin, Run, Use};
 use crate::policy;
 
 /// How long the other node may take to answer, and how often it is asked for each page: the shortest time counts.
@@ -112,8 +112,11 @@ impl Node {
                 stops.push(stop(StopKind::Path, &format!("its `{}` is a path on node {here}: {path}", field.name)));
             }
         }
+        if let Run::Program(path) = &entry.run {
+            stops.push(stop(StopKind::Path, &format!("its program is a path on node {here}: {}", path.display())));
+        }
         let manifest = State::manifest(self.state.path());
-        let problems = Manifest::problems_if_moved(Origin::Kept(&manifest), &self.sets, &entry.name, there);
+        let problems = Manifest::problems_if_moved(Origin::Path(&manifest), &self.sets, &entry.name, there);
         stops.extend(problems.iter().map(|problem| stop(StopKind::Manifest, problem)));
         stops
     }

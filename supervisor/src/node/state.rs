@@ -76,7 +76,7 @@ impl State {
 
     /// The directory in which that manifest was.
     pub fn base(path: &Path) -> PathBuf {
-        State::manifest(path).with_extension("base")
+        State::manifest(path).with_extension(crate::parse::BASE)
     }
 
     /// The directory, absolute.

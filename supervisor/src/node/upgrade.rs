@@ -168,7 +168,7 @@ impl Programs {
         self.records.hold(Kind::Program, self.slot, number, &tag(epoch, path), program)
     }
 
-    /// Keeps the program of the run that serves, until the next one does: the supervisor's own may be another one by now.
+    /// Keeps the program of the run that serves, until the next one does: the manifest's may be another one by now.
     fn keep_what_serves(&self, run: &Peer) -> io::Result<()> {
         if self.current.borrow().is_none() {
             let path = format!("/proc/{}/exe", run.pid);

@@ -81,6 +81,7 @@ struct Server {
 /// A bad configuration, or an address that cannot be listened on.
 pub async fn serve(cx: Context) -> Result<(), component::Error> {
     let config: Config = cx.config()?;
+    cx.confine(false);
     let fs: fs::Client = cx.connect("root").await?;
     let net: net::Client = cx.connect("net").await?;
     let report = cx.clone();

@@ -88,7 +88,8 @@ impl<E: AsRef<Extent> + 'static> Fetch<E> {
         arrival
     }
 
-    /// Nobody wants these any more: they are not asked for, and their places are given up, also where there is no connection.
+    /// Nobody wants these any more: what is not asked for is not, and their places are given up, also where there is no connection; what is
+    /// asked for already keeps its place until it comes or its connection ends.
     pub(super) fn forget(&self, arrivals: &[Rc<Arrival<E>>]) {
         arrivals.iter().for_each(|arrival| arrival.has_lost());
         let (wanted, gone) = self.jobs.take().into_iter().partition(|job| !job.arrival.is_gone.get());
