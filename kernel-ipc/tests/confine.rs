@@ -113,14 +113,10 @@ fn tcp_is_what_was_asked_for() {
 
 #[test]
 fn it_is_for_this_thread_and_for_what_it_starts() {
-    confined(
-        (false, false),
-        || gettid(),
-        |before, _| {
-            assert_eq!(before, gettid());
-            let child = std::thread::spawn(|| refused(File::open("/etc/passwd")));
-            assert!(child.join().expect("no panic"));
-        },
-    );
+    confined((false, false), gettid, |before, _| {
+        assert_eq!(before, gettid());
+        let child = std::thread::spawn(|| refused(File::open("/etc/passwd")));
+        assert!(child.join().expect("no panic"));
+    });
     assert!(File::open("/etc/passwd").is_ok());
 }

@@ -71,8 +71,9 @@ pub struct Component {
     pub node: Option<String>,
 }
 
-/// What a component runs.
+/// What a component runs; as text, what a manifest says: `builtin:NAME` or `program:PATH`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Run {
     /// A part of the `atoll` binary (`atoll serve NAME`), for example `block-file`.
     Builtin(String),
@@ -107,8 +108,26 @@ pub const SERVE: &str = "serve";
 impl std::fmt::Display for Run {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Run::Builtin(name) => f.write_str(name),
-            Run::Program(path) => write!(f, "{}", path.display()),
+            Run::Builtin(name) => write!(f, "builtin:{name}"),
+            Run::Program(path) => write!(f, "program:{}", path.display()),
+        }
+    }
+}
+
+impl From<Run> for String {
+    fn from(run: Run) -> String {
+        run.to_string()
+    }
+}
+
+impl TryFrom<String> for Run {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Run, Self::Error> {
+        match text.split_once(':') {
+            Some(("builtin", name)) => Ok(Run::Builtin(name.into())),
+            Some(("program", path)) => Ok(Run::Program(path.into())),
+            _ => Err("neither builtin:NAME nor program:PATH"),
         }
     }
 }
