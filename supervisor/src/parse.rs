@@ -148,14 +148,16 @@ fn read(origin: Origin<'_>) -> Result<Source, Report> {
 /// `None`: it is in no file.
 pub(crate) fn base(origin: Origin<'_>) -> Option<PathBuf> {
     let Origin::Path(path) = origin else { return None };
-    let kept = path.extension().is_none().then(|| std::fs::read(path.with_extension(BASE)).ok()).flatten();
+    let is_kept = path.file_name().is_some_and(|name| name == KEPT);
+    let kept = is_kept.then(|| std::fs::read(path.with_extension(BASE)).ok()).flatten();
     match kept {
         Some(base) => Some(PathBuf::from(OsString::from_vec(base))),
         None => Some(std::path::absolute(path).ok()?.parent()?.to_path_buf()),
     }
 }
 
-/// What the file is called in which that stands: `manifest.base`.
+/// What a node calls its copy, and the extension of the file beside it: `manifest.base`.
+pub(crate) const KEPT: &str = "manifest";
 pub(crate) const BASE: &str = "base";
 
 /// An I/O error without the number that only programmers read.

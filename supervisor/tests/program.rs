@@ -7,14 +7,16 @@ mod common;
 #[path = "../../kernel-ipc/examples/counter/main.rs"]
 mod counter;
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::rc::Rc;
 
 use common::{Node, children, exists, kill, ps, until};
 use counter::interface::{self, ADD, CounterError, Dispatcher, Handler, Number, READ};
-use kernel_ipc::component::{self, Context};
+use kernel_ipc::component::{self, Context, ContextError};
 use kernel_ipc::interface::{Granted, NewCap, Object};
+use kernel_ipc::runtime::{Options, Runtime};
 use kernel_ipc::session::{Call, SessionInfo};
 use kernel_ipc::{CallError, Cause};
 use protocol::control::{ComponentStatus, State};
@@ -50,6 +52,31 @@ async fn read(cx: Context) -> Result<(), component::Error> {
     Ok(())
 }
 
+/// Tries to be a guest of its own node, also by a child, and is ready if it is not let in.
+async fn spy(cx: Context) -> Result<(), component::Error> {
+    let state = cx.state_dir().to_path_buf();
+    let itself = Context::guest(&state, "spy").map(drop);
+    let child = Command::new(std::env::current_exe()?).arg0("spy-child").arg(&state).status()?;
+    if !matches!(itself, Err(ContextError::Rejected(_))) || child.code() != Some(REJECTED) {
+        return Err(format!("it was let in: {itself:?}, {child:?}").into());
+    }
+    cx.ready();
+    cx.stopped().await;
+    Ok(())
+}
+
+/// What the child of a spy ends with that is not let in.
+const REJECTED: i32 = 7;
+
+fn spy_child() -> ExitCode {
+    let state = std::env::args().nth(1).expect("its parent says it");
+    let tried = Runtime::new(Options::default()).unwrap().block_on(async { Context::guest(Path::new(&state), "spy") });
+    match tried {
+        Err(ContextError::Rejected(_)) => ExitCode::from(REJECTED as u8),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
 // ---- The tests ----
 
 const SYSTEM: &str = r#"
@@ -70,7 +97,7 @@ provides.seen = "example.counter/1"
 fn start(manifest: &str) -> Node {
     let directory = tempfile::tempdir().unwrap();
     std::fs::create_dir(directory.path().join("programs")).unwrap();
-    for name in ["counter", "reader"] {
+    for name in ["counter", "reader", "spy"] {
         std::fs::copy(std::env::current_exe().unwrap(), directory.path().join("programs").join(name)).unwrap();
     }
     let manifest = manifest.replace("DIRECTORY", directory.path().to_str().unwrap());
@@ -189,6 +216,12 @@ fn what_a_program_prints_is_a_manifest() {
     assert_eq!(checked.components[0].config, serde_json::json!({ "start": 5 }), "numbers are numbers");
 }
 
+fn a_component_is_no_guest_of_its_node() {
+    let mut node = start("atoll = 1\n[component.spy]\nrun = \"program:programs/spy\"\n");
+    node.assert_up();
+    node.down();
+}
+
 fn a_program_that_is_not_there_is_named() {
     let node = start(&SYSTEM.replace("programs/reader", "programs/absent"));
     let failure = node.failure();
@@ -220,6 +253,7 @@ common::tests! {
     a_supervisor_that_does_not_know_where_the_manifest_was_goes_on_all_the_same,
     a_kept_manifest_can_be_started_again,
     what_a_program_prints_is_a_manifest,
+    a_component_is_no_guest_of_its_node,
     a_program_that_is_not_there_is_named,
     a_program_that_is_no_component_is_not_waited_for,
     the_page_shows_the_example_as_it_is,
@@ -230,6 +264,8 @@ fn main() -> ExitCode {
     match Path::new(&name).file_name().and_then(|name| name.to_str()).unwrap_or_default() {
         "counter" => counter::main(),
         "reader" => component::run(read),
+        "spy" => component::run(spy),
+        "spy-child" => spy_child(),
         _ => common::main(TESTS, |name| panic!("there is no built-in {name}")),
     }
 }

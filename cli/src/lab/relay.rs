@@ -256,15 +256,15 @@ fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
 fn read(shared: &Shared, connection: &Connection, towards_host: bool, to: usize) {
     let mut from = if towards_host { &connection.client } else { &connection.host };
     let queue = &connection.queues[usize::from(towards_host)];
+    let mut buffer = vec![0; PIECE];
     loop {
-        let mut bytes = vec![0; PIECE];
-        let Ok(length) = from.read(&mut bytes) else {
+        let Ok(length) = from.read(&mut buffer) else {
             connection.end();
             return;
         };
-        bytes.truncate(length);
         let at = shared.arrival(to, length);
-        if !queue.push(Piece { at, bytes }) || length == 0 {
+        // As large as it is, and no larger: there may be many small ones under way.
+        if !queue.push(Piece { at, bytes: buffer[..length].to_vec() }) || length == 0 {
             return;
         }
     }

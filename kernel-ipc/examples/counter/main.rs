@@ -36,7 +36,7 @@ impl Handler for Counter {
 async fn serve(cx: Context) -> Result<(), component::Error> {
     let counter = Counter::default();
     counter.0.set(cx.config::<Config>()?.start);
-    // From here on it has its sessions, and nothing else of this machine.
+    // From here on it opens no file, executes nothing and has no TCP.
     cx.confine(false);
     let root = async |_: &SessionInfo| Ok(NewCap::new(TheNumber, READ | ADD).to_grant());
     cx.provide("counter", Rc::new(Dispatcher(counter)), root)?;

@@ -4,9 +4,9 @@ use super::Context;
 use crate::sys::confine::{Confined, confine};
 
 impl Context {
-    /// From now on this run can use what it has open, and its sessions, and nothing else: it opens no file, traces nobody, sends no signal to
-    /// another process, and of TCP may do what its place needs: call other nodes, if its system has several, and listen if it
-    /// `listens`. A component says so as soon as it has opened what it needs, and before it reads the first byte of a peer.
+    /// From now on this run opens no file by its path, executes nothing, traces nobody, sends no signal to another process, and of TCP may do
+    /// what its place needs: call other nodes, if its system has several, and listen if it `listens`. What it has open, and its sessions,
+    /// it keeps; so it does what Landlock does not cover (docs/architecture.md, "Trust"). A component says so as soon as it has opened what it needs, and before it reads the first byte of a peer.
     ///
     /// By Landlock, and for the thread that says it: a component with several reactors is not confined by this. What this kernel cannot
     /// take is said in the component's log.

@@ -20,6 +20,8 @@ pub trait Kept: Legible {
     fn store(&self, at: usize, value: u64, order: Ordering);
     /// Copies bytes in, in no particular order.
     fn write(&self, at: usize, bytes: &[u8]);
+    /// The line at `at` will soon be written: a hint, also for what is not there.
+    fn prepare(&self, _at: usize) {}
 }
 
 impl Legible for SegmentWriter {
@@ -47,5 +49,10 @@ impl Kept for SegmentWriter {
     #[inline]
     fn write(&self, at: usize, bytes: &[u8]) {
         self.copy_in(at, bytes).expect("the ledger has checked that it fits");
+    }
+
+    #[inline]
+    fn prepare(&self, at: usize) {
+        self.prepare_line(at);
     }
 }

@@ -191,6 +191,11 @@ impl<M: Kept> Records<M> {
         self.memory.store(at + field::CRC, crc.into(), Relaxed);
         self.memory.store(at + field::COMMIT, self.next + 1, Release);
         self.next += whole;
+        // The ring is larger than the cache, and the answer of a call waits until its stores have left for it: the next record's lines come
+        // while other things are done.
+        let next = self.at(self.next);
+        self.memory.prepare(next);
+        self.memory.prepare(next + LINE);
     }
 
     /// The committed record at `position`, if it is none of the fillers, and how long it is.

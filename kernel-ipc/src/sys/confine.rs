@@ -35,8 +35,8 @@ pub struct Confined {
     pub signals: bool,
 }
 
-/// Takes from this thread and all that it will start: every file that is not open, every process that is not its own, and TCP but what is
-/// asked for. What is open stays open. Nobody can undo it. Gives what this kernel was able to take.
+/// Takes from this thread and all that it will start: to open files by their paths and to execute them, to signal and trace processes that
+/// are not its own, and TCP but what is asked for. What is open stays open. Nobody can undo it. Gives what this kernel was able to take.
 ///
 /// # Errors
 /// The kernel has no Landlock, or it is switched off.

@@ -63,10 +63,10 @@ pub(super) fn meaning(field: &Field, given: &RawValue) -> Result<Value, String> 
 /// The value as the manifest says it, for a program that this build knows nothing of.
 pub(super) fn any(given: &RawValue) -> Result<Value, String> {
     match &given.literal {
-        // Nobody has said what it should be: what looks like a number is one.
+        // Nobody has said what it should be: what is written as a number is one.
         Literal::Text(text) if given.set => Ok(match (text.parse::<bool>(), text.parse::<u64>()) {
             (Ok(flag), _) => json!(flag),
-            (_, Ok(number)) => json!(number),
+            (_, Ok(number)) if number.to_string() == *text => json!(number),
             _ => json!(text),
         }),
         Literal::Text(text) => Ok(json!(text)),

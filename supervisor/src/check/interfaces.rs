@@ -81,11 +81,13 @@ fn own(raw: &RawInterface, known: &Interfaces) -> Result<Option<Interface>, Prob
 /// `family.name/version`, by the rule of `#[interface]`.
 fn is_versioned(name: &str) -> bool {
     let word = |word: &str| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
-    name.split_once('/').is_some_and(|(path, version)| {
-        path.contains('.')
-            && path.split('.').all(word)
-            && version.parse::<u32>().is_ok_and(|number| number > 0 && number.to_string() == version)
-    })
+    // As many bytes as a greeting over a socket has room for.
+    name.len() <= 64
+        && name.split_once('/').is_some_and(|(path, version)| {
+            path.contains('.')
+                && path.split('.').all(word)
+                && version.parse::<u32>().is_ok_and(|number| number > 0 && number.to_string() == version)
+        })
 }
 
 /// Which right a name stands for.

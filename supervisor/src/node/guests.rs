@@ -75,6 +75,26 @@ async fn accept(node: Rc<Node>, listener: File) {
     }
 }
 
+/// Whether a process descends from another, which every orphan below it is given to. One that cannot be looked up, because it is gone, does.
+fn is_below(ancestor: i32, mut pid: i32) -> bool {
+    // Of a chain that changes while it is followed, an end comes too.
+    for _ in 0..1000 {
+        if pid == ancestor {
+            return true;
+        }
+        // 1 began it all; 0 is not to be seen from here, and so none of ours.
+        if pid <= 1 {
+            return false;
+        }
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // pid (name, whatever it is) state parent …
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+        let Some(parent) = parent else { return true };
+        pid = parent;
+    }
+    true
+}
+
 /// Lets one guest in, if it is who it must be.
 async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
     let credentials = getsockopt(&socket, sockopt::PeerCredentials).map_err(|errno| errno.to_string())?;
@@ -85,6 +105,10 @@ async fn admit(node: &Rc<Node>, socket: OwnedFd) -> Result<(), String> {
     };
     if credentials.uid() != nix::unistd::geteuid().as_raw() {
         return reject("only the user who started the node may be its guest");
+    }
+    // A component has the sessions that the manifest gives it: by this socket it would be an operator.
+    if is_below(nix::unistd::getppid().as_raw(), credentials.pid()) {
+        return reject("a component of the node is no guest of it");
     }
     let hello = match timeout(PATIENCE, channel.next::<ToSupervisor>()).await {
         Ok(Ok((ToSupervisor::Hello { protocol, program }, _))) => (protocol, program),

@@ -71,7 +71,7 @@ impl State {
 
     /// The manifest that this node was started with, for the supervisors after this one.
     pub fn manifest(path: &Path) -> PathBuf {
-        path.join("manifest")
+        path.join(crate::parse::KEPT)
     }
 
     /// The directory in which that manifest was.

@@ -2,7 +2,7 @@
 //!
 //! A chunk that is alone on its way takes a round trip, the shortest time that there is. Of those that are asked for together each waits for
 //! the ones before it. So when a chunk has taken `t`, and `n` were under way when it was asked for, `n * shortest / t` of them were
-//! really on their way, and the others waited. Twice that number leaves no pause, and lets a small lease wait for a round trip at most.
+//! really on their way, and the others waited. Twice that number leaves no pause.
 
 use std::time::Duration;
 
