@@ -81,7 +81,7 @@ fn own(raw: &RawInterface, known: &Interfaces) -> Result<Option<Interface>, Prob
 /// `family.name/version`, by the rule of `#[interface]`.
 fn is_versioned(name: &str) -> bool {
     let word = |word: &str| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c == '-');
-    // As many bytes as a greeting over a socket has room for.
+    // 64 bytes: as much as a greeting over a socket has room for (kernel-ipc, `link/socket/frame.rs`).
     name.len() <= 64
         && name.split_once('/').is_some_and(|(path, version)| {
             path.contains('.')
