@@ -122,7 +122,8 @@ impl control::Handler for Operator {
         let stopping = CallError::Operation(RestartError::Stopping);
         let Some(node) = self.0.upgrade().filter(|node| !node.stopping.has_happened()) else { return Err(stopping) };
         let component = node.find(component).ok_or(CallError::Operation(RestartError::NoSuchComponent))?;
-        let before = component.epoch.get();
+        // A run that is beginning is as new as the one that is asked for.
+        let before = component.epoch.get() - u64::from(component.is_beginning());
         let index = node.components.iter().position(|known| known.slot == component.slot).expect("it was found");
         // Whoever asked may go meanwhile; what is begun is done.
         kernel_ipc::runtime::spawn(node.clone().stop_together(index));

@@ -50,8 +50,10 @@ impl Node {
         while let Some(run) = runs.next_if(|run| run.slot > component.slot) {
             self.end_with(&component.entry.name, &run).await;
         }
-        component.wanted.set(true);
-        component.changes.happen();
+        if !component.is_beginning() {
+            component.wanted.set(true);
+            component.changes.happen();
+        }
         if let Some(run) = runs.next_if(|run| run.slot == component.slot) {
             self.stop(&run).await;
         }
@@ -77,7 +79,8 @@ impl Node {
         for &other in self.ties.together(index).iter().rev() {
             let component = &self.components[other];
             let run = component.living_run().filter(|run| met(run));
-            if run.is_some() || other == index {
+            // A mark on a run that is beginning would stay on it, and the others would wait for its end.
+            if run.is_some() || (other == index && !component.is_beginning()) {
                 component.restarts_with.set(Some(index));
                 component.keep();
             }
@@ -108,6 +111,12 @@ impl Component {
     /// Its run, if that lives.
     fn living_run(&self) -> Option<Rc<Peer>> {
         self.peer.borrow().clone().filter(|run| !run.ended.has_happened())
+    }
+
+    /// Its next run is being started: there may be a process, of which nothing is known yet.
+    pub(super) fn is_beginning(&self) -> bool {
+        let is_known = self.peer.borrow().as_ref().is_some_and(|run| run.epoch.get() == self.epoch.get());
+        self.phase.get() == Phase::Starting && !is_known
     }
 
     fn serves(&self) -> bool {
