@@ -19,7 +19,8 @@ pub use nodes::{Lab, LabUp, Listen, Node};
 #[command(after_help = "\
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 nothing is running there.
 
-Begin with `atoll up`, then open the address that it shows.")]
+Begin with `atoll up`, then open the address that it shows. `atoll init` writes the manifest of that system, to be changed; \
+`atoll new component NAME` makes a component of your own.")]
 pub struct Cli {
     #[command(flatten)]
     pub common: Common,
@@ -48,7 +49,16 @@ pub struct Common {
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Start a system; without MANIFEST the built-in one, which serves /www over HTTP
+    /// Write a manifest to begin with
+    Init {
+        /// The directory in which it will be `atoll.toml`; made if it is not there
+        #[arg(default_value = ".", value_hint = ValueHint::DirPath)]
+        directory: PathBuf,
+    },
+    /// Make something to build upon
+    #[command(subcommand)]
+    New(New),
+    /// Start a system; without MANIFEST that of ./atoll.toml, or the built-in one, which serves /www over HTTP
     Up(Up),
     /// Stop the system in order; the disk is left clean
     Down,
@@ -168,9 +178,21 @@ pub struct Simulate {
     pub trace: bool,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum New {
+    /// A component of your own and a client of it: a Cargo project in a new directory, and a manifest that runs it
+    Component {
+        /// Its name: the directory's, the component's and its interface's
+        name: String,
+        /// The checkout of Atoll with whose kit it is built [default: the one from which this program was built]
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        kit: Option<PathBuf>,
+    },
+}
+
 #[derive(Debug, Args)]
 pub struct Up {
-    /// The manifest [default: the built-in systems/web.toml]
+    /// The manifest [default: ./atoll.toml if it is there, or the built-in systems/web.toml]
     #[arg(value_hint = ValueHint::FilePath)]
     pub manifest: Option<PathBuf>,
     /// Override a configuration value, for example httpd.listen=127.0.0.1:0
@@ -412,7 +434,7 @@ pub enum Explain {
     Backoff,
     /// Who is restarted when a component of a manifest is
     Restart {
-        /// The manifest [default: the built-in systems/web.toml]
+        /// The manifest [default: ./atoll.toml if it is there, or the built-in systems/web.toml]
         #[arg(value_hint = ValueHint::FilePath)]
         manifest: Option<PathBuf>,
     },

@@ -10,6 +10,7 @@ use supervisor::ties::Ties;
 
 use crate::args::{Common, Explain};
 use crate::check;
+use crate::init;
 use crate::output::{self, Align, Failed, Table};
 
 /// Deaths in a row that are shown when they do not come too fast.
@@ -74,7 +75,8 @@ fn backoff(common: &Common) -> Result<(), Failed> {
 }
 
 fn restart(common: &Common, manifest: Option<&Path>) -> Result<(), Failed> {
-    let origin = manifest.map_or(Origin::Embedded, Origin::Path);
+    let manifest = init::meant(manifest);
+    let origin = manifest.as_deref().map_or(Origin::Embedded, Origin::Path);
     let checked = Manifest::load(origin, &[]).map_err(|report| check::refused(&report))?;
     let ties = Ties::of(&checked.components);
     let names = |index: usize| -> Vec<&str> {

@@ -17,11 +17,13 @@ mod crash;
 mod demo;
 mod explain;
 mod fs;
+mod init;
 mod inside;
 mod interface;
 mod interrupt;
 mod lab;
 mod moving;
+mod new;
 mod node;
 mod output;
 mod serve;
@@ -48,6 +50,8 @@ fn main() -> ExitCode {
     let done = match &cli.verb {
         Verb::Check { manifest, sets } => check::check(&cli.common, manifest, sets),
         Verb::Completions { shell } => completions(*shell),
+        Verb::Init { directory } => init::init(&cli.common, directory),
+        Verb::New(args::New::Component { name, kit }) => new::component(&cli.common, name, kit.as_deref()),
         Verb::Up(up) => up::up(&cli.common, up),
         Verb::Down => control::down(&cli.common),
         Verb::Ps { io } => control::ps(&cli.common, *io),

@@ -14,7 +14,7 @@ use supervisor::up::{Options, Progress, Starting};
 use crate::args::{Common, Up};
 use crate::bar::{Bar, Counts};
 use crate::output::{self, Colour, Failed, paint, stderr_colours};
-use crate::{check, cluster, control, node};
+use crate::{check, cluster, control, init, node};
 
 /// What the foreground waits for.
 enum Event {
@@ -32,7 +32,8 @@ pub enum Reported {
 
 /// Starts the system.
 pub fn up(common: &Common, up: &Up) -> Result<(), Failed> {
-    let origin = up.manifest.as_deref().map_or(Origin::Embedded, Origin::Path);
+    let manifest = init::meant(up.manifest.as_deref());
+    let origin = manifest.as_deref().map_or(Origin::Embedded, Origin::Path);
     let checked = Manifest::load(origin, &up.sets).map_err(|report| check::refused(&report))?;
     if std::path::absolute(&common.state)?.to_str().is_none() {
         return Err(Failed::usage(format!(
@@ -48,7 +49,7 @@ pub fn up(common: &Common, up: &Up) -> Result<(), Failed> {
     cluster::refresh(common, &checked);
     let events = wait_for_signals(Event::Signal)?;
     let options =
-        Options { manifest: up.manifest.as_deref(), state: &common.state, sets: &up.sets, end_with_parent: !up.detach };
+        Options { manifest: manifest.as_deref(), state: &common.state, sets: &up.sets, end_with_parent: !up.detach };
     let starting = supervisor::up::start(&options).map_err(|error| {
         Failed::new(format!("cannot start in {}: {}", common.state.display(), output::reason(&error)))
     })?;
@@ -173,6 +174,9 @@ fn show(common: &Common, up: &Up, components: &[ComponentStatus]) -> Result<(), 
     for one in components.iter().filter(|one| !one.listen.is_empty()) {
         let url = paint(&format!("http://{}/", one.listen), Colour::Cyan, colours);
         output::line(&format!("\n{} serves {url}", one.name))?;
+    }
+    if up.manifest.is_none() && init::meant(None).is_some() {
+        output::line(&format!("this is the system of ./{}", init::MANIFEST))?;
     }
     let state = common.state.display();
     if up.detach {

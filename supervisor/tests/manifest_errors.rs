@@ -86,7 +86,7 @@ fn facts_carry_file_line_and_column() {
     let facts = load_text(&text).unwrap_err().facts();
     let [fact] = facts.as_slice() else { panic!("{facts:?}") };
     assert_eq!(fact.file.as_deref(), Some("test.toml"));
-    assert_eq!((fact.line, fact.column), (Some(20), Some(22)));
+    assert_eq!((fact.line, fact.column), (Some(33), Some(22)));
     assert_eq!(fact.message, "there is no component `files`");
 }
 
@@ -94,5 +94,5 @@ fn facts_carry_file_line_and_column() {
 fn several_problems_are_reported_at_once_in_the_order_of_the_text() {
     let text = EMBEDDED.replace("fs.root", "files.root").replace("64MiB", "64MB").replace("atoll.net/1", "atoll.net/9");
     let lines: Vec<_> = load_text(&text).unwrap_err().facts().iter().map(|fact| fact.line).collect();
-    assert_eq!(lines, [Some(12), Some(16), Some(20)]);
+    assert_eq!(lines, [Some(21), Some(27), Some(33)]);
 }

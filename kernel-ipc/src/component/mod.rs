@@ -61,7 +61,7 @@ use waits::Event;
 
 pub use connection::{Connection, Reopen};
 pub use heritage::Survived;
-pub use program::program;
+pub use program::{manifest, program};
 pub use reactors::{MoveError, Reactor};
 pub use start::run;
 

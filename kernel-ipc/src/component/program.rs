@@ -34,8 +34,8 @@ where
     }
 }
 
-/// A system of one component that is this program.
-fn manifest(path: &str, interfaces: &[&Description]) -> String {
+/// The manifest of a system of one component, which is the program at this path and serves these interfaces.
+pub fn manifest(path: &str, interfaces: &[&Description]) -> String {
     let mut text = String::from("atoll = 1\n");
     for interface in interfaces {
         let rights = interface.rights.iter().map(|(name, right)| format!("{name} = {}", right.bits().trailing_zeros()));
