@@ -99,6 +99,26 @@ pub enum Verb {
         /// Its name
         component: String,
     },
+    /// Stop a component; it stays down until `atoll start`, and its clients wait
+    Stop {
+        /// Its name
+        component: String,
+    },
+    /// Start a component that was stopped or given up
+    Start {
+        /// Its name
+        component: String,
+    },
+    /// Freeze a component's process where it is, until `atoll thaw`
+    Freeze {
+        /// Its name
+        component: String,
+    },
+    /// Let a frozen component go on
+    Thaw {
+        /// Its name
+        component: String,
+    },
     /// Look after the supervisor of the running system
     #[command(subcommand)]
     Supervisor(Supervisor),

@@ -1,10 +1,9 @@
-//! What an operator asks the supervisor: `ps`, `logs`, `down`.
+//! What an operator asks the supervisor: `ps`, `logs`, `down`. What is done to one component is in `hold`.
 
 use kernel_ipc::component::Context;
 use kernel_ipc::{CallError, Cause};
 use protocol::control::{
-    self, ComponentStatus, DownError, LogsError, PsError, RestartError, SignalError, State, SupervisorError,
-    SupervisorStatus,
+    self, ComponentStatus, DownError, LogsError, PsError, SignalError, State, SupervisorError, SupervisorStatus,
 };
 use serde_json::{Value, json};
 use supervisor::ended::Ended;
@@ -161,6 +160,8 @@ pub fn word(state: State) -> &'static str {
         State::Stopped => "stopped",
         State::Hung => "hung",
         State::Blocked => "blocked",
+        State::Down => "down",
+        State::Frozen => "frozen",
     }
 }
 
@@ -224,21 +225,6 @@ fn live_logs(common: &Common, component: Option<&str>) -> Result<(), Failed> {
 /// Bytes of log asked for at a time; the reply must fit a window.
 const LOG_PAGE: u32 = 3072;
 
-/// `atoll restart COMPONENT`: returns when its next run has begun.
-pub fn restart(common: &Common, component: &str) -> Result<(), Failed> {
-    let begun = visit(common, async |context| {
-        let control: control::Client = connect(&context, "control").await?;
-        let restarted = ask(async || control.restart(control.root(), component).await).await;
-        restarted.map_err(|error| why(&component, &error))?;
-        Ok(components(&context).await?.into_iter().find(|one| one.name == component))
-    })?;
-    let begun = begun.ok_or_else(|| Failed::new(format!("{component}: it is gone")))?;
-    if common.json {
-        return output::json(&facts(&begun, false));
-    }
-    output::line(&format!("{component} was started again, epoch {}", begun.epoch))
-}
-
 /// `atoll down`: returns when the node has ended.
 pub fn down(common: &Common) -> Result<(), Failed> {
     visit(common, async |context| {
@@ -300,15 +286,6 @@ impl Words for LogsError {
             Self::BadCursor => ("the log was cut while it was read".into(), Some("try again")),
             Self::NoSuchComponent => ("no such component".into(), Some("`atoll ps` lists the components")),
             Self::Io => ("the log cannot be read".into(), None),
-        }
-    }
-}
-
-impl Words for RestartError {
-    fn words(&self) -> (String, Option<&'static str>) {
-        match self {
-            Self::NoSuchComponent => ("no such component".into(), Some("`atoll ps` lists the components")),
-            Self::Stopping => ("the system is going down".into(), None),
         }
     }
 }

@@ -17,6 +17,7 @@ mod crash;
 mod demo;
 mod explain;
 mod fs;
+mod hold;
 mod init;
 mod inside;
 mod interface;
@@ -61,7 +62,11 @@ fn main() -> ExitCode {
         Verb::Trace(what) => inside::trace::trace(&cli.common, what),
         Verb::Upgrade { component, program } => upgrade::upgrade(&cli.common, component, program.as_deref()),
         Verb::Move { component, node, .. } => moving::dry_run(&cli.common, component, node),
-        Verb::Restart { component } => control::restart(&cli.common, component),
+        Verb::Restart { component } => hold::restart(&cli.common, component),
+        Verb::Stop { component } => hold::stop(&cli.common, component),
+        Verb::Start { component } => hold::start(&cli.common, component),
+        Verb::Freeze { component } => hold::freeze(&cli.common, component),
+        Verb::Thaw { component } => hold::thaw(&cli.common, component),
         Verb::Chaos(options) => chaos::chaos(&cli.common, options),
         Verb::Crash(what) => crash::crash(&cli.common, what),
         Verb::Demo(what) => demo::demo(&cli.common, what),

@@ -54,6 +54,22 @@ pub trait Control {
     /// Says what moving a component of this node to another one would take, from `cursor` on (0: the first), and changes nothing.
     #[op(9, requires = OBSERVE, retry = idempotent, deadline = "20s")]
     fn plan_move(system: System, component: &str, node: &str, cursor: u32) -> Result<MovePlan, PlanError>;
+
+    /// Ends a component as a restart does, and does not start it again before that is asked for. Answered when it has ended.
+    #[op(11, requires = OPERATE, retry = cached, deadline = "30s")]
+    fn stop(system: System, component: &str) -> Result<(), StopError>;
+
+    /// Starts a component that is down, whoever is to blame for that. Answered when its run has begun, or at once if it runs.
+    #[op(12, requires = OPERATE, retry = cached, deadline = "30s")]
+    fn start(system: System, component: &str) -> Result<(), RestartError>;
+
+    /// Stops a component's process where it is, and says which epoch that is.
+    #[op(13, requires = OPERATE, retry = cached, deadline = "5s")]
+    fn freeze(system: System, component: &str) -> Result<u64, FreezeError>;
+
+    /// Lets a frozen component's process go on, and says which epoch that is.
+    #[op(14, requires = OPERATE, retry = cached, deadline = "5s")]
+    fn thaw(system: System, component: &str) -> Result<u64, FreezeError>;
 }
 
 /// The supervisor itself.
@@ -249,6 +265,10 @@ pub enum State {
     Hung = 9,
     /// Waits for something that does not come, uses no processor and looks at nothing: likewise.
     Blocked = 10,
+    /// An operator has stopped it; stays down until an operator starts it.
+    Down = 11,
+    /// An operator has frozen it: it goes on when an operator thaws it.
+    Frozen = 12,
 }
 
 /// One component as `atoll ps` shows it.
@@ -334,6 +354,30 @@ pub enum RestartError {
     NoSuchComponent = 2,
     /// The system is going down.
     Stopping = 4,
+}
+
+/// Why a component was not stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
+pub enum StopError {
+    /// No component of this name.
+    NoSuchComponent = 2,
+    /// The system is going down.
+    Stopping = 4,
+    /// The system is coming up: it needs each of its components for that.
+    NotUp = 10,
+}
+
+/// Why a component is not frozen, or not thawed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
+#[repr(u16)]
+pub enum FreezeError {
+    /// No component of this name.
+    NoSuchComponent = 2,
+    /// The system is going down.
+    Stopping = 4,
+    /// No run of it serves.
+    NotRunning = 5,
 }
 
 /// Why a component was sent no signal.

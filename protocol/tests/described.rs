@@ -168,7 +168,8 @@ fn every_type_and_error_has_the_bytes_of_its_description() {
             types: control::ComponentPage, control::ComponentStatus, control::LogPage, control::Signal,
                 control::State, control::SupervisorStatus, control::Carrier, control::Edge, control::MovePlan,
                 control::Outcome, control::Stop, control::StopKind, control::Upgrade;
-            errors: PsError LogsError DownError RestartError SignalError SupervisorError PlanError UpgradeError;
+            errors: PsError LogsError DownError RestartError SignalError SupervisorError PlanError UpgradeError StopError
+                FreezeError;
             private: &[]
         ),
         vectors!(

@@ -57,11 +57,7 @@ impl Handler for Supervisor {
     }
 
     async fn restart(&self, _: &Call, _: Granted<Node>, component: &str) -> Result<(), CallError<RestartError>> {
-        match component {
-            "nobody" => Err(RestartError::NoSuchComponent.into()),
-            "late" => Err(RestartError::Stopping.into()),
-            _ => Ok(()),
-        }
+        self.restart_of(component)
     }
 
     async fn signal(
@@ -134,6 +130,41 @@ impl Handler for Supervisor {
             _ => Ok(done),
         }
     }
+
+    async fn stop(&self, _: &Call, _: Granted<Node>, component: &str) -> Result<(), CallError<StopError>> {
+        match component {
+            "early" => Err(StopError::NotUp.into()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn start(&self, _: &Call, _: Granted<Node>, component: &str) -> Result<(), CallError<RestartError>> {
+        self.restart_of(component)
+    }
+
+    async fn freeze(&self, _: &Call, _: Granted<Node>, component: &str) -> Result<u64, CallError<FreezeError>> {
+        match component {
+            "late" => Err(FreezeError::NotRunning.into()),
+            _ => Ok(3),
+        }
+    }
+
+    async fn thaw(&self, _: &Call, _: Granted<Node>, component: &str) -> Result<u64, CallError<FreezeError>> {
+        match component {
+            "nobody" => Err(FreezeError::NoSuchComponent.into()),
+            _ => Ok(3),
+        }
+    }
+}
+
+impl Supervisor {
+    fn restart_of(&self, component: &str) -> Result<(), CallError<RestartError>> {
+        match component {
+            "nobody" => Err(RestartError::NoSuchComponent.into()),
+            "late" => Err(RestartError::Stopping.into()),
+            _ => Ok(()),
+        }
+    }
 }
 
 #[test]
@@ -165,5 +196,13 @@ fn the_bytes_of_every_operation_are_those_of_the_golden_file() {
         client.upgrade(system, "fs", "/none").await.expect("it says why not");
         client.upgrade(system, "nobody", "/bin/atoll").await.expect_err("no such component");
         client.upgrade(system, "late", "/bin/atoll").await.expect_err("under way");
+        client.stop(system, "fs").await.expect("stopped");
+        client.stop(system, "early").await.expect_err("coming up");
+        client.start(system, "fs").await.expect("started");
+        client.start(system, "nobody").await.expect_err("no such component");
+        client.freeze(system, "fs").await.expect("frozen");
+        client.freeze(system, "late").await.expect_err("none serves");
+        client.thaw(system, "fs").await.expect("thawed");
+        client.thaw(system, "nobody").await.expect_err("no such component");
     });
 }

@@ -9,6 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 use super::books::Book;
+use super::hold::Hold;
 use super::holdings::Holdings;
 use super::logs::Log;
 use super::records::{ComponentTag, FactTag, Kind, Records, cut, hash, read, text};
@@ -33,6 +34,7 @@ impl Component {
             restarts: RefCell::default(),
             ready_at: Cell::new(None),
             disorder: Cell::new(false),
+            hold: Hold::default(),
             crash: Cell::new(None),
             book: Book::new(slot, records.clone()),
             estate: Estate::new(slot, records.clone()),
@@ -69,7 +71,7 @@ impl Component {
             starts: self.starts.get(),
             phase: self.phase.get() as u32,
             row: restarts.row(),
-            disorder: self.disorder.get().into(),
+            marks: u32::from(self.disorder.get()) | self.hold.marks(),
             trouble: cut(&self.trouble.borrow()),
             restarts_with: self.restarts_with.get().map_or(0, |index| index as u32 + 1),
         };
@@ -86,7 +88,8 @@ impl Component {
         self.starts.set(tag.starts);
         self.phase.set(Phase::from_number(tag.phase));
         self.ready_at.set((tag.ready_at != 0).then(|| from_clock(tag.ready_at)));
-        self.disorder.set(tag.disorder != 0);
+        self.disorder.set(tag.marks & 1 != 0);
+        self.hold.recall(tag.marks);
         self.crash.set(tag.crash.checked_sub(1));
         self.trouble.replace(read(&tag.trouble).unwrap_or_default());
         self.restarts_with.set(tag.restarts_with.checked_sub(1).map(|index| index as usize));
@@ -118,8 +121,8 @@ impl Component {
 
 impl Phase {
     fn from_number(number: u32) -> Phase {
-        use Phase::{Failed, Ready, Restarting, Starting, Stopped, Stopping, Waiting};
-        let known = [Waiting, Starting, Ready, Restarting, Failed, Stopping, Stopped];
+        use Phase::{Failed, Held, Ready, Restarting, Starting, Stopped, Stopping, Waiting};
+        let known = [Waiting, Starting, Ready, Restarting, Failed, Stopping, Stopped, Held];
         // One that makes no sense has to be started.
         known.into_iter().find(|&phase| phase as u32 == number).unwrap_or(Restarting)
     }
@@ -156,7 +159,8 @@ mod tests {
 
     #[test]
     fn a_phase_survives_its_encoding() {
-        for phase in [Phase::Waiting, Phase::Starting, Phase::Ready, Phase::Failed, Phase::Stopping, Phase::Stopped] {
+        use Phase::{Failed, Held, Ready, Starting, Stopped, Stopping, Waiting};
+        for phase in [Waiting, Starting, Ready, Failed, Stopping, Stopped, Held] {
             assert_eq!(Phase::from_number(phase as u32), phase);
         }
         assert_eq!(Phase::from_number(99), Phase::Restarting);

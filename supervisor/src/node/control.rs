@@ -11,8 +11,9 @@ use kernel_ipc::interface::{Granted, NewCap, Object};
 use kernel_ipc::session::{Call, HostSession, SessionInfo};
 use kernel_ipc::{CallError, Epoch, Rights, SessionId};
 use protocol::control::{
-    self, ComponentPage, ComponentStatus, Dispatcher, DownError, LogPage, LogsError, MovePlan, PlanError, PsError,
-    RestartError, Signal, SignalError, State, SupervisorError, SupervisorStatus, System, Upgrade, UpgradeError,
+    self, ComponentPage, ComponentStatus, Dispatcher, DownError, FreezeError, LogPage, LogsError, MovePlan, PlanError,
+    PsError, RestartError, Signal, SignalError, State, StopError, SupervisorError, SupervisorStatus, System, Upgrade,
+    UpgradeError,
 };
 use serde_json::Value;
 
@@ -114,7 +115,7 @@ impl control::Handler for Operator {
         if node.stopping.has_happened() {
             return Err(CallError::Operation(DownError::Stopping));
         }
-        node.ends("");
+        kernel_ipc::runtime::spawn(node.go_down());
         Ok(())
     }
 
@@ -183,9 +184,32 @@ impl control::Handler for Operator {
             Signal::Continue => libc::SIGCONT,
             Signal::Abort => libc::SIGABRT,
         };
+        if signal == Signal::Continue {
+            component.hold.thaw();
+        }
         // By its pidfd: never to whoever has its number after it.
         let sent = node.keeper.tell(Ask::Signal, run.slot, number as u64).await;
         sent.map(|_| run.epoch.get()).map_err(|_| CallError::Operation(SignalError::NotRunning))
+    }
+
+    async fn stop(&self, _: &Call, _: Granted<TheSystem>, component: &str) -> Result<(), CallError<StopError>> {
+        let node = self.0.upgrade().ok_or(CallError::Operation(StopError::Stopping))?;
+        node.stop_for_operator(component).await.map_err(CallError::Operation)
+    }
+
+    async fn start(&self, _: &Call, _: Granted<TheSystem>, component: &str) -> Result<(), CallError<RestartError>> {
+        let node = self.0.upgrade().ok_or(CallError::Operation(RestartError::Stopping))?;
+        node.start_for_operator(component).await.map_err(CallError::Operation)
+    }
+
+    async fn freeze(&self, _: &Call, _: Granted<TheSystem>, component: &str) -> Result<u64, CallError<FreezeError>> {
+        let node = self.0.upgrade().ok_or(CallError::Operation(FreezeError::Stopping))?;
+        node.freeze(component, true).await.map_err(CallError::Operation)
+    }
+
+    async fn thaw(&self, _: &Call, _: Granted<TheSystem>, component: &str) -> Result<u64, CallError<FreezeError>> {
+        let node = self.0.upgrade().ok_or(CallError::Operation(FreezeError::Stopping))?;
+        node.freeze(component, false).await.map_err(CallError::Operation)
     }
 
     async fn supervisor(
@@ -239,6 +263,7 @@ pub(super) async fn status(node: &Node, component: &Component) -> ComponentStatu
         name: component.entry.name.clone(),
         pid: run.as_ref().map_or(0, |run| run.pid),
         state: match component.phase.get() {
+            _ if stopped && component.hold.is_frozen() => State::Frozen,
             _ if stopped => State::Stopped,
             Phase::Ready if run.as_ref().is_some_and(|run| run.watch.is_hung()) => State::Hung,
             Phase::Ready if run.as_ref().is_some_and(|run| run.pulse.is_blocked()) => State::Blocked,
@@ -249,6 +274,7 @@ pub(super) async fn status(node: &Node, component: &Component) -> ComponentStatu
             Phase::Failed => State::Quarantined,
             Phase::Stopping => State::Stopping,
             Phase::Stopped => State::Ended,
+            Phase::Held => State::Down,
         },
         epoch: component.epoch.get(),
         restarts: component.starts.get(),

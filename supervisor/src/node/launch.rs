@@ -47,6 +47,7 @@ pub async fn start_all(node: &Rc<Node>, is_up: bool) -> Result<(), String> {
                 (Phase::Ready, Some(run)) => Stage::Serves(run),
                 (Phase::Starting, Some(run)) if run.ended.has_happened() => Stage::Died(run, None),
                 (Phase::Failed, _) => Stage::GivenUp,
+                (Phase::Held, _) => Stage::Held,
                 _ => Stage::Starts(Duration::ZERO),
             };
             spawn(tend(node.clone(), index, stage));
@@ -89,6 +90,8 @@ pub enum Stage {
     Starts(Duration),
     /// It stays down until an operator wants it.
     GivenUp,
+    /// An operator has stopped it; likewise.
+    Held,
 }
 
 /// Watches a component, and starts it again when it dies.
@@ -125,6 +128,15 @@ pub async fn tend(node: Rc<Node>, index: usize, mut stage: Stage) {
                 component.wanted.set(false);
                 Stage::Starts(Duration::ZERO)
             }
+            Stage::Held => {
+                component.set_phase(Phase::Held);
+                until(&node, index, |component| !component.hold.is_stopped()).await;
+                let last = component.peer.borrow().clone();
+                if let Some(last) = last {
+                    node.take_along(index, &last).await;
+                }
+                Stage::Starts(Duration::ZERO)
+            }
             Stage::Starts(pause) => {
                 component.set_phase(Phase::Restarting);
                 sleep_unless_wanted(&node, index, pause).await;
@@ -132,6 +144,10 @@ pub async fn tend(node: Rc<Node>, index: usize, mut stage: Stage) {
                 until_its_turn(&node, index).await;
                 if node.stopping.has_happened() {
                     return;
+                }
+                if component.hold.is_stopped() {
+                    stage = Stage::Held;
+                    continue;
                 }
                 component.wanted.set(false);
                 component.starts.set(component.starts.get() + 1);
@@ -160,10 +176,17 @@ fn judge(node: &Node, component: &Component, run: &Rc<Peer>, served: Option<Dura
         Some(other) => (Cause::Together, format!("restarted with {other}")),
         None => explain(run),
     };
-    let as_asked = wanted && run.wait_status.get() == Some(0);
+    let held = component.hold.is_stopped();
+    let as_asked = (wanted || held) && run.wait_status.get() == Some(0);
     if cause == Cause::Own && served.is_some() && !as_asked {
         let kept = node.keep_crash(component, run, &end);
         component.crash.set(kept.inspect_err(|error| eprintln!("supervisor: no crash bundle: {error}")).ok());
+    }
+    if held {
+        let as_wanted = as_asked || is_killed;
+        component.trouble.replace(if as_wanted { String::new() } else { end.clone() });
+        component.log.note(&format!("{end}; it was to stop"));
+        return Stage::Held;
     }
     let decision = match wanted {
         true => Decision::Restart(Duration::ZERO),
@@ -184,7 +207,7 @@ fn judge(node: &Node, component: &Component, run: &Rc<Peer>, served: Option<Dura
 
 async fn start_again(node: &Rc<Node>, index: usize) -> Stage {
     match run(node, index).await {
-        Ok(next) => match until_ready(node, index, &next).await {
+        Ok(next) => match until_ready_or_held(node, index, &next).await {
             Ok(()) => {
                 node.components[index].programs.commit_run(next.epoch.get());
                 Stage::Serves(next)
@@ -223,19 +246,24 @@ async fn sleep_unless_wanted(node: &Node, index: usize, pause: Duration) {
     }
 }
 
-/// Waits until an operator wants it started now, or the node ends.
+/// Waits until an operator wants it started now, or not started at all, or the node ends.
 pub async fn until_wanted(node: &Node, index: usize) {
+    until(node, index, |component| component.wanted.get() || component.hold.is_stopped()).await;
+}
+
+/// Waits until it is so, or the node ends.
+pub async fn until(node: &Node, index: usize, is_so: impl Fn(&Component) -> bool) {
     let component = &node.components[index];
-    let wanted = async {
+    let so = async {
         loop {
             let next = component.changes.next();
-            if component.wanted.get() {
+            if is_so(component) {
                 return;
             }
             next.await;
         }
     };
-    either(wanted, node.stopping.wait()).await;
+    either(so, node.stopping.wait()).await;
 }
 
 /// How a run ended, for people, and whose doing it was.
@@ -246,6 +274,14 @@ pub fn explain(peer: &Peer) -> (Cause, String) {
         Some(trouble) => (cause, format!("{end}: {trouble}")),
         None => (cause, end),
     }
+}
+
+/// The same of a run that an operator may have stopped before it was there.
+async fn until_ready_or_held(node: &Rc<Node>, index: usize, run: &Rc<Peer>) -> Result<(), String> {
+    if node.components[index].hold.is_stopped() {
+        let _ = node.keeper.tell(Ask::Signal, run.slot, libc::SIGKILL as u64).await;
+    }
+    until_ready(node, index, run).await
 }
 
 /// Waits until a run is ready.
@@ -310,6 +346,7 @@ async fn run(node: &Rc<Node>, index: usize) -> Result<Rc<Peer>, String> {
     component.log.forget_last_lines();
     component.epoch.set(component.epoch.get() + 1);
     component.restarts_with.set(None);
+    component.hold.thaw();
     let epoch = component.epoch.get();
     let incarnation = Incarnation(node.state.deal(1));
     let lender = component.estate.lender(|| LenderId(node.state.deal(1)));

@@ -15,6 +15,7 @@ mod component;
 mod control;
 mod crashes;
 mod guests;
+mod hold;
 mod holdings;
 mod inside;
 mod introductions;
@@ -92,6 +93,8 @@ enum Phase {
     Stopping,
     /// Ended in order.
     Stopped,
+    /// Down until an operator starts it.
+    Held = 9,
 }
 
 /// A component of the manifest, over all its runs.
@@ -110,6 +113,7 @@ struct Component {
     ready_at: Cell<Option<Instant>>,
     /// It did not end in order.
     disorder: Cell<bool>,
+    hold: hold::Hold,
     /// The number of the crash that ended its last run that was ready, until one is ready again.
     crash: Cell<Option<u64>>,
     /// What its runs leave for the ones after them.
@@ -566,7 +570,7 @@ async fn events(node: Rc<Node>) {
                 }
             }
             Ok(link::Event::Terminate) => {
-                node.ends("");
+                spawn(node.clone().go_down());
                 let node = node.clone();
                 spawn(async move { node.keeper.tell(Ask::Ending, 0, 0).await });
             }

@@ -131,8 +131,8 @@ pub struct ComponentTag {
     pub phase: u32,
     /// Deaths in a row.
     pub row: u32,
-    /// It did not end in order.
-    pub disorder: u32,
+    /// Bit 0: it did not end in order; the others: see `Hold`.
+    pub marks: u32,
     /// The last thing that went wrong, cut.
     pub trouble: [u8; NAME - 12],
     /// The index of the component with which it is being restarted, and one more; 0: none.

@@ -113,6 +113,13 @@ impl Node {
             if client.ended.has_happened() {
                 return Err(OpenError::Unavailable { reason: "the client is gone".into() });
             }
+            let component = &self.components[permission.component];
+            if client.who == Who::Guest && component.hold.is_stopped() {
+                // A component waits for its host; a person has something to say about it.
+                let name = &component.entry.name;
+                let reason = format!("{name} was stopped; `atoll start {name}` starts it");
+                return Err(OpenError::Unavailable { reason });
+            }
             let host = match either(self.serving_run(permission.component), client.ended.wait()).await {
                 Either::First(host) => host.map_err(|reason| OpenError::Unavailable { reason })?,
                 Either::Second(()) => return Err(OpenError::Unavailable { reason: "the client is gone".into() }),
@@ -318,7 +325,7 @@ impl Node {
                 }
                 Phase::Failed => return Err(format!("{name} failed: {}", component.trouble.borrow())),
                 Phase::Stopping | Phase::Stopped => return Err(format!("{name} is stopping")),
-                Phase::Waiting | Phase::Starting | Phase::Restarting => {}
+                Phase::Waiting | Phase::Starting | Phase::Restarting | Phase::Held => {}
             }
             match either(next, self.stopping.wait()).await {
                 Either::First(()) => {}

@@ -25,6 +25,10 @@ pub async fn stop_all(node: &Rc<Node>) -> Vec<String> {
         let trouble = match (component.phase.get(), run) {
             // By the last supervisor.
             (Phase::Stopped, _) => component.disorder.get().then(|| component.trouble.borrow().clone()),
+            (Phase::Held, _) if component.estate.survives() => {
+                Some(format!("{name} was stopped, and what it kept is lost"))
+            }
+            (Phase::Held, _) => None,
             (Phase::Stopping, Some(run)) if run.wait_status.get() == Some(0) => None,
             (_, Some(run)) if run.ended.has_happened() => {
                 last_words(&run).await;
@@ -52,6 +56,7 @@ pub async fn stop_all(node: &Rc<Node>) -> Vec<String> {
 /// # Errors
 /// For people: it did not end in order.
 async fn stop(node: &Rc<Node>, component: &Component, run: &Rc<Peer>) -> Result<(), String> {
+    node.thaw_run(run).await;
     // One that never said a word to us cannot be asked; it has promised nothing either.
     let asked = run.is_greeted() && run.send(&ToComponent::Stop, &[]).is_ok();
     if !asked || timeout(STOP_WITHIN, run.ended.wait()).await.is_err() {

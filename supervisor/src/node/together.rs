@@ -50,6 +50,8 @@ impl Node {
         while let Some(run) = runs.next_if(|run| run.slot > component.slot) {
             self.end_with(&component.entry.name, &run).await;
         }
+        component.hold.start();
+        component.keep();
         if !component.is_beginning() {
             component.wanted.set(true);
             component.changes.happen();
@@ -99,7 +101,8 @@ impl Node {
 
     /// Stops one run, which an operator wants: in order, or else by force. One that survives is not asked: in an orderly end its
     /// sessions would end too.
-    async fn stop(self: &Rc<Self>, run: &Rc<Peer>) {
+    pub(super) async fn stop(self: &Rc<Self>, run: &Rc<Peer>) {
+        self.thaw_run(run).await;
         let asked = !self.survives(run) && run.is_greeted() && run.send(&ToComponent::Stop, &[]).is_ok();
         if !asked || timeout(PATIENCE, run.ended.wait()).await.is_err() {
             let _ = self.keeper.tell(Ask::Signal, run.slot, libc::SIGKILL as u64).await;
@@ -109,7 +112,7 @@ impl Node {
 
 impl Component {
     /// Its run, if that lives.
-    fn living_run(&self) -> Option<Rc<Peer>> {
+    pub(super) fn living_run(&self) -> Option<Rc<Peer>> {
         self.peer.borrow().clone().filter(|run| !run.ended.has_happened())
     }
 

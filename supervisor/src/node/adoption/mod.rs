@@ -62,7 +62,7 @@ impl Left {
         let waited = timeout(ACCOUNTED_WITHIN, async {
             loop {
                 let next = node.accounted.next();
-                if node.adoption.borrow().accounts.is_empty() {
+                if node.adoption.borrow().accounts.keys().all(|&peer| node.is_frozen(peer)) {
                     return;
                 }
                 next.await;
@@ -88,6 +88,7 @@ impl Left {
         node.adoption.borrow_mut().deaths_are_told = true;
         node.heard();
         spawn(node.clone().end_the_marked());
+        spawn(node.clone().end_the_stopped());
     }
 }
 
