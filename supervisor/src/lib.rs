@@ -15,6 +15,7 @@ mod sys;
 pub mod ties;
 pub mod up;
 
+mod changes;
 mod check;
 mod parse;
 mod value;
