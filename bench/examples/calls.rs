@@ -1,5 +1,6 @@
 //! Null calls with both ends in one thread, for counting what one costs:
-//! `cargo run --release -p bench --example calls -- in-process|shared CALLS [DEPTH]`.
+//! `cargo run --release -p bench --example calls -- in-process|shared CALLS [DEPTH]`; calls that may not run twice, whose host
+//! keeps nothing, the answer, or the answer and what was done: `no-ledger|ledger|effect`.
 //!
 //! Says how long a call took. The instructions of one are the difference of two runs of
 //! `valgrind --tool=callgrind`, divided by the difference of their calls.
@@ -20,7 +21,10 @@ fn main() -> Result<(), Failure> {
     let near_by = match arguments.next().as_deref() {
         Some("in-process") => Near::InProcess,
         Some("shared") => Near::Shared,
-        _ => return Err("usage: calls in-process|shared CALLS [DEPTH]".into()),
+        Some("no-ledger") => Near::NoLedger,
+        Some("ledger") => Near::Ledger,
+        Some("effect") => Near::Effect,
+        _ => return Err("usage: calls in-process|shared|no-ledger|ledger|effect CALLS [DEPTH]".into()),
     };
     let calls: u64 = arguments.next().ok_or("how many calls?")?.parse()?;
     let depth: u64 = arguments.next().map_or(Ok(1), |text| text.parse())?;
@@ -30,14 +34,15 @@ fn main() -> Result<(), Failure> {
 async fn measure(near_by: Near, calls: u64, depth: u64) -> Result<(), Failure> {
     let (session, _host) = near(near_by)?;
     let client = Rc::new(Client::from_connection(Connection::fixed(session)));
+    let cached = matches!(near_by, Near::NoLedger | Near::Ledger | Near::Effect);
     let begun = Instant::now();
     if depth == 1 {
-        call(&client, calls).await?;
+        call(&client, cached, calls).await?;
     } else {
         let callers: Vec<_> = (0..depth)
             .map(|_| {
                 let client = client.clone();
-                runtime::spawn(async move { call(&client, calls / depth).await })
+                runtime::spawn(async move { call(&client, cached, calls / depth).await })
             })
             .collect();
         for caller in callers {
@@ -51,9 +56,12 @@ async fn measure(near_by: Near, calls: u64, depth: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn call(client: &Client, calls: u64) -> io::Result<()> {
+async fn call(client: &Client, cached: bool, calls: u64) -> io::Result<()> {
     for _ in 0..calls {
-        client.null(client.root()).await.map_err(io::Error::other)?;
+        match cached {
+            true => drop(client.count(client.root()).await.map_err(io::Error::other)?),
+            false => client.null(client.root()).await.map_err(io::Error::other)?,
+        }
     }
     Ok(())
 }

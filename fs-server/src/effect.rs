@@ -125,7 +125,12 @@ impl<'a> Effect<'a> {
     /// Its bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut to = Vec::new();
+        self.encode_into(Vec::new())
+    }
+
+    /// Its bytes, in a buffer that is empty.
+    #[must_use]
+    pub fn encode_into(&self, mut to: Vec<u8>) -> Vec<u8> {
         let node = |to: &mut Vec<u8>, node: &NodeId| {
             to.extend(node.inode.to_le_bytes());
             to.extend(node.generation.to_le_bytes());

@@ -73,7 +73,9 @@ impl Handler for Nothing {
                 let position = ring.position();
                 ring.trim(position);
             }
-            call.effect(vec![7; EFFECT]);
+            let mut effect = call.effect_room();
+            effect.resize(EFFECT, 7);
+            call.effect(effect);
         }
         Ok(self.served.get())
     }

@@ -143,7 +143,7 @@ impl fs::Handler for Server {
         }
         let _room = self.room(name.as_bytes().len()).await?;
         let stat = self.volume.create(dir.object, name.as_bytes()).await.map_err(failed)?;
-        call.effect(made(dir.object, name, &stat));
+        tell(call, &made(dir.object, name, &stat));
         self.changed();
         self.grant(&dir, &stat, want)
     }
@@ -151,7 +151,7 @@ impl fs::Handler for Server {
     async fn mkdir(&self, call: &Call, dir: Granted<NodeId>, name: Name<'_>) -> Answer<fs::Stat, fs::CreateError> {
         let _room = self.room(name.as_bytes().len()).await?;
         let stat = self.volume.mkdir(dir.object, name.as_bytes()).await.map_err(failed)?;
-        call.effect(made(dir.object, name, &stat));
+        tell(call, &made(dir.object, name, &stat));
         self.changed();
         Ok(told(&stat))
     }
@@ -159,7 +159,7 @@ impl fs::Handler for Server {
     async fn unlink(&self, call: &Call, dir: Granted<NodeId>, name: Name<'_>) -> Answer<(), fs::RemoveError> {
         let _room = self.room(name.as_bytes().len()).await?;
         self.volume.unlink(dir.object, name.as_bytes()).await.map_err(failed)?;
-        call.effect(self.removed(dir.object, name, FileKind::File));
+        tell(call, &self.removed(dir.object, name, FileKind::File));
         self.changed();
         Ok(())
     }
@@ -167,7 +167,7 @@ impl fs::Handler for Server {
     async fn rmdir(&self, call: &Call, dir: Granted<NodeId>, name: Name<'_>) -> Answer<(), fs::RemoveError> {
         let _room = self.room(name.as_bytes().len()).await?;
         self.volume.rmdir(dir.object, name.as_bytes()).await.map_err(failed)?;
-        call.effect(self.removed(dir.object, name, FileKind::Directory));
+        tell(call, &self.removed(dir.object, name, FileKind::Directory));
         self.changed();
         Ok(())
     }
@@ -192,7 +192,7 @@ impl fs::Handler for Server {
             replace,
             now_ns: self.volume.now_ns(),
         };
-        call.effect(effect.encode());
+        tell(call, &effect);
         self.changed();
         Ok(())
     }
@@ -262,7 +262,7 @@ impl fs::Handler for Server {
         self.changed();
         let (turn, now_ns) = result.map_err(failed_write)?;
         turn.come().await;
-        call.effect(Effect::Truncate { node: node.object, size, now_ns }.encode());
+        tell(call, &Effect::Truncate { node: node.object, size, now_ns });
         Ok(())
     }
 
@@ -354,8 +354,8 @@ impl fs::Handler for Server {
 }
 
 impl Server {
-    fn removed(&self, directory: NodeId, name: Name<'_>, kind: FileKind) -> Vec<u8> {
-        Effect::Remove { directory, name: name.as_bytes(), kind, now_ns: self.volume.now_ns() }.encode()
+    fn removed<'a>(&self, directory: NodeId, name: Name<'a>, kind: FileKind) -> Effect<'a> {
+        Effect::Remove { directory, name: name.as_bytes(), kind, now_ns: self.volume.now_ns() }
     }
 
     async fn find(&self, dir: NodeId, path: Path<'_>) -> Answer<Stat, fs::LookupError> {
@@ -374,9 +374,14 @@ impl Server {
 }
 
 /// What was made, as an effect.
-fn made(directory: NodeId, name: Name<'_>, stat: &Stat) -> Vec<u8> {
+fn made<'a>(directory: NodeId, name: Name<'a>, stat: &Stat) -> Effect<'a> {
     let (kind, node, now_ns) = (stat.kind, stat.id, stat.created_ns);
-    Effect::Make { directory, name: name.as_bytes(), kind, node, now_ns }.encode()
+    Effect::Make { directory, name: name.as_bytes(), kind, node, now_ns }
+}
+
+/// Says that a call has had a short effect.
+fn tell(call: &Call, effect: &Effect<'_>) {
+    call.effect(effect.encode_into(call.effect_room()));
 }
 
 /// Data from a message, as an effect that is being made.

@@ -76,6 +76,8 @@ pub struct Records<M> {
     ring: u64,
     /// Where the next record goes.
     next: u64,
+    /// The same in the ring: [`next`](Self::next) without its laps.
+    offset: u64,
     trimmed: u64,
 }
 
@@ -100,7 +102,7 @@ impl<M: Kept> Records<M> {
         memory.store(header::VERSION, VERSION, Relaxed);
         memory.store(header::RING, ring as u64, Relaxed);
         memory.store(header::MAGIC, MAGIC, Release);
-        Ok(Self { memory, ring: ring as u64, next: 0, trimmed: 0 })
+        Ok(Self { memory, ring: ring as u64, next: 0, offset: 0, trimmed: 0 })
     }
 
     /// Maps the ring that a dead incarnation left, and gives its committed records, oldest first. What follows the last
@@ -124,11 +126,11 @@ impl<M: Kept> Records<M> {
         if trimmed > u64::MAX / 2 {
             return Err(Poisoned("impossible positions"));
         }
-        let mut this = Self { memory, ring, next: trimmed, trimmed };
+        let mut this = Self { memory, ring, next: trimmed, offset: trimmed % ring, trimmed };
         let mut records = Vec::new();
-        while this.next - trimmed < ring && this.memory.load(this.at(this.next) + field::COMMIT) == this.next + 1 {
-            let (record, whole) = this.record(this.next)?;
-            this.next += whole;
+        while this.next - trimmed < ring && this.memory.load(this.at() + field::COMMIT) == this.next + 1 {
+            let (record, whole) = this.record()?;
+            this.advance(whole);
             if this.next - trimmed > ring {
                 return Err(Poisoned("more records than fit"));
             }
@@ -145,7 +147,7 @@ impl<M: Kept> Records<M> {
     pub fn append(&mut self, call: Option<(SessionId, u16, u64)>, effect: &[&[u8]]) -> Result<u64, Full> {
         let length: usize = effect.iter().map(|part| part.len()).sum();
         let whole = (LINE + length).next_multiple_of(LINE) as u64;
-        let to_end = self.ring - self.next % self.ring;
+        let to_end = self.ring - self.offset;
         let filler = if whole > to_end { to_end } else { 0 };
         if whole > self.ring || self.next + filler + whole - self.trimmed > self.ring {
             return Err(Full);
@@ -176,7 +178,7 @@ impl<M: Kept> Records<M> {
     }
 
     fn store(&mut self, whole: u64, call: Option<(SessionId, u16, u64)>, length: u64, effect: &[&[u8]]) {
-        let at = self.at(self.next);
+        let at = self.at();
         let (session, slot, seq) = call.map_or((0, 0, 0), |(session, slot, seq)| (session.get(), slot.into(), seq));
         let fields = [whole, session, slot, seq, length];
         for (field, value) in fields.into_iter().enumerate() {
@@ -190,21 +192,21 @@ impl<M: Kept> Records<M> {
         let crc = effect.iter().fold(crc_of(&fields), |crc, part| crc32c::append(crc, part));
         self.memory.store(at + field::CRC, crc.into(), Relaxed);
         self.memory.store(at + field::COMMIT, self.next + 1, Release);
-        self.next += whole;
+        self.advance(whole);
         // The ring is larger than the cache, and the answer of a call waits until its stores have left for it: the next record's lines come
         // while other things are done.
-        let next = self.at(self.next);
+        let next = self.at();
         self.memory.prepare(next);
         self.memory.prepare(next + LINE);
     }
 
-    /// The committed record at `position`, if it is none of the fillers, and how long it is.
-    fn record(&self, position: u64) -> Result<(Option<Record>, u64), Poisoned> {
-        let at = self.at(position);
+    /// The committed record that is next, if it is none of the fillers, and how long it is.
+    fn record(&self) -> Result<(Option<Record>, u64), Poisoned> {
+        let at = self.at();
         let word = |offset| self.memory.load(at + offset);
         let fields = [field::BYTES, field::SESSION, field::SLOT, field::SEQ, field::EFFECT].map(word);
         let [whole, session, slot, seq, length] = fields;
-        let to_end = self.ring - position % self.ring;
+        let to_end = self.ring - self.offset;
         let filler = length == FILLER;
         let fits = whole >= LINE as u64
             && whole % LINE as u64 == 0
@@ -220,15 +222,26 @@ impl<M: Kept> Records<M> {
         }
         let slot = u16::try_from(slot).map_err(|_| Poisoned("a record of an impossible slot"))?;
         let call = (session != 0).then_some((SessionId(session), slot, seq));
-        Ok(((!filler).then_some(Record { call, effect, end: position + whole }), whole))
+        Ok(((!filler).then_some(Record { call, effect, end: self.next + whole }), whole))
     }
 
+    /// Where the next record is in the memory.
     #[inline]
-    fn at(&self, position: u64) -> usize {
-        header::BYTES + (position % self.ring) as usize
+    fn at(&self) -> usize {
+        header::BYTES + self.offset as usize
+    }
+
+    /// The next record is behind this one, which ends at the ring's end at the latest.
+    #[inline]
+    fn advance(&mut self, whole: u64) {
+        self.next += whole;
+        self.offset += whole;
+        if self.offset >= self.ring {
+            self.offset -= self.ring;
+        }
     }
 }
 
 fn crc_of(fields: &[u64; 5]) -> u32 {
-    fields.iter().fold(0, |crc, field| crc32c::append(crc, &field.to_le_bytes()))
+    crc32c::append(0, fields.map(u64::to_le_bytes).as_flattened())
 }

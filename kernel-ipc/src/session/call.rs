@@ -20,6 +20,8 @@ pub struct Call {
     pub(super) handle: Handle,
     /// What the call did to the host's state, for the component's ledger.
     pub(super) effect: RefCell<Option<Vec<u8>>>,
+    /// Room for it, from an earlier call of the slot.
+    pub(super) effect_room: RefCell<Vec<u8>>,
     pub(super) payload: Vec<u8>,
     pub(super) target: Grant,
     pub(super) capabilities: Vec<Grant>,
@@ -67,6 +69,23 @@ impl Call {
     /// does not wait between the effect and its return.
     pub fn effect(&self, effect: Vec<u8>) {
         self.effect.replace(Some(effect));
+    }
+
+    /// An empty buffer to write an [`effect`](Self::effect) into: the one of an earlier call, so that short effects allocate
+    /// nothing.
+    pub fn effect_room(&self) -> Vec<u8> {
+        self.effect_room.take()
+    }
+
+    /// What the slot's last call did is recorded, and its buffer free.
+    #[inline]
+    pub(super) fn forget_effect(&mut self) {
+        if let Some(mut room) = self.effect.get_mut().take()
+            && room.capacity() <= EFFECT_ROOM
+        {
+            room.clear();
+            self.effect_room.replace(room);
+        }
     }
 
     /// The session that it came on.
@@ -121,6 +140,9 @@ impl Call {
         })
     }
 }
+
+/// Bytes of an effect's buffer that a slot keeps at most: longer ones are worth their allocation.
+const EFFECT_ROOM: usize = 1024;
 
 /// The deadline of a call that is made in its host's thread: its caller waits for so long from when somebody first asks. Nobody
 /// does of a call that is answered at once, and the clock costs as much as a tenth of it.

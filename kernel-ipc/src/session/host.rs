@@ -51,7 +51,6 @@ mod turns;
 use cell::SlotCell;
 use dependent::Dependents;
 pub use hold::UnderWay;
-use names::Names;
 pub(super) use names::extent_of;
 pub use parting::{Movable, Parted};
 pub use shared::Served;

@@ -41,15 +41,22 @@ impl<S: Service> Inner<S> {
             && status == Status::Done
             && response.failure.is_none()
             && S::INTERFACE.operation(call.operation).is_some_and(|operation| operation.retry == Retry::Cached);
+        let seq = call.seq;
         // Looked at where it stands: most are short, and not worth moving.
-        if is_short && !kept {
-            if let Err(violation) = self.answer(&submission, status, &[], &[], &response.payload) {
-                self.end(Some(violation));
+        if is_short && (!kept || self.ended.get().is_none()) {
+            let payload = &response.payload;
+            let outcome = match kept {
+                true => self.commit(&submission, call.handle, &call.effect, (&[], &[]), payload),
+                false => Ok(()),
+            };
+            let status = outcome.map_or_else(Status::Failed, |()| status);
+            if outcome.is_err() {
+                self.remember(call.effect.take());
             }
-            steps::reach("reply/published");
+            let payload = if outcome.is_ok() { &**payload } else { &[] };
+            self.publish(&submission, status, (&[], &[]), payload, kept && outcome.is_ok());
             return;
         }
-        let seq = call.seq;
         let Response { payload, grants, lends, failure, .. } = response;
         let mut names = Names::default();
         let outcome = match failure {
@@ -63,31 +70,43 @@ impl<S: Service> Inner<S> {
         };
         steps::reach("reply/named");
         let outcome = outcome.and_then(|()| match kept {
-            true => self.commit(&submission, call.handle, &call.effect, &names, &payload),
+            true => self.commit(&submission, call.handle, &call.effect, (names.leases(), names.handles()), &payload),
             false => Ok(()),
         });
         if !kept && outcome.is_ok() && status == Status::Done && !grants.is_empty() {
             // Its reply is not kept, but what it grants is: from before the client can use it.
             self.applied(slot, seq);
         }
-        let committed = kept && outcome.is_ok();
         if outcome.is_err() {
             self.unname(&names);
             // What was done was done, whatever its caller hears.
             self.remember(call.effect.take());
         }
-        let answered = match outcome {
-            Ok(()) => self.answer(&submission, status, names.leases(), names.handles(), &payload),
+        match outcome {
+            Ok(()) => self.publish(&submission, status, (names.leases(), names.handles()), &payload, kept),
             Err(failure) => {
                 for grant in &grants {
                     self.service.dropped(&self.info, grant);
                 }
-                self.answer(&submission, Status::Failed(failure), &[], &[], &[])
+                self.publish(&submission, Status::Failed(failure), (&[], &[]), &[], false);
             }
-        };
+        }
+    }
+
+    /// Answers, and applies what was committed.
+    #[inline]
+    fn publish(
+        &self,
+        call: &Submission,
+        status: Status,
+        (leases, capabilities): (&[LeaseName], &[Handle]),
+        payload: &[u8],
+        is_committed: bool,
+    ) {
+        let answered = self.answer(call, status, leases, capabilities, payload);
         steps::reach("reply/published");
-        if committed {
-            self.applied(slot, seq);
+        if is_committed {
+            self.applied(call.slot, call.seq);
             steps::reach("reply/applied");
         }
         if let Err(violation) = answered {

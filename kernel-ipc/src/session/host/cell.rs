@@ -39,6 +39,7 @@ impl SlotCell {
             seq: 0,
             handle: Handle::NONE,
             effect: RefCell::new(None),
+            effect_room: RefCell::default(),
             payload: Vec::new(),
             target: Grant::default(),
             capabilities: Vec::new(),

@@ -139,7 +139,7 @@ impl<S: Service> Inner<S> {
         call.operation = submission.operation;
         call.seq = submission.seq;
         call.handle = submission.handle;
-        *call.effect.get_mut() = None;
+        call.forget_effect();
         call.target = target;
         call.trace = submission.trace;
         call.seen = seen;

@@ -105,7 +105,7 @@ impl<S: Service> Inner<S> {
     fn answer_with(&self, call: &Submission, handle: Handle) -> Result<(), Violation> {
         let mut names = Names::default();
         names.push_handle(handle);
-        match self.commit(call, call.handle, &Default::default(), &names, &[]) {
+        match self.commit(call, call.handle, &Default::default(), (names.leases(), names.handles()), &[]) {
             Ok(()) => self.answer(call, Status::Done, &[], names.handles(), &[]),
             Err(failure) => {
                 self.unname(&names);

@@ -12,7 +12,7 @@ use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
-use super::{HostSession, Inner, Lent, Names, Served};
+use super::{HostSession, Inner, Lent, Served};
 use crate::capability::Member;
 use crate::error::{Cause, Executed, Failure};
 use crate::interface::Retry;
@@ -306,15 +306,14 @@ impl<S: Service> Inner<S> {
         call: &Submission,
         target: Handle,
         effect: &RefCell<Option<Vec<u8>>>,
-        names: &Names,
+        (leases, handles): (&[LeaseName], &[Handle]),
         payload: &[u8],
     ) -> Result<(), Failure> {
         let Some(survival) = &self.survival else { return Ok(()) };
         let unknown = |cause| Failure { cause, executed: Executed::Unknown };
-        let leases: Vec<[u8; LeaseName::BYTES]> = names.leases().iter().map(|name| name.to_bytes()).collect();
-        let handles: Vec<[u8; Handle::BYTES]> =
-            names.handles().iter().map(|handle| handle.to_word().to_le_bytes()).collect();
-        let completion = self.completion(call, Status::Done, names.leases(), names.handles(), payload);
+        let completion = self.completion(call, Status::Done, leases, handles, payload);
+        let leases: Vec<[u8; LeaseName::BYTES]> = leases.iter().map(|name| name.to_bytes()).collect();
+        let handles: Vec<[u8; Handle::BYTES]> = handles.iter().map(|handle| handle.to_word().to_le_bytes()).collect();
         let completion = completion.ok_or(unknown(Cause::ReplyTooLarge))?;
         let payload = if completion.extent.is_inline() { &[] } else { payload };
         if !survival.session.prepare(target, &completion, &[leases.as_flattened(), handles.as_flattened(), payload]) {
