@@ -157,7 +157,9 @@ mod tests {
         }
         assert!(text(&files, "src/interface.rs").contains("#[interface(\"example.ledger/1\")]"));
         for made in &files {
-            assert!(!made.text.contains("example.counter") && !made.text.contains("counter."), "{}", made.text);
+            for old in ["example.counter", "\"counter", "counter.toml", "`count ", "\"count\""] {
+                assert!(!made.text.contains(old), "{old} in {}", made.text);
+            }
             assert!(!made.path.ends_with(".rs") || made.text.lines().count() < 60, "{} is long", made.path);
         }
     }

@@ -167,6 +167,13 @@ impl Node {
     }
 
     fn go_on_applying(self: &Rc<Self>, changes: Vec<(String, Change)>) {
+        for (name, _) in changes.iter().filter(|(_, change)| change.ends_a_run()) {
+            // Whoever leaves nothing is not started again, whenever it ends.
+            if let Some(component) = self.find(name).filter(|component| !component.estate.survives()) {
+                component.hold.replace();
+                component.changes.happen();
+            }
+        }
         let node = self.clone();
         // Whoever asked may go meanwhile; what is decided is done.
         spawn(async move { node.finish_applying(changes).await });
@@ -205,6 +212,7 @@ impl Node {
     /// Ends a component, which leaves nothing. `false`: the node ends.
     async fn end_for(self: &Rc<Self>, index: usize, change: &Change) -> bool {
         let component = &self.components[index];
+        eprintln!("supervisor: {} ends, for another manifest", component.entry.name);
         let mut disorder = String::new();
         loop {
             let next = component.changes.next();
@@ -215,7 +223,6 @@ impl Node {
             // One that has died meanwhile comes back first, and ends in order.
             let ends = matches!(phase, Phase::Ready | Phase::Failed | Phase::Held) || !component.estate.survives();
             if ends && !component.hold.is_replaced() {
-                eprintln!("supervisor: {} ends, for another manifest", component.entry.name);
                 component.hold.replace();
                 component.changes.happen();
                 continue;

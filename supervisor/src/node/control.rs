@@ -296,7 +296,9 @@ pub(super) async fn status(node: &Node, component: &Component) -> ComponentStatu
             Phase::Failed => State::Quarantined,
             Phase::Stopping => State::Stopping,
             Phase::Stopped => State::Ended,
-            Phase::Held => State::Down,
+            Phase::Held if component.hold.is_down() => State::Down,
+            // The last supervisor has held it; this one is about to start it.
+            Phase::Held => State::Restarting,
         },
         epoch: component.epoch.get(),
         restarts: component.starts.get(),
