@@ -431,6 +431,25 @@ fn mebibytes(text: &str) -> Result<u64, String> {
 pub enum Explain {
     /// When a component that has died is started again
     Backoff,
+    /// What an error's code means, and which operations end with it; without CODE all of them
+    Error {
+        /// As `atoll call` prints it, for example fs-5
+        code: Option<String>,
+    },
+    /// Who may call whom by a manifest, with which rights, and what carries the calls
+    Route {
+        /// Only the uses of this component
+        component: Option<String>,
+        /// The manifest [default: ./atoll.toml if it is there, or the built-in systems/web.toml]
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        manifest: Option<PathBuf>,
+    },
+    /// Where the components of a manifest run, and why there
+    Place {
+        /// The manifest [default: ./atoll.toml if it is there, or the built-in systems/web.toml]
+        #[arg(value_hint = ValueHint::FilePath)]
+        manifest: Option<PathBuf>,
+    },
     /// Who is restarted when a component of a manifest is
     Restart {
         /// The manifest [default: ./atoll.toml if it is there, or the built-in systems/web.toml]

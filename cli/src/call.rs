@@ -16,6 +16,7 @@ use kernel_ipc::{Cause, Executed, Failure};
 use serde_json::{Value, json};
 
 use crate::args::{Call, Common};
+use crate::explain;
 use crate::interface::{AGAIN, Host, host};
 use crate::node::visit;
 use crate::output::{self, Failed};
@@ -165,7 +166,8 @@ impl Caller<'_> {
                     Some(fields) if fields.is_empty() => String::new(),
                     _ => format!(" {fields}"),
                 };
-                Failed::new(format!("{what}: {name}{fields} (error {number}): {}", lower(about)))
+                let code = explain::code(&self.interface.name, *number);
+                Failed::new(format!("{what}: {name}{fields} (error {code}): {}", lower(about)))
             }
             NoResult::Failed(failure) => {
                 let failed = lost(&what, failure.cause, failure.executed);

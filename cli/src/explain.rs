@@ -1,11 +1,14 @@
 //! `atoll explain`: what the rules come to, from the code that acts by them.
 
+mod errors;
+mod route;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use supervisor::lifecycle::{Cause, Decision, GIVE_UP_AFTER, HEALTHY, LONGEST_PAUSE, Restarts, WINDOW};
-use supervisor::manifest::{Component, Manifest, Origin};
+use supervisor::manifest::{Checked, Component, Manifest, Origin};
 use supervisor::ties::Ties;
 
 use crate::args::{Common, Explain};
@@ -21,7 +24,19 @@ pub fn explain(common: &Common, what: &Explain) -> Result<(), Failed> {
     match what {
         Explain::Backoff => backoff(common),
         Explain::Restart { manifest } => restart(common, manifest.as_deref()),
+        Explain::Route { component, manifest } => route::route(common, component.as_deref(), manifest.as_deref()),
+        Explain::Place { manifest } => route::place(common, manifest.as_deref()),
+        Explain::Error { code } => errors::errors(common, code.as_deref()),
     }
+}
+
+pub use errors::code;
+
+/// The manifest that is meant, checked.
+fn load(manifest: Option<&Path>) -> Result<Checked, Failed> {
+    let manifest = init::meant(manifest);
+    let origin = manifest.as_deref().map_or(Origin::Embedded, Origin::Path);
+    Manifest::load(origin, &[]).map_err(|report| check::refused(&report))
 }
 
 /// What follows each of a row of deaths of a component's own making, `apart` from each other.
@@ -75,9 +90,7 @@ fn backoff(common: &Common) -> Result<(), Failed> {
 }
 
 fn restart(common: &Common, manifest: Option<&Path>) -> Result<(), Failed> {
-    let manifest = init::meant(manifest);
-    let origin = manifest.as_deref().map_or(Origin::Embedded, Origin::Path);
-    let checked = Manifest::load(origin, &[]).map_err(|report| check::refused(&report))?;
+    let checked = load(manifest)?;
     let ties = Ties::of(&checked.components);
     let names = |index: usize| -> Vec<&str> {
         ties.together(index).iter().map(|&index| checked.components[index].name.as_str()).collect()

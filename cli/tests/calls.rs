@@ -38,7 +38,7 @@ fn every_endpoint_of_the_system_is_called_by_what_it_says_it_is() {
     assert_eq!(result(&system, &["disk.disk", "info"])["block_size"], 4096);
     assert_eq!(result(&system, &["control", "supervisor"])["restarts"], 0);
     let not_allowed = refused(&system, &["net", "listen", r#"{"address": "127.0.0.1:0"}"#]);
-    let said = "error: net.net listen: NotAllowed (error 2): the capability does not allow this address\n";
+    let said = "error: net.net listen: NotAllowed (error net-2): the capability does not allow this address\n";
     assert_eq!(not_allowed, (1, said.into()));
 
     // What one call gives, the next ones name; what is written comes out again, text or not.
@@ -88,7 +88,7 @@ fn every_endpoint_of_the_system_is_called_by_what_it_says_it_is() {
 fn what_fails_says_why_and_whether_it_ran() {
     let system = System::start(&[]);
     let (code, error) = refused(&system, &["fs.root", "lookup", r#"{"path": "no/such"}"#]);
-    assert_eq!((code, error.as_str()), (1, "error: fs.root lookup: NotFound (error 1): no such name\n"));
+    assert_eq!((code, error.as_str()), (1, "error: fs.root lookup: NotFound (error fs-1): no such name\n"));
 
     // A rule that the description only tells: the host refuses.
     let (code, error) = refused(&system, &["fs.root", "lookup", r#"{"path": "../secret"}"#]);
