@@ -217,13 +217,16 @@ mod tests {
 
     #[test]
     fn whether_it_is_another_program_is_known() {
-        let of = |to: &str| {
-            let new = checked(&EMBEDDED.replace("builtin:block-file\"", to));
-            let all = changes(&checked(EMBEDDED), &new, |_| false).expect("it can be changed");
-            matches!(all[0].1, Change::Restarted { runs_other: true, .. })
+        const NULL: &str = "atoll = 1\n[component.null]\nrun = \"builtin:null\"\nprovides.null = \"atoll.null/1\"\n";
+        let runs_other = |new: &str| {
+            let all = changes(&checked(NULL), &checked(new), |_| false).expect("it can be changed");
+            match &all[0].1 {
+                Change::Restarted { runs_other, .. } => *runs_other,
+                other => panic!("{other:?}"),
+            }
         };
-        assert!(of("builtin:block-ram\"\nconfig = { size = \"1GiB\" }\n[component.x]\nrun = \"builtin:null\""));
-        assert!(!of("builtin:block-file\"\nreactors = 1\nrefuse_after_ms = 7"));
+        assert!(runs_other(&NULL.replace("builtin:null", "program:/bin/null")));
+        assert!(!runs_other(&(NULL.to_owned() + "refuse_after_ms = 7\n")));
     }
 
     #[test]
