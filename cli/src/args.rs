@@ -1,7 +1,6 @@
 //! The command line, as clap reads it. What a verb does is in the module of its name.
 
 mod nodes;
-mod system;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -13,7 +12,6 @@ use clap_complete::Shell;
 use crate::chaos::Kind;
 
 pub use nodes::{Lab, LabUp, Listen, Node};
-pub use system::{Apply, New, Up};
 
 /// Operating-system services as separate processes: storage and network that can be called, watched and restarted.
 #[derive(Debug, Parser)]
@@ -62,8 +60,6 @@ pub enum Verb {
     New(New),
     /// Start a system; without MANIFEST that of ./atoll.toml, or the built-in one, which serves /www over HTTP
     Up(Up),
-    /// Have the running system follow a changed manifest: what has changed is restarted, everything else goes on
-    Apply(Apply),
     /// Stop the system in order; the disk is left clean
     Down,
     /// List the components and what they do
@@ -200,6 +196,31 @@ pub struct Simulate {
     /// Print what happens in the first seed
     #[arg(long)]
     pub trace: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum New {
+    /// A component of your own and a client of it: a Cargo project in a new directory, and a manifest that runs it
+    Component {
+        /// Its name: the directory's, the component's and its interface's
+        name: String,
+        /// The checkout of Atoll with whose kit it is built [default: the one from which this program was built]
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        kit: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Up {
+    /// The manifest [default: ./atoll.toml if it is there, or the built-in systems/web.toml]
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub manifest: Option<PathBuf>,
+    /// Override a configuration value, for example httpd.listen=127.0.0.1:0
+    #[arg(long = "set", value_name = "COMPONENT.KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Return when everything is ready, and leave the system running
+    #[arg(long)]
+    pub detach: bool,
 }
 
 #[derive(Clone, Debug, Args)]

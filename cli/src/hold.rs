@@ -88,7 +88,7 @@ impl Words for StopError {
         match self {
             Self::NoSuchComponent => no_such_component(),
             Self::Stopping => going_down(),
-            Self::NotUp => ("the system is coming up, or is being changed".into(), Some("try again when that is done")),
+            Self::NotUp => ("the system is still coming up".into(), Some("`atoll down` stops all of it")),
         }
     }
 }

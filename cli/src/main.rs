@@ -5,7 +5,6 @@
 //! * A verb that talks to a running system is a guest of it, with an operator's rights.
 #![forbid(unsafe_code)]
 
-mod apply;
 mod args;
 mod bar;
 mod bench;
@@ -55,7 +54,6 @@ fn main() -> ExitCode {
         Verb::Init { directory } => init::init(&cli.common, directory),
         Verb::New(args::New::Component { name, kit }) => new::component(&cli.common, name, kit.as_deref()),
         Verb::Up(up) => up::up(&cli.common, up),
-        Verb::Apply(options) => apply::apply(&cli.common, options),
         Verb::Down => control::down(&cli.common),
         Verb::Ps { io } => control::ps(&cli.common, *io),
         Verb::Stuck(what) => inside::stuck::stuck(&cli.common, what),

@@ -70,16 +70,6 @@ pub trait Control {
     /// Lets a frozen component's process go on, and says which epoch that is.
     #[op(14, requires = OPERATE, retry = cached, deadline = "5s")]
     fn thaw(system: System, component: &str) -> Result<u64, FreezeError>;
-
-    /// Says what would become of each component by the manifest at this absolute path, from `cursor` on (0: the first), and changes nothing.
-    #[op(15, requires = OBSERVE, retry = idempotent, deadline = "20s")]
-    fn plan_apply(system: System, manifest: &str, cursor: u32) -> Result<ApplyPlan, ApplyError>;
-
-    /// Makes the manifest at this absolute path that of the system, if it is the one of which `plan_apply` gave this fingerprint. Answered
-    /// when that is decided: the supervisor carries it out and leaves its seat; until the next one has taken over, `plan_apply` fails with
-    /// `UnderWay`.
-    #[op(16, requires = OPERATE, retry = cached, deadline = "20s")]
-    fn apply(system: System, manifest: &str, fingerprint: u64) -> Result<(), ApplyError>;
 }
 
 /// The supervisor itself.
@@ -237,65 +227,6 @@ pub enum PlanError {
     SameNode = 9,
 }
 
-/// What becomes of a component by another manifest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Wire)]
-#[repr(u8)]
-pub enum ChangeKind {
-    /// Nothing.
-    #[default]
-    Unchanged = 1,
-    /// It goes on, under other rules.
-    Adjusted = 2,
-    /// It ends in order and is started again.
-    Restarted = 3,
-    /// It is started.
-    Added = 4,
-    /// It ends in order.
-    Removed = 5,
-}
-
-/// What becomes of one component by another manifest.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Wire)]
-pub struct Change {
-    /// Its name.
-    pub component: String,
-    /// What becomes of it.
-    pub kind: ChangeKind,
-    /// Because of what, one phrase; empty if there is nothing to be said.
-    pub why: String,
-}
-
-/// What another manifest comes to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Wire)]
-pub struct ApplyPlan {
-    /// Of the manifest, and of the one that runs.
-    pub fingerprint: u64,
-    /// What is wrong with it, for people, as `atoll check` says it; empty if nothing is. Then there are no changes.
-    pub problems: String,
-    /// What becomes of each component.
-    pub changes: Vec<Change>,
-    /// Cursor of the next page; `None` after the last.
-    pub next: Option<u32>,
-}
-
-/// Why a manifest is not applied, or it is not said what that would come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, OperationError)]
-#[repr(u16)]
-pub enum ApplyError {
-    /// No page ended with this cursor.
-    BadCursor = 1,
-    /// The state directory cannot be written.
-    Io = 3,
-    /// The system is going down.
-    Stopping = 4,
-    /// Another manifest is being applied, or a component is being upgraded.
-    UnderWay = 6,
-    /// The system is coming up.
-    NotUp = 10,
-    /// It is not the manifest with this fingerprint, or not the system any more.
-    Changed = 11,
-}
-
 /// What a component can be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Wire)]
 #[repr(u8)]
@@ -433,7 +364,7 @@ pub enum StopError {
     NoSuchComponent = 2,
     /// The system is going down.
     Stopping = 4,
-    /// The system is coming up, or another manifest is being applied: that needs each of its components.
+    /// The system is coming up: it needs each of its components for that.
     NotUp = 10,
 }
 

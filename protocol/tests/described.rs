@@ -166,10 +166,10 @@ fn every_type_and_error_has_the_bytes_of_its_description() {
         vectors!(
             control,
             types: control::ComponentPage, control::ComponentStatus, control::LogPage, control::Signal,
-                control::State, control::SupervisorStatus, control::ApplyPlan, control::Change, control::ChangeKind, control::Carrier, control::Edge, control::MovePlan,
+                control::State, control::SupervisorStatus, control::Carrier, control::Edge, control::MovePlan,
                 control::Outcome, control::Stop, control::StopKind, control::Upgrade;
             errors: PsError LogsError DownError RestartError SignalError SupervisorError PlanError UpgradeError StopError
-                FreezeError ApplyError;
+                FreezeError;
             private: &[]
         ),
         vectors!(

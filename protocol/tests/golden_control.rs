@@ -149,29 +149,6 @@ impl Handler for Supervisor {
         }
     }
 
-    async fn plan_apply(
-        &self,
-        _: &Call,
-        _: Granted<Node>,
-        manifest: &str,
-        cursor: u32,
-    ) -> Result<ApplyPlan, CallError<ApplyError>> {
-        let change = Change { component: "fs".into(), kind: ChangeKind::Restarted, why: "`config` changed".into() };
-        match (manifest, cursor) {
-            ("/bad", _) => Ok(ApplyPlan { problems: "1 problem".into(), ..ApplyPlan::default() }),
-            (_, 0) => Ok(ApplyPlan { fingerprint: 7, changes: vec![change], next: Some(1), ..ApplyPlan::default() }),
-            _ => Err(ApplyError::BadCursor.into()),
-        }
-    }
-
-    async fn apply(&self, _: &Call, _: Granted<Node>, _: &str, fingerprint: u64) -> Result<(), CallError<ApplyError>> {
-        match fingerprint {
-            7 => Ok(()),
-            8 => Err(ApplyError::UnderWay.into()),
-            _ => Err(ApplyError::Changed.into()),
-        }
-    }
-
     async fn thaw(&self, _: &Call, _: Granted<Node>, component: &str) -> Result<u64, CallError<FreezeError>> {
         match component {
             "nobody" => Err(FreezeError::NoSuchComponent.into()),
@@ -227,11 +204,5 @@ fn the_bytes_of_every_operation_are_those_of_the_golden_file() {
         client.freeze(system, "late").await.expect_err("none serves");
         client.thaw(system, "fs").await.expect("thawed");
         client.thaw(system, "nobody").await.expect_err("no such component");
-        client.plan_apply(system, "/web.toml", 0).await.expect("a page");
-        client.plan_apply(system, "/bad", 0).await.expect("problems");
-        client.plan_apply(system, "/web.toml", 9).await.expect_err("no such cursor");
-        client.apply(system, "/web.toml", 7).await.expect("decided");
-        client.apply(system, "/web.toml", 8).await.expect_err("under way");
-        client.apply(system, "/web.toml", 9).await.expect_err("another one");
     });
 }

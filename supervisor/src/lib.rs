@@ -15,7 +15,6 @@ mod sys;
 pub mod ties;
 pub mod up;
 
-mod changes;
 mod check;
 mod parse;
 mod value;

@@ -439,11 +439,6 @@ fn a_step_that_is_none_is_no_walk() {
 
 /// Steps that this system never comes to, and the test that dies at them.
 const ELSEWHERE: &[(&str, &str)] = &[
-    ("apply/made", "cli/tests/apply.rs"),
-    ("apply/decided", "cli/tests/apply.rs"),
-    ("apply/ended", "cli/tests/apply.rs"),
-    ("apply/ready", "cli/tests/apply.rs"),
-    ("apply/half", "cli/tests/apply.rs"),
     ("move/begun", "supervisor/tests/reactors.rs"),
     ("move/left", "supervisor/tests/reactors.rs"),
     ("move/arrived", "supervisor/tests/reactors.rs"),

@@ -73,7 +73,7 @@ impl Component {
             row: restarts.row(),
             marks: u32::from(self.disorder.get()) | self.hold.marks(),
             trouble: cut(&self.trouble.borrow()),
-            restarts_with: self.restarts_with.get().unwrap_or(0),
+            restarts_with: self.restarts_with.get().map_or(0, |index| index as u32 + 1),
         };
         if let Err(error) = self.record.tell(&tag) {
             eprintln!("supervisor: the keeper: {error}");
@@ -92,7 +92,7 @@ impl Component {
         self.hold.recall(tag.marks);
         self.crash.set(tag.crash.checked_sub(1));
         self.trouble.replace(read(&tag.trouble).unwrap_or_default());
-        self.restarts_with.set(Some(tag.restarts_with).filter(|&slot| slot != 0));
+        self.restarts_with.set(tag.restarts_with.checked_sub(1).map(|index| index as usize));
         self.estate.recall(&self.entry, tag);
     }
 

@@ -11,9 +11,9 @@ use kernel_ipc::interface::{Granted, NewCap, Object};
 use kernel_ipc::session::{Call, HostSession, SessionInfo};
 use kernel_ipc::{CallError, Epoch, Rights, SessionId};
 use protocol::control::{
-    self, ApplyError, ApplyPlan, ComponentPage, ComponentStatus, Dispatcher, DownError, FreezeError, LogPage,
-    LogsError, MovePlan, PlanError, PsError, RestartError, Signal, SignalError, State, StopError, SupervisorError,
-    SupervisorStatus, System, Upgrade, UpgradeError,
+    self, ComponentPage, ComponentStatus, Dispatcher, DownError, FreezeError, LogPage, LogsError, MovePlan, PlanError,
+    PsError, RestartError, Signal, SignalError, State, StopError, SupervisorError, SupervisorStatus, System, Upgrade,
+    UpgradeError,
 };
 use serde_json::Value;
 
@@ -32,7 +32,7 @@ const PAGE: usize = 4;
 const COUNTED_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long a supervisor that leaves gives its answer.
-pub(super) const ANSWERED_WITHIN: Duration = Duration::from_millis(10);
+const ANSWERED_WITHIN: Duration = Duration::from_millis(10);
 
 /// Most bytes of a log in one answer.
 const LOG_PAGE: u32 = 3 << 10;
@@ -210,28 +210,6 @@ impl control::Handler for Operator {
     async fn thaw(&self, _: &Call, _: Granted<TheSystem>, component: &str) -> Result<u64, CallError<FreezeError>> {
         let node = self.0.upgrade().ok_or(CallError::Operation(FreezeError::Stopping))?;
         node.freeze(component, false).await.map_err(CallError::Operation)
-    }
-
-    async fn plan_apply(
-        &self,
-        _: &Call,
-        _: Granted<TheSystem>,
-        manifest: &str,
-        cursor: u32,
-    ) -> Result<ApplyPlan, CallError<ApplyError>> {
-        let node = self.0.upgrade().ok_or(CallError::Operation(ApplyError::Stopping))?;
-        node.plan_apply(manifest, cursor).map_err(CallError::Operation)
-    }
-
-    async fn apply(
-        &self,
-        _: &Call,
-        _: Granted<TheSystem>,
-        manifest: &str,
-        fingerprint: u64,
-    ) -> Result<(), CallError<ApplyError>> {
-        let node = self.0.upgrade().ok_or(CallError::Operation(ApplyError::Stopping))?;
-        node.apply(manifest, fingerprint).map_err(CallError::Operation)
     }
 
     async fn supervisor(

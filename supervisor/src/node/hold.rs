@@ -5,8 +5,7 @@
 //!   component is so when it starts again.
 //! - *Frozen*: the process is stopped by a signal. One that is stopped does not age for the watchdog and the pulse. It is a
 //!   property of the run: the next one is not frozen.
-//! - *Replaced*: it ends because of [another manifest](super::applying), and is not started by this supervisor.
-//! - The first two are marks of the component's record before anything is done, so the next supervisor goes on with it.
+//! - Both are marks of the component's record before anything is done, so the next supervisor goes on with it.
 //! - The end of the node thaws what is frozen, and first starts what was stopped and survives: it has answered for things that
 //!   it puts in order only at its own end.
 
@@ -34,28 +33,12 @@ const FROZEN: u32 = 1 << 2;
 pub struct Hold {
     stopped: Cell<bool>,
     frozen: Cell<bool>,
-    replaced: Cell<bool>,
 }
 
 impl Hold {
-    /// Whether an operator has stopped it.
+    /// Whether it is not to be started.
     pub fn is_stopped(&self) -> bool {
         self.stopped.get()
-    }
-
-    /// Whether it ends because of another manifest.
-    pub fn is_replaced(&self) -> bool {
-        self.replaced.get()
-    }
-
-    /// Whether it is not to be started, for whichever reason.
-    pub fn is_down(&self) -> bool {
-        self.stopped.get() || self.replaced.get()
-    }
-
-    /// It ends because of another manifest.
-    pub fn replace(&self) {
-        self.replaced.set(true);
     }
 
     /// Whether its run was frozen.
@@ -93,7 +76,7 @@ impl Node {
     /// See [`StopError`].
     pub(super) async fn stop_for_operator(self: Rc<Self>, name: &str) -> Result<(), StopError> {
         let component = self.find(name).ok_or(StopError::NoSuchComponent)?;
-        if self.progress.borrow().is_some() || self.is_applying() {
+        if self.progress.borrow().is_some() {
             return Err(StopError::NotUp);
         }
         // One that was given up is down, and stays so until it is started.

@@ -45,12 +45,7 @@ pub async fn start_all(node: &Rc<Node>, is_up: bool) -> Result<(), String> {
             let run = component.peer.borrow().clone();
             let stage = match (phase, run) {
                 (Phase::Ready, Some(run)) => Stage::Serves(run),
-                // One before it was judged when it died; of this one there was no process yet.
-                (Phase::Starting, Some(run))
-                    if run.ended.has_happened() && run.epoch.get() == component.epoch.get() =>
-                {
-                    Stage::Died(run, None)
-                }
+                (Phase::Starting, Some(run)) if run.ended.has_happened() => Stage::Died(run, None),
                 (Phase::Failed, _) => Stage::GivenUp,
                 (Phase::Held, _) => Stage::Held,
                 _ => Stage::Starts(Duration::ZERO),
@@ -95,7 +90,7 @@ pub enum Stage {
     Starts(Duration),
     /// It stays down until an operator wants it.
     GivenUp,
-    /// It is not to be started; until it may be.
+    /// An operator has stopped it; likewise.
     Held,
 }
 
@@ -135,7 +130,7 @@ pub async fn tend(node: Rc<Node>, index: usize, mut stage: Stage) {
             }
             Stage::Held => {
                 component.set_phase(Phase::Held);
-                until(&node, index, |component| !component.hold.is_down()).await;
+                until(&node, index, |component| !component.hold.is_stopped()).await;
                 let last = component.peer.borrow().clone();
                 if let Some(last) = last {
                     node.take_along(index, &last).await;
@@ -143,7 +138,6 @@ pub async fn tend(node: Rc<Node>, index: usize, mut stage: Stage) {
                 Stage::Starts(Duration::ZERO)
             }
             Stage::Starts(pause) => {
-                let is_first = component.phase.get() == Phase::Waiting;
                 component.set_phase(Phase::Restarting);
                 sleep_unless_wanted(&node, index, pause).await;
                 component.wanted.set(false);
@@ -151,12 +145,12 @@ pub async fn tend(node: Rc<Node>, index: usize, mut stage: Stage) {
                 if node.stopping.has_happened() {
                     return;
                 }
-                if component.hold.is_down() {
+                if component.hold.is_stopped() {
                     stage = Stage::Held;
                     continue;
                 }
                 component.wanted.set(false);
-                component.starts.set(component.starts.get() + u32::from(!is_first));
+                component.starts.set(component.starts.get() + 1);
                 start_again(&node, index).await
             }
         };
@@ -182,7 +176,7 @@ fn judge(node: &Node, component: &Component, run: &Rc<Peer>, served: Option<Dura
         Some(other) => (Cause::Together, format!("restarted with {other}")),
         None => explain(run),
     };
-    let held = component.hold.is_down();
+    let held = component.hold.is_stopped();
     let as_asked = (wanted || held) && run.wait_status.get() == Some(0);
     if cause == Cause::Own && served.is_some() && !as_asked {
         let kept = node.keep_crash(component, run, &end);
@@ -252,9 +246,9 @@ async fn sleep_unless_wanted(node: &Node, index: usize, pause: Duration) {
     }
 }
 
-/// Waits until an operator wants it started now, or it is not to be started at all, or the node ends.
+/// Waits until an operator wants it started now, or not started at all, or the node ends.
 pub async fn until_wanted(node: &Node, index: usize) {
-    until(node, index, |component| component.wanted.get() || component.hold.is_down()).await;
+    until(node, index, |component| component.wanted.get() || component.hold.is_stopped()).await;
 }
 
 /// Waits until it is so, or the node ends.
@@ -284,7 +278,7 @@ pub fn explain(peer: &Peer) -> (Cause, String) {
 
 /// The same of a run that an operator may have stopped before it was there.
 async fn until_ready_or_held(node: &Rc<Node>, index: usize, run: &Rc<Peer>) -> Result<(), String> {
-    if node.components[index].hold.is_down() {
+    if node.components[index].hold.is_stopped() {
         let _ = node.keeper.tell(Ask::Signal, run.slot, libc::SIGKILL as u64).await;
     }
     until_ready(node, index, run).await

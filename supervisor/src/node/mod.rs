@@ -8,7 +8,6 @@
 //!   acts on it, or is known to those who live, and they are asked ([adoption]).
 
 mod adoption;
-mod applying;
 mod books;
 mod candidate;
 mod cluster;
@@ -31,7 +30,6 @@ mod pulse;
 mod records;
 mod sessions;
 mod shutdown;
-mod slots;
 mod state;
 mod survival;
 mod together;
@@ -59,7 +57,7 @@ use serde_json::Value;
 use crate::cluster::directory::Embedded;
 use crate::ended::Ended;
 use crate::keeper::seat;
-use crate::keeper::wire::{self, Ask, Request};
+use crate::keeper::wire::{self, Ask, Request, SUPERVISOR_SLOT};
 use crate::lifecycle::Restarts;
 use crate::manifest;
 use crate::sys::process;
@@ -126,8 +124,8 @@ struct Component {
     programs: upgrade::Programs,
     /// An operator wants it started again now.
     wanted: Cell<bool>,
-    /// The slot of the component with which it is being restarted, itself if it was the first, until its next run begins.
-    restarts_with: Cell<Option<u32>>,
+    /// The component with which it is being restarted, itself if it was the first, until its next run begins.
+    restarts_with: Cell<Option<usize>>,
     /// Phase or run have changed.
     changes: Changes,
     log: Rc<Log>,
@@ -352,9 +350,6 @@ async fn supervise(placed: Placed, state: State, keeper: Rc<Link>, mut found: Fo
     } else if let Err(reason) = cluster::answer(&node, node_listener) {
         return node.fail(reason).await;
     }
-    if is_up {
-        node.resume_applying();
-    }
     if !node.stopping.has_happened() {
         match launch::start_all(&node, is_up).await {
             Ok(()) if !is_up || node.progress.borrow().is_some() => node.is_up(),
@@ -377,11 +372,11 @@ async fn supervise(placed: Placed, state: State, keeper: Rc<Link>, mut found: Fo
 
 impl Node {
     fn new(placed: Placed, state: State, keeper: Rc<Link>, found: &mut Found) -> std::io::Result<Node> {
+        let first_slot = SUPERVISOR_SLOT + 1;
         let system_log = Rc::new(Log::of_system(state.path()));
         let records = Rc::new(Records::new(keeper.clone()));
         let ties = Ties::of(&placed.here);
-        let (slots, names) = slots::assign(&placed.here, found, &records)?;
-        let components = placed.here.into_iter().zip(slots).map(|(entry, slot)| {
+        let components = placed.here.into_iter().zip(first_slot..).map(|(entry, slot)| {
             let log = Rc::new(Log::new(state.path(), &entry.name, &system_log));
             Component::new(entry, slot, log, &records)
         });
@@ -406,7 +401,7 @@ impl Node {
             state,
             keeper,
             records,
-            forever: RefCell::new([lock].into_iter().chain(names).collect()),
+            forever: RefCell::new(vec![lock]),
             turn: found.turn,
             adoption: RefCell::default(),
             accounted: Changes::default(),

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use super::Found;
-use super::applying;
 use super::records::Kind;
 use super::state::State;
 use crate::cluster::Home;
@@ -19,7 +18,6 @@ pub(super) fn prepare(manifest: Option<&Path>, sets: &[String], found: &Found) -
     let kept = State::manifest(here);
     let lock = found.records.iter().find(|record| record.key.kind == Kind::Lock as u32);
     if let Some(lock) = lock.and_then(|lock| lock.descriptor.as_ref()) {
-        applying::complete(here).map_err(directory)?;
         let checked = Manifest::load(Origin::Path(&kept), sets).map_err(|report| report.to_string())?;
         let checked = place(checked, sets, here, true)?;
         let lock = lock.try_clone().map_err(directory)?;
@@ -36,7 +34,6 @@ pub(super) fn prepare(manifest: Option<&Path>, sets: &[String], found: &Found) -
     std::fs::write(&kept, text).map_err(directory)?;
     std::fs::write(State::base(here), base.as_os_str().as_encoded_bytes()).map_err(directory)?;
     Ended::forget(state.path()).map_err(directory)?;
-    applying::forget(state.path()).map_err(directory)?;
     Ok((checked, state))
 }
 

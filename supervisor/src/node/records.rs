@@ -25,7 +25,6 @@
 //! Logbook     component's 0                                                   its logbook
 //! NodeListener 0          0                                                   where other nodes call
 //! Program     component's 0             NamedTag: 0, path                     the program of its runs
-//! Name        component's 0             NamedTag: 0, name                     (none)
 //! Program     component's 1, 2          NamedTag: epoch of the run on trial, path    that on trial, and that of the run before it
 //! ```
 
@@ -84,8 +83,6 @@ pub enum Kind {
     NodeListener = 18,
     /// See the module's table.
     Program = 19,
-    /// See the module's table.
-    Name = 21,
 }
 
 /// Most records: as many as the keeper has room for, and half as many as it may have descriptors.
@@ -138,7 +135,7 @@ pub struct ComponentTag {
     pub marks: u32,
     /// The last thing that went wrong, cut.
     pub trouble: [u8; NAME - 12],
-    /// The slot of the component with which it is being restarted; 0: none.
+    /// The index of the component with which it is being restarted, and one more; 0: none.
     pub restarts_with: u32,
 }
 

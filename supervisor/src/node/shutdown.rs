@@ -55,7 +55,7 @@ pub async fn stop_all(node: &Rc<Node>) -> Vec<String> {
 ///
 /// # Errors
 /// For people: it did not end in order.
-pub async fn stop(node: &Rc<Node>, component: &Component, run: &Rc<Peer>) -> Result<(), String> {
+async fn stop(node: &Rc<Node>, component: &Component, run: &Rc<Peer>) -> Result<(), String> {
     node.thaw_run(run).await;
     // One that never said a word to us cannot be asked; it has promised nothing either.
     let asked = run.is_greeted() && run.send(&ToComponent::Stop, &[]).is_ok();

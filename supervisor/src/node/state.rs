@@ -5,7 +5,6 @@
 //! STATE/boot         how often a supervisor was started here, decimal
 //! STATE/manifest     the manifest of the node that runs, as it was when that was started
 //! STATE/manifest.base   the directory from which it was, for the programs that it names
-//! STATE/applying     another manifest that is decided on, and its base; `applied` when only keeping it is left (`applying.rs`)
 //! STATE/atoll.sock   where guests connect
 //! STATE/ended        how the last node here ended (`crate::ended`)
 //! STATE/logs/NAME.log   what a component prints

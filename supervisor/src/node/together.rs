@@ -16,7 +16,7 @@ use kernel_ipc::broker::ToComponent;
 use kernel_ipc::runtime::timeout;
 
 use super::launch::until_wanted;
-use super::peer::{PATIENCE, Peer, Who};
+use super::peer::{PATIENCE, Peer};
 use super::waits::either;
 use super::{Component, Node, Phase};
 use crate::keeper::wire::Ask;
@@ -24,7 +24,7 @@ use crate::keeper::wire::Ask;
 impl Node {
     /// The name of the component in whose restart this run was taken along, if that is what has ended it.
     pub(super) fn taken_along_with(&self, component: &Component, run: &Peer) -> Option<&str> {
-        let first = &self.components[self.first_of(component)?];
+        let first = self.components.get(component.restarts_with.get()?)?;
         // What it did in its last moment by itself is its own.
         let as_wanted = matches!(run.wait_status.get(), Some(0 | libc::SIGKILL)) && !run.at_fault.get();
         (first.slot != component.slot && as_wanted).then_some(first.entry.name.as_str())
@@ -32,7 +32,7 @@ impl Node {
 
     /// A component's run is dead and the component will be started again: ends all that are restarted with it.
     pub(super) async fn take_along(&self, index: usize, dead: &Peer) {
-        let first = self.first_of(&self.components[index]);
+        let first = self.components[index].restarts_with.get();
         let is_marked = first.is_some_and(|first| first != index); // And with it all whom it would take along.
         if is_marked || self.ties.together(index).len() == 1 || self.stopping.has_happened() {
             return;
@@ -47,8 +47,7 @@ impl Node {
     pub(super) async fn stop_together(self: Rc<Self>, index: usize) {
         let component = &self.components[index];
         let mut runs = self.mark(index, |_| true).into_iter().peekable();
-        let is_later = |run: &Rc<Peer>| matches!(run.who, Who::Component(other) if other > index);
-        while let Some(run) = runs.next_if(is_later) {
+        while let Some(run) = runs.next_if(|run| run.slot > component.slot) {
             self.end_with(&component.entry.name, &run).await;
         }
         component.hold.start();
@@ -68,8 +67,9 @@ impl Node {
     /// Ends those whose end the last supervisor had begun.
     pub(super) async fn end_the_marked(self: Rc<Self>) {
         for component in self.components.iter().rev() {
-            if let (Some(first), Some(run)) = (self.first_of(component), component.living_run()) {
-                self.end_with(&self.components[first].entry.name, &run).await;
+            let first = component.restarts_with.get().and_then(|first| self.components.get(first));
+            if let (Some(first), Some(run)) = (first, component.living_run()) {
+                self.end_with(&first.entry.name, &run).await;
             }
         }
     }
@@ -83,18 +83,12 @@ impl Node {
             let run = component.living_run().filter(|run| met(run));
             // A mark on a run that is beginning would stay on it, and the others would wait for its end.
             if run.is_some() || (other == index && !component.is_beginning()) {
-                component.restarts_with.set(Some(self.components[index].slot));
+                component.restarts_with.set(Some(index));
                 component.keep();
             }
             runs.extend(run);
         }
         runs
-    }
-
-    /// With whom a component is being restarted.
-    fn first_of(&self, component: &Component) -> Option<usize> {
-        let first = component.restarts_with.get()?;
-        self.components.iter().position(|known| known.slot == first)
     }
 
     async fn end_with(&self, first: &str, run: &Peer) {
@@ -136,7 +130,7 @@ impl Component {
 /// Waits until all with whom a component is restarted are dead, and those of them that it uses serve again. Does not wait any
 /// longer when an operator wants it started, or the node ends.
 pub async fn until_its_turn(node: &Node, index: usize) {
-    let Some(first) = node.first_of(&node.components[index]) else { return };
+    let Some(first) = node.components[index].restarts_with.get() else { return };
     let keeps_waiting = |&other: &usize| {
         let component = &node.components[other];
         let is_ending = component.restarts_with.get().is_some() && component.living_run().is_some();

@@ -142,17 +142,6 @@ impl Programs {
         }
     }
 
-    /// Whether an upgrade is under way.
-    pub fn is_busy(&self) -> bool {
-        self.is_busy.get()
-    }
-
-    /// The next run is of the manifest's program.
-    pub fn forget(&self) {
-        self.current.take();
-        self.served.take();
-    }
-
     /// The trial is over: the next run is of the program that has served before.
     pub fn roll_back(&self, why: &str) {
         if let Some(trial) = self.trial.take() {

@@ -88,9 +88,8 @@ impl Taking {
     fn component(&mut self, record: Record) {
         if let Some(component) = self.component_in(record.key.slot) {
             component.recall(&tag::<ComponentTag>(&record.tag));
-        } else {
-            // Of a manifest that is no more.
-            drop(self.kept(record.key, None));
+            let known = component.restarts_with.get().filter(|&index| index < self.node.components.len());
+            component.restarts_with.set(known);
         }
     }
 
