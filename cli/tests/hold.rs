@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::process::Stdio;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -111,8 +112,39 @@ fn a_frozen_component_is_left_alone_until_it_is_thawed() {
     system.ok(&["freeze", "httpd"]);
     system.ok(&["restart", "httpd"]);
     system.wait_until_ready();
+    let content = Random(6).bytes(2 << 20);
+    put(&system, &content);
     for name in ["disk", "fs"] {
         system.ok(&["freeze", name]);
     }
     assert_eq!(system.ok(&["down"]), "stopped, the disk is clean\n");
+    system.up(&[]);
+    assert!(system.get("/file.bin").body == content);
+}
+
+/// At each moment of it: what was acknowledged is on the disk, though the disk was down, and nothing runs on.
+#[test]
+fn an_end_that_was_promised_comes_whoever_is_its_supervisor() {
+    for (turn, stopped) in [&["disk"][..], &["fs", "disk"], &["fs"]].into_iter().enumerate() {
+        let system = System::start(&[]);
+        let content = Random(7 + turn as u64).bytes(2 << 20);
+        put(&system, &content);
+        for name in stopped {
+            system.ok(&["stop", name]);
+        }
+        let supervisor = system.supervisor()["pid"].as_i64().expect("a pid") as i32;
+        let down =
+            system.command(&["down"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+        std::thread::sleep(Duration::from_millis(4 * turn as u64));
+        kill_now(supervisor);
+        let down = down.wait_with_output().expect("it ends");
+        if !down.status.success() {
+            // It may have been killed before it was asked.
+            wait_for("another supervisor", || system.supervisor()["pid"].as_i64() != Some(i64::from(supervisor)));
+            system.ok(&["down"]);
+        }
+        system.up(&[]);
+        assert!(system.get("/file.bin").body == content, "{stopped:?}");
+        assert!(system.ok(&["fs", "check"]).contains("no problem"));
+    }
 }

@@ -112,10 +112,10 @@ impl control::Handler for Operator {
 
     async fn down(&self, _: &Call, _: Granted<TheSystem>) -> Result<(), CallError<DownError>> {
         let Some(node) = self.0.upgrade() else { return Err(CallError::Operation(DownError::Stopping)) };
-        if node.stopping.has_happened() {
+        if node.is_ending() {
             return Err(CallError::Operation(DownError::Stopping));
         }
-        kernel_ipc::runtime::spawn(node.go_down());
+        kernel_ipc::runtime::spawn(node.go_down(false));
         Ok(())
     }
 
@@ -146,7 +146,7 @@ impl control::Handler for Operator {
         program: &str,
     ) -> Result<Upgrade, CallError<UpgradeError>> {
         let stopping = CallError::Operation(UpgradeError::Stopping);
-        let Some(node) = self.0.upgrade().filter(|node| !node.stopping.has_happened()) else { return Err(stopping) };
+        let Some(node) = self.0.upgrade().filter(|node| !node.is_ending()) else { return Err(stopping) };
         let index = node.components.iter().position(|known| known.entry.name == component);
         let index = index.ok_or(CallError::Operation(UpgradeError::NoSuchComponent))?;
         let program = program.to_owned();
@@ -186,6 +186,7 @@ impl control::Handler for Operator {
         };
         if signal == Signal::Continue {
             component.hold.thaw();
+            component.keep();
         }
         // By its pidfd: never to whoever has its number after it.
         let sent = node.keeper.tell(Ask::Signal, run.slot, number as u64).await;

@@ -6,8 +6,8 @@
 //! - *Frozen*: the process is stopped by a signal. One that is stopped does not age for the watchdog and the pulse. It is a
 //!   property of the run: the next one is not frozen.
 //! - Both are marks of the component's record before anything is done, so the next supervisor goes on with it.
-//! - The end of the node thaws what is frozen, and first starts what was stopped and survives: it has answered for things that
-//!   it puts in order only at its own end.
+//! - The end of the node thaws all that is frozen, and first starts what was stopped and survives, with what that uses: it has
+//!   answered for things that it puts in order only at its own end. That it ends is known to the next supervisor meanwhile.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -18,6 +18,7 @@ use kernel_ipc::runtime::{spawn, timeout};
 use protocol::control::{FreezeError, RestartError, StopError};
 
 use super::peer::Peer;
+use super::records::{Kind, NumbersTag};
 use super::{Component, Node, Phase};
 use crate::keeper::wire::Ask;
 
@@ -79,14 +80,21 @@ impl Node {
         if self.progress.borrow().is_some() {
             return Err(StopError::NotUp);
         }
+        if self.is_ending() {
+            return Err(StopError::Stopping);
+        }
         // One that was given up is down, and stays so until it is started.
         let is_down = || matches!(component.phase.get(), Phase::Held | Phase::Failed);
         if !is_down() {
+            component.programs.roll_back("it was stopped meanwhile");
             component.hold.stopped.set(true);
             component.keep();
             component.changes.happen();
-            // Whoever asked may go meanwhile; what is begun is done.
-            spawn(self.clone().end_the_stopped());
+            // Whoever asked may go meanwhile; what is begun is done, also if it is to be started again by then.
+            if let Some(run) = component.living_run() {
+                let node = self.clone();
+                spawn(async move { node.stop(&run).await });
+            }
         }
         loop {
             let next = component.changes.next();
@@ -124,7 +132,7 @@ impl Node {
     /// See [`FreezeError`].
     pub(super) async fn freeze(&self, name: &str, frozen: bool) -> Result<u64, FreezeError> {
         let component = self.find(name).ok_or(FreezeError::NoSuchComponent)?;
-        if self.stopping.has_happened() {
+        if self.is_ending() {
             return Err(FreezeError::Stopping);
         }
         // One that is not ready has a limit of time for that.
@@ -147,13 +155,20 @@ impl Node {
         }
     }
 
+    /// The same of all runs: one that ends may need another one for it.
+    pub(super) async fn thaw_all(&self) {
+        for run in self.components.iter().filter_map(Component::living_run) {
+            self.thaw_run(&run).await;
+        }
+    }
+
     /// Whether this is a run that does not account for itself before it is thawed.
     pub(super) fn is_frozen(&self, run: Incarnation) -> bool {
         let run = self.peer(run);
         run.and_then(|run| self.component_of(&run).map(|component| component.hold.is_frozen())).unwrap_or_default()
     }
 
-    /// Ends the runs of those that are to be stopped, users first.
+    /// Ends the runs of those that the last supervisor was to stop, users first.
     pub(super) async fn end_the_stopped(self: Rc<Self>) {
         for component in self.components.iter().rev().filter(|component| component.hold.is_stopped()) {
             if let Some(run) = component.living_run().filter(|_| !self.stopping.has_happened()) {
@@ -162,12 +177,29 @@ impl Node {
         }
     }
 
-    /// Ends the node in order.
-    pub(super) async fn go_down(self: Rc<Self>) {
-        let is_needed = |component: &&Component| component.hold.is_stopped() && component.estate.survives();
-        let needed: Vec<&Component> = self.components.iter().filter(is_needed).collect();
+    /// Ends the node in order; `again` if the last supervisor had begun with it.
+    pub(super) async fn go_down(self: Rc<Self>, again: bool) {
+        if self.is_ending() {
+            return;
+        }
+        self.going_down.set(true);
+        self.lasts(Kind::Down, &NumbersTag::default());
+        self.thaw_all().await;
+        let all = || self.components.iter().enumerate();
+        let survives = |component: &Component| component.estate.survives();
+        // Of those that the last supervisor has let be started nothing else says so.
+        let is_down = |component: &Component| {
+            let is_coming = matches!(component.phase.get(), Phase::Held | Phase::Starting | Phase::Restarting);
+            component.hold.is_stopped() || (again && is_coming)
+        };
+        let is_needed = |index: usize, component: &Component| {
+            let for_another = || all().any(|(user, of)| survives(of) && self.ties.uses(user, index));
+            is_down(component) && (survives(component) || for_another())
+        };
+        let needed: Vec<&Component> =
+            all().filter(|(index, component)| is_needed(*index, component)).map(|(_, component)| component).collect();
         for component in &needed {
-            eprintln!("supervisor: {} is started once more, to end in order", component.entry.name);
+            eprintln!("supervisor: {} is started once more, so that all ends in order", component.entry.name);
             component.release();
         }
         let serve = async {

@@ -208,6 +208,8 @@ struct Node {
     guest_slots: RefCell<BTreeMap<u32, u64>>,
     /// Processes that may become runs, by slot and epoch.
     candidates: RefCell<HashMap<(u32, u64), Weak<candidate::End>>>,
+    /// An operator wants it to end; what has to be put in order before that is.
+    going_down: Cell<bool>,
     stopping: Event,
     progress: RefCell<Option<File>>,
 }
@@ -300,7 +302,7 @@ async fn supervise(placed: Placed, state: State, keeper: Rc<Link>, mut found: Fo
     let goes_on = found.has(Kind::Lock);
     let (listener, is_up) = (found.take(Kind::Listener), found.has(Kind::Up));
     let node_listener = found.take(Kind::NodeListener).and_then(|listener| listener.descriptor);
-    let ending = found.take(Kind::Ending);
+    let (ending, down) = (found.take(Kind::Ending), found.take(Kind::Down));
     let begun = Node::new(placed, state, keeper, &mut found).map(Rc::new);
     let begun = begun.and_then(|node| {
         // Before there is anybody to watch.
@@ -355,6 +357,9 @@ async fn supervise(placed: Placed, state: State, keeper: Rc<Link>, mut found: Fo
             Ok(()) if !is_up || node.progress.borrow().is_some() => node.is_up(),
             Ok(()) => {}
             Err(reason) => return node.fail(reason).await,
+        }
+        if down.is_some() {
+            spawn(node.clone().go_down(true));
         }
     }
     node.stopping.wait().await;
@@ -417,6 +422,7 @@ impl Node {
             fences: RefCell::default(),
             guest_slots: RefCell::default(),
             candidates: RefCell::default(),
+            going_down: Cell::default(),
             stopping: Event::default(),
             progress: RefCell::new(progress),
         })
@@ -455,6 +461,11 @@ impl Node {
             self.lasts(Kind::Ending, &records::cut::<{ records::NAME }>(why));
         }
         self.stopping.happen();
+    }
+
+    /// Whether an operator has nothing more to want but the end.
+    fn is_ending(&self) -> bool {
+        self.going_down.get() || self.stopping.has_happened()
     }
 
     /// The start has failed: says why, and ends the node.
@@ -570,7 +581,7 @@ async fn events(node: Rc<Node>) {
                 }
             }
             Ok(link::Event::Terminate) => {
-                spawn(node.clone().go_down());
+                spawn(node.clone().go_down(false));
                 let node = node.clone();
                 spawn(async move { node.keeper.tell(Ask::Ending, 0, 0).await });
             }

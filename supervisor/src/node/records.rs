@@ -11,6 +11,7 @@
 //! Listener    0           0                                                   STATE/atoll.sock
 //! Up          0           0                                                   (none; the start is done)
 //! Ending      0           0             text: why the start has failed         (none; the node ends)
+//! Down        0           0                                                   (none; an operator wants the node to end)
 //! Component   component's 0             ComponentTag                          (none)
 //! Peer        its own     incarnation   PeerTag                               the supervisor's end of its control socket
 //! Output      component's epoch                                               read end of what it prints
@@ -83,6 +84,8 @@ pub enum Kind {
     NodeListener = 18,
     /// See the module's table.
     Program = 19,
+    /// See the module's table.
+    Down = 20,
 }
 
 /// Most records: as many as the keeper has room for, and half as many as it may have descriptors.

@@ -18,6 +18,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(30);
 /// already. Nothing of the kind means that each of them did all that it does at its end.
 pub async fn stop_all(node: &Rc<Node>) -> Vec<String> {
     node.ends("");
+    node.thaw_all().await;
     let mut troubles = Vec::new();
     for component in node.components.iter().rev() {
         let name = &component.entry.name;
@@ -56,7 +57,6 @@ pub async fn stop_all(node: &Rc<Node>) -> Vec<String> {
 /// # Errors
 /// For people: it did not end in order.
 async fn stop(node: &Rc<Node>, component: &Component, run: &Rc<Peer>) -> Result<(), String> {
-    node.thaw_run(run).await;
     // One that never said a word to us cannot be asked; it has promised nothing either.
     let asked = run.is_greeted() && run.send(&ToComponent::Stop, &[]).is_ok();
     if !asked || timeout(STOP_WITHIN, run.ended.wait()).await.is_err() {
