@@ -275,7 +275,7 @@ pub(super) async fn status(node: &Node, component: &Component) -> ComponentStatu
             Phase::Failed => State::Quarantined,
             Phase::Stopping => State::Stopping,
             Phase::Stopped => State::Ended,
-            Phase::Held if component.hold.is_down() => State::Down,
+            Phase::Held if component.hold.is_stopped() => State::Down,
             // The last supervisor has held it; this one is about to start it.
             Phase::Held => State::Restarting,
         },

@@ -45,7 +45,12 @@ pub async fn start_all(node: &Rc<Node>, is_up: bool) -> Result<(), String> {
             let run = component.peer.borrow().clone();
             let stage = match (phase, run) {
                 (Phase::Ready, Some(run)) => Stage::Serves(run),
-                (Phase::Starting, Some(run)) if run.ended.has_happened() => Stage::Died(run, None),
+                // One before it was judged when it died; of this one there was no process yet.
+                (Phase::Starting, Some(run))
+                    if run.ended.has_happened() && run.epoch.get() == component.epoch.get() =>
+                {
+                    Stage::Died(run, None)
+                }
                 (Phase::Failed, _) => Stage::GivenUp,
                 (Phase::Held, _) => Stage::Held,
                 _ => Stage::Starts(Duration::ZERO),
