@@ -85,6 +85,26 @@ fn what_a_stopped_component_has_answered_for_is_on_the_disk_when_the_system_is_d
     assert!(system.ok(&["fs", "check"]).contains("no problem"));
 }
 
+/// The run that would put it in order is not there when the end is asked for, or is about to die.
+#[test]
+fn what_a_dead_component_has_answered_for_is_on_the_disk_when_the_system_is_down() {
+    let system = System::start(&[]);
+    for round in 0..6 {
+        let content = Random(40 + round).bytes(2 << 20);
+        put(&system, &content);
+        match round {
+            0 | 1 => kill_now(system.pid("fs")),
+            2 | 3 => kill_now(system.pid("disk")),
+            4 => drop(system.ok(&["restart", "fs"])),
+            _ => drop(system.ok(&["restart", "disk"])),
+        }
+        assert_eq!(system.ok(&["down"]), "stopped, the disk is clean\n", "{round}");
+        system.up(&[]);
+        assert!(system.get("/file.bin").body == content, "{round}");
+    }
+    assert!(system.ok(&["fs", "check"]).contains("no problem"));
+}
+
 #[test]
 fn a_frozen_component_is_left_alone_until_it_is_thawed() {
     let system = System::start(&["--set", "disk.size=256MiB"]);

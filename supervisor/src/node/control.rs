@@ -115,19 +115,20 @@ impl control::Handler for Operator {
         if node.is_ending() {
             return Err(CallError::Operation(DownError::Stopping));
         }
-        kernel_ipc::runtime::spawn(node.go_down(false));
+        node.goes_down();
         Ok(())
     }
 
     async fn restart(&self, _: &Call, _: Granted<TheSystem>, component: &str) -> Result<(), CallError<RestartError>> {
         let stopping = CallError::Operation(RestartError::Stopping);
-        let Some(node) = self.0.upgrade().filter(|node| !node.stopping.has_happened()) else { return Err(stopping) };
+        let Some(node) = self.0.upgrade().filter(|node| !node.is_ending()) else { return Err(stopping) };
         let component = node.find(component).ok_or(CallError::Operation(RestartError::NoSuchComponent))?;
         // A run that is beginning is as new as the one that is asked for.
-        let before = component.epoch.get() - u64::from(component.is_beginning());
+        let begins = component.is_beginning();
+        let before = component.epoch.get() - u64::from(begins);
         let index = node.components.iter().position(|known| known.slot == component.slot).expect("it was found");
         // Whoever asked may go meanwhile; what is begun is done.
-        kernel_ipc::runtime::spawn(node.clone().stop_together(index));
+        kernel_ipc::runtime::spawn(node.clone().stop_together(index, begins));
         while component.epoch.get() == before {
             let next = component.changes.next();
             if node.stopping.has_happened() {

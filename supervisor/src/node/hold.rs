@@ -6,8 +6,9 @@
 //! - *Frozen*: the process is stopped by a signal. One that is stopped does not age for the watchdog and the pulse. It is a
 //!   property of the run: the next one is not frozen.
 //! - Both are marks of the component's record before anything is done, so the next supervisor goes on with it.
-//! - The end of the node thaws all that is frozen, and first starts what was stopped and survives, with what that uses: it has
-//!   answered for things that it puts in order only at its own end. That it ends is known to the next supervisor meanwhile.
+//! - The end of the node thaws all that is frozen, and first waits until all that survives serves, with what that uses, and starts
+//!   what was stopped of it: it has answered for things that it puts in order only at its own end. That the node ends is known to
+//!   the next supervisor from before that.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -86,7 +87,9 @@ impl Node {
         // One that was given up is down, and stays so until it is started.
         let is_down = || matches!(component.phase.get(), Phase::Held | Phase::Failed);
         if !is_down() {
-            component.programs.roll_back("it was stopped meanwhile");
+            if component.programs.is_about_to_change() {
+                component.programs.roll_back("it was stopped meanwhile");
+            }
             component.hold.stopped.set(true);
             component.keep();
             component.changes.happen();
@@ -177,51 +180,60 @@ impl Node {
         }
     }
 
-    /// Ends the node in order; `again` if the last supervisor had begun with it.
-    pub(super) async fn go_down(self: Rc<Self>, again: bool) {
-        if self.is_ending() {
-            return;
+    /// An operator wants the node to end: it does, whoever is its supervisor by then.
+    pub(super) fn goes_down(self: &Rc<Self>) {
+        if !self.is_ending() {
+            self.is_to_end();
+            spawn(self.clone().go_down());
         }
+    }
+
+    /// From now on this and every later supervisor knows it.
+    pub(super) fn is_to_end(&self) {
         self.going_down.set(true);
         self.lasts(Kind::Down, &NumbersTag::default());
+    }
+
+    /// Ends the node in order.
+    pub(super) async fn go_down(self: Rc<Self>) {
         self.thaw_all().await;
-        let all = || self.components.iter().enumerate();
-        let survives = |component: &Component| component.estate.survives();
-        // Of those that the last supervisor has let be started nothing else says so.
-        let is_down = |component: &Component| {
-            let is_coming = matches!(component.phase.get(), Phase::Held | Phase::Starting | Phase::Restarting);
-            component.hold.is_stopped() || (again && is_coming)
-        };
-        let is_needed = |index: usize, component: &Component| {
-            let for_another = || all().any(|(user, of)| survives(of) && self.ties.uses(user, index));
-            is_down(component) && (survives(component) || for_another())
-        };
-        let needed: Vec<&Component> =
-            all().filter(|(index, component)| is_needed(*index, component)).map(|(_, component)| component).collect();
-        for component in &needed {
-            eprintln!("supervisor: {} is started once more, so that all ends in order", component.entry.name);
-            component.release();
-        }
-        let serve = async {
-            for component in needed {
-                loop {
-                    let next = component.changes.next();
-                    if matches!(component.phase.get(), Phase::Ready | Phase::Failed) {
-                        break;
-                    }
-                    next.await;
+        if self.progress.borrow().is_none() {
+            for component in self.awaited_at_the_end() {
+                if component.release() {
+                    eprintln!("supervisor: {} is started once more, so that all ends in order", component.entry.name);
                 }
             }
-        };
-        let _ = timeout(STARTED_WITHIN, serve).await;
+            let serve = async {
+                while let Some(component) = self.awaited_at_the_end().next() {
+                    component.changes.next().await;
+                }
+            };
+            let _ = timeout(STARTED_WITHIN, serve).await;
+        }
         self.ends("");
+    }
+
+    /// Those that are not there and have to be for an end in order: what survives, and what that uses.
+    fn awaited_at_the_end(&self) -> impl Iterator<Item = &Component> {
+        let survives = |index: usize| self.components[index].estate.survives();
+        let is_needed = move |index: usize| {
+            survives(index) || (0..self.components.len()).any(|user| survives(user) && self.ties.uses(user, index))
+        };
+        let is_missing = |component: &Component| !component.serves() && component.phase.get() != Phase::Failed;
+        let all = self.components.iter().enumerate();
+        all.filter(move |&(index, component)| is_missing(component) && is_needed(index)).map(|(_, component)| component)
     }
 }
 
 impl Component {
     /// Lets it be started, now if it is down or about to be. Returns whether there will be another run by that.
     fn release(&self) -> bool {
-        let runs = matches!(self.phase.get(), Phase::Ready | Phase::Starting) && !self.hold.is_stopped();
+        let runs = match self.phase.get() {
+            Phase::Ready => !self.hold.is_stopped(),
+            // A stop has found no process of one that is beginning, and has ended none.
+            Phase::Starting => !self.hold.is_stopped() || self.is_beginning(),
+            _ => false,
+        };
         self.hold.start();
         self.keep();
         if !runs {

@@ -316,6 +316,10 @@ async fn supervise(placed: Placed, state: State, keeper: Rc<Link>, mut found: Fo
             std::process::exit(1);
         }
     };
+    if down.is_some() {
+        // Before anybody can want anything else.
+        node.is_to_end();
+    }
     spawn(events(node.clone()));
     spawn({
         let records = node.records.clone();
@@ -352,6 +356,9 @@ async fn supervise(placed: Placed, state: State, keeper: Rc<Link>, mut found: Fo
     } else if let Err(reason) = cluster::answer(&node, node_listener) {
         return node.fail(reason).await;
     }
+    if down.is_some() && !is_up {
+        node.ends("");
+    }
     if !node.stopping.has_happened() {
         match launch::start_all(&node, is_up).await {
             Ok(()) if !is_up || node.progress.borrow().is_some() => node.is_up(),
@@ -359,7 +366,7 @@ async fn supervise(placed: Placed, state: State, keeper: Rc<Link>, mut found: Fo
             Err(reason) => return node.fail(reason).await,
         }
         if down.is_some() {
-            spawn(node.clone().go_down(true));
+            spawn(node.clone().go_down());
         }
     }
     node.stopping.wait().await;
@@ -581,7 +588,7 @@ async fn events(node: Rc<Node>) {
                 }
             }
             Ok(link::Event::Terminate) => {
-                spawn(node.clone().go_down(false));
+                node.goes_down();
                 let node = node.clone();
                 spawn(async move { node.keeper.tell(Ask::Ending, 0, 0).await });
             }

@@ -77,6 +77,8 @@ pub struct Peer {
     pub said_ready: Cell<bool>,
     /// Sessions that it has asked for and not heard of.
     pub opening: Cell<usize>,
+    /// It is being ended: that it serves says nothing any more.
+    pub doomed: Cell<bool>,
     /// It is dead, or a guest's connection has ended.
     pub ended: Event,
     /// When that was.
@@ -223,6 +225,7 @@ impl Peer {
             ready: Event::default(),
             said_ready: Cell::new(false),
             opening: Cell::new(0),
+            doomed: Cell::new(false),
             ended: Event::default(),
             ended_at: Cell::new(None),
             silent: Event::default(),

@@ -21,15 +21,14 @@ pub async fn stop_all(node: &Rc<Node>) -> Vec<String> {
     node.thaw_all().await;
     let mut troubles = Vec::new();
     for component in node.components.iter().rev() {
-        let name = &component.entry.name;
+        let (name, phase) = (&component.entry.name, component.phase.get());
+        // It may have answered for what only its next run can put in order.
+        let keeps = component.estate.survives() && component.ready_at.get().is_some();
         let run = component.peer.borrow_mut().take();
-        let trouble = match (component.phase.get(), run) {
+        let trouble = match (phase, run) {
             // By the last supervisor.
             (Phase::Stopped, _) => component.disorder.get().then(|| component.trouble.borrow().clone()),
-            (Phase::Held, _) if component.estate.survives() => {
-                Some(format!("{name} was stopped, and what it kept is lost"))
-            }
-            (Phase::Held, _) => None,
+            (Phase::Held, _) => keeps.then(|| format!("{name} was stopped, and what it kept is lost")),
             (Phase::Stopping, Some(run)) if run.wait_status.get() == Some(0) => None,
             (_, Some(run)) if run.ended.has_happened() => {
                 last_words(&run).await;
@@ -37,9 +36,13 @@ pub async fn stop_all(node: &Rc<Node>) -> Vec<String> {
             }
             (_, Some(run)) => {
                 component.set_phase(Phase::Stopping);
-                stop(node, component, &run).await.err().map(|trouble| format!("{name}: {trouble}"))
+                let trouble = stop(node, component, &run).await.err().map(|trouble| format!("{name}: {trouble}"));
+                // One that has not gone on where the last run ended ends without a word.
+                let is_lost = keeps && !matches!(phase, Phase::Ready | Phase::Stopping);
+                trouble.or_else(|| is_lost.then(|| format!("{name} had not come to serve, and what it kept is lost")))
             }
-            (_, None) => None, // Never started.
+            // Never started, or between two runs.
+            (_, None) => keeps.then(|| format!("{name} was down, and what it kept is lost")),
         };
         if let Some(trouble) = trouble {
             component.disorder.set(true);

@@ -38,21 +38,22 @@ impl Node {
             return;
         }
         let ended_at = dead.ended_at.get();
-        for run in self.mark(index, |run| ended_at.is_none_or(|ended_at| run.begun < ended_at)) {
+        for run in self.mark(index, false, |run| ended_at.is_none_or(|ended_at| run.begun < ended_at)) {
             self.end_with(&dead.name, &run).await;
         }
     }
 
-    /// An operator wants a component restarted: stops it, and ends all that are restarted with it.
-    pub(super) async fn stop_together(self: Rc<Self>, index: usize) {
+    /// An operator wants a component restarted: stops it, unless the run that is asked for `begins` already, and ends all that are
+    /// restarted with it.
+    pub(super) async fn stop_together(self: Rc<Self>, index: usize, begins: bool) {
         let component = &self.components[index];
-        let mut runs = self.mark(index, |_| true).into_iter().peekable();
+        let mut runs = self.mark(index, begins, |_| true).into_iter().peekable();
         while let Some(run) = runs.next_if(|run| run.slot > component.slot) {
             self.end_with(&component.entry.name, &run).await;
         }
         component.hold.start();
         component.keep();
-        if !component.is_beginning() {
+        if !begins {
             component.wanted.set(true);
             component.changes.happen();
         }
@@ -75,14 +76,17 @@ impl Node {
     }
 
     /// Marks all that are restarted with a component, itself included, and returns the runs of those that live and `met` it,
-    /// in the order in which they are to be ended.
-    fn mark(&self, index: usize, met: impl Fn(&Rc<Peer>) -> bool) -> Vec<Rc<Peer>> {
+    /// in the order in which they are to be ended. If its own next run `begins`, that is none of them: a mark would stay on it, and
+    /// the others would wait for its end.
+    fn mark(&self, index: usize, begins: bool, met: impl Fn(&Rc<Peer>) -> bool) -> Vec<Rc<Peer>> {
         let mut runs = Vec::new();
         for &other in self.ties.together(index).iter().rev() {
+            if other == index && begins {
+                continue;
+            }
             let component = &self.components[other];
             let run = component.living_run().filter(|run| met(run));
-            // A mark on a run that is beginning would stay on it, and the others would wait for its end.
-            if run.is_some() || (other == index && !component.is_beginning()) {
+            if run.is_some() || other == index {
                 component.restarts_with.set(Some(index));
                 component.keep();
             }
@@ -93,6 +97,7 @@ impl Node {
 
     async fn end_with(&self, first: &str, run: &Peer) {
         if !self.stopping.has_happened() {
+            run.doomed.set(true);
             let _ = self.keeper.tell(Ask::Signal, run.slot, libc::SIGKILL as u64).await;
             run.ended.wait().await;
             eprintln!("supervisor: {} ended with {first}", run.name);
@@ -102,6 +107,7 @@ impl Node {
     /// Stops one run, which an operator wants: in order, or else by force. One that survives is not asked: in an orderly end its
     /// sessions would end too.
     pub(super) async fn stop(self: &Rc<Self>, run: &Rc<Peer>) {
+        run.doomed.set(true);
         self.thaw_run(run).await;
         let asked = !self.survives(run) && run.is_greeted() && run.send(&ToComponent::Stop, &[]).is_ok();
         if !asked || timeout(PATIENCE, run.ended.wait()).await.is_err() {
@@ -122,8 +128,8 @@ impl Component {
         self.phase.get() == Phase::Starting && !is_known
     }
 
-    fn serves(&self) -> bool {
-        self.phase.get() == Phase::Ready && self.living_run().is_some()
+    pub(super) fn serves(&self) -> bool {
+        self.phase.get() == Phase::Ready && self.living_run().is_some_and(|run| !run.doomed.get())
     }
 }
 

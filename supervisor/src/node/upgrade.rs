@@ -260,8 +260,8 @@ impl Node {
         let begun = Instant::now();
         let candidate = Candidate::examine(self, index, opened.as_fd()).await.map_err(refused(Outcome::Unfit))?;
         upgrade.checked_us = micros(begun);
-        if source.ended.has_happened() || component.phase.get() != Phase::Ready {
-            return Err((Outcome::NotReady, "it ended meanwhile, and is started again".into()));
+        if !component.serves() || source.ended.has_happened() || component.hold.is_stopped() {
+            return Err((Outcome::NotReady, "it ended meanwhile, or was stopped".into()));
         }
         let kept = component.programs.hold(ON_TRIAL, 0, program, opened);
         let kept = kept.and_then(|kept| component.programs.keep_what_serves(&source).map(|()| kept));
