@@ -1,16 +1,20 @@
 //! The command line, as clap reads it. What a verb does is in the module of its name.
 
+mod bench;
+mod fs;
 mod nodes;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 
 use crate::chaos::Kind;
 
+pub use bench::{Bench, BenchOptions, BenchPlace};
+pub use fs::Fs;
 pub use nodes::{Lab, LabUp, Listen, Node};
 
 /// Operating-system services as separate processes: storage and network that can be called, watched and restarted.
@@ -483,137 +487,4 @@ pub enum Explain {
 pub enum Supervisor {
     /// Put another supervisor in its place, upgraded if the program has changed; everything else goes on
     Restart,
-}
-
-/// Paths are those of the volume: `/www/index.html`, or the same without the first slash.
-#[derive(Debug, Subcommand)]
-pub enum Fs {
-    /// List a directory
-    Ls {
-        /// Directory or file
-        #[arg(default_value = "/")]
-        path: OsString,
-        /// With size and time of last change
-        #[arg(short, long)]
-        long: bool,
-    },
-    /// Print files
-    Cat {
-        #[arg(required = true)]
-        paths: Vec<OsString>,
-    },
-    /// Copy files from this machine into the volume
-    Put {
-        /// Files, with -r also directories; `DIR/.` means what is in DIR; `-` is standard input
-        #[arg(required = true, value_hint = ValueHint::AnyPath)]
-        sources: Vec<PathBuf>,
-        /// A directory of the volume, or the new name of the one source
-        target: OsString,
-        /// Copy directories with all that is in them
-        #[arg(short, long)]
-        recursive: bool,
-    },
-    /// Copy files from the volume to this machine
-    Get {
-        /// Files, with -r also directories; `DIR/.` means what is in DIR
-        #[arg(required = true)]
-        sources: Vec<OsString>,
-        /// A directory here, the new name of the one source, or `-` for standard output
-        #[arg(value_hint = ValueHint::AnyPath)]
-        target: PathBuf,
-        /// Copy directories with all that is in them
-        #[arg(short, long)]
-        recursive: bool,
-    },
-    /// Remove files
-    Rm {
-        #[arg(required = true)]
-        paths: Vec<OsString>,
-        /// Remove directories with all that is in them
-        #[arg(short, long)]
-        recursive: bool,
-    },
-    /// Make directories
-    Mkdir {
-        #[arg(required = true)]
-        paths: Vec<OsString>,
-        /// Also the directories above; no error if it is there already
-        #[arg(short, long)]
-        parents: bool,
-    },
-    /// Rename or move; a file that has the new name is replaced
-    Mv { from: OsString, to: OsString },
-    /// Show what is known about a file or directory
-    Stat {
-        #[arg(default_value = "/")]
-        path: OsString,
-    },
-    /// Show the room on the volume
-    Df,
-    /// Make everything written so far durable
-    Sync,
-    /// Verify every structure and checksum of the volume
-    Check {
-        /// Read this image file instead of asking the running system
-        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-        image: Option<PathBuf>,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Bench {
-    /// Calls: client stub, capability check and dispatcher beside a raw ping-pong
-    Ipc {
-        #[command(flatten)]
-        options: BenchOptions,
-        /// Compare where the server is instead: the same client and server over each place, beside its raw floor
-        #[arg(long, value_enum)]
-        place: Option<BenchPlace>,
-        /// Compare a server on one thread instead with one on so many, each called by as many clients
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=64), conflicts_with = "place")]
-        reactors: Option<u32>,
-    },
-    /// Blocks through the driver beside the same reads made directly
-    Block(BenchOptions),
-    /// Requests a second over HTTP beside a server that only answers from memory
-    Http(BenchOptions),
-    /// Calls answered in time while up to ten times as many come as a host can serve, with early refusal and without
-    Overload(BenchOptions),
-    /// From a component's death to the first answered call, beside the start of a process
-    Recovery {
-        /// Kills of each component
-        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=10_000))]
-        kills: u64,
-        /// Files that are open when the file server dies
-        #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=15_000))]
-        files: u64,
-        /// Keep the raw figures under bench/runs, with machine and date
-        #[arg(long)]
-        save: bool,
-    },
-}
-
-/// Where the server of a measurement is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BenchPlace {
-    /// In its client's thread
-    InProcess,
-    /// In another process, over shared memory
-    Process,
-    /// At the other end of a TCP connection through loopback, in the clear
-    Socket,
-    /// The same over TLS 1.3
-    SocketEncrypted,
-    /// All of these, one after the other
-    All,
-}
-
-#[derive(Clone, Debug, Args)]
-pub struct BenchOptions {
-    /// Seconds for each measurement
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
-    pub seconds: u64,
-    /// Keep the raw figures under bench/runs, with machine and date
-    #[arg(long)]
-    pub save: bool,
 }
