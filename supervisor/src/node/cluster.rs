@@ -11,6 +11,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::{Rc, Weak};
@@ -59,12 +60,12 @@ pub(super) struct Cluster {
 ///
 /// # Errors
 /// For people.
-pub fn answer(node: &Rc<Node>, listener: Option<OwnedFd>) -> Result<(), String> {
+pub async fn answer(node: &Rc<Node>, listener: Option<OwnedFd>) -> Result<(), String> {
     let Some(directory) = node.directory.clone() else { return Ok(()) };
     let home = directory.home().clone();
     let listener = match listener {
         Some(listener) => listener,
-        None => listen(home.listening().own())?,
+        None => listen(home.listening().own()).await?,
     };
     let keys = home.host_keys().map_err(|error| error.to_string())?;
     let calls = home.keys().map_err(|error| error.to_string())?;
@@ -90,7 +91,7 @@ pub fn answer(node: &Rc<Node>, listener: Option<OwnedFd>) -> Result<(), String> 
 pub async fn answer_again(node: Rc<Node>, listener: Option<OwnedFd>) {
     loop {
         let again = listener.as_ref().and_then(|listener| listener.try_clone().ok());
-        let Err(error) = answer(&node, again) else { return };
+        let Err(error) = answer(&node, again).await else { return };
         eprintln!("supervisor: this node does not answer others: {error}; tried again in {} s", AGAIN.as_secs());
         sleep(AGAIN).await;
     }
@@ -98,11 +99,22 @@ pub async fn answer_again(node: Rc<Node>, listener: Option<OwnedFd>) {
 
 /// Between two attempts to answer others.
 const AGAIN: Duration = Duration::from_secs(30);
+/// Between two attempts to listen where somebody else does.
+const PAUSE: Duration = Duration::from_millis(50);
+/// How many of them: the kernel takes down the ring of a supervisor that has died, and what it accepts on, after it is seen dead.
+const ATTEMPTS: u32 = 40;
 /// How often it is looked whether a certificate has to be renewed: the clock may be set, and a machine may sleep.
 const LOOK: Duration = Duration::from_secs(60);
 
-fn listen(address: SocketAddr) -> Result<OwnedFd, String> {
-    TcpListener::bind(address).map(OwnedFd::from).map_err(|error| format!("cannot listen on {address}: {error}"))
+async fn listen(address: SocketAddr) -> Result<OwnedFd, String> {
+    let mut attempt = 1;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && attempt < ATTEMPTS => sleep(PAUSE).await,
+            bound => return bound.map(OwnedFd::from).map_err(|error| format!("cannot listen on {address}: {error}")),
+        }
+        attempt += 1;
+    }
 }
 
 /// Shows new certificates long before the last ones end.
@@ -560,7 +572,26 @@ impl Local for Here {
 
 #[cfg(test)]
 mod tests {
+    use kernel_ipc::runtime::{Options, Runtime};
+
     use super::*;
+
+    #[test]
+    fn an_address_that_is_let_go_a_moment_later_is_listened_on() {
+        let other = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let address = other.local_addr().expect("it is bound");
+        let runtime = Runtime::new(Options::default()).expect("io_uring");
+        runtime.block_on(async {
+            spawn(async move {
+                sleep(PAUSE).await;
+                drop(other);
+            });
+            let held = listen(address).await.expect("it is let go");
+            let refused = listen(address).await.expect_err("it is held");
+            assert!(refused.contains("Address already in use"), "{refused}");
+            drop(held);
+        });
+    }
 
     #[test]
     fn what_the_nodes_are_is_said_at_each_look_and_what_has_changed_once() {

@@ -354,7 +354,7 @@ async fn supervise(placed: Placed, state: State, keeper: Rc<Link>, mut found: Fo
     }
     if is_up {
         spawn(cluster::answer_again(node.clone(), node_listener));
-    } else if let Err(reason) = cluster::answer(&node, node_listener) {
+    } else if let Err(reason) = cluster::answer(&node, node_listener).await {
         return node.fail(reason).await;
     }
     if down.is_some() && !is_up {
