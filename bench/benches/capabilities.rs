@@ -141,6 +141,7 @@ const INTERFACE: Description = Description {
         requires: Rights::READ,
         retry: Retry::Idempotent,
         deadline: None,
+        at_once: false,
         handles: &[],
         signature: "",
     }],

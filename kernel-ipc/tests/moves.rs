@@ -37,6 +37,7 @@ const fn operation(number: u16, name: &'static str) -> Operation {
         requires: Rights::READ,
         retry: Retry::Never,
         deadline: None,
+        at_once: false,
         handles: &[],
         signature: "",
     }

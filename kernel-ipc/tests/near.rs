@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::*;
 use kernel_ipc::interface::{Connect, Connection, Granted, NewCap, Object, OperationError, interface};
 use kernel_ipc::runtime::{self, clock};
-use kernel_ipc::session::{Call, HostSession, SessionInfo, in_process};
+use kernel_ipc::session::{Call, HostSession, Offer, SessionInfo, in_process};
 use kernel_ipc::wire::Shape;
 use kernel_ipc::{CallError, Cause, Executed, Failure, Rights};
 
@@ -50,6 +50,26 @@ pub trait Near {
     /// Text, as long as it is asked for.
     #[op(6, requires = READ, retry = idempotent, deadline = "30s")]
     fn text(thing: Thing, bytes: u32) -> Result<String, NearError>;
+
+    /// Writes the number down, at once. 13 is refused.
+    #[op(7, requires = READ, retry = idempotent, deadline = "30s", at_once)]
+    fn note_at_once(thing: Thing, number: u64) -> Result<u64, NearError>;
+
+    /// Text, at once.
+    #[op(8, requires = READ, retry = idempotent, deadline = "30s", at_once)]
+    fn text_at_once(thing: Thing, bytes: u32) -> Result<String, NearError>;
+
+    /// Needs a right that the root has not, and is refused at once.
+    #[op(9, requires = WRITE, retry = never, deadline = "30s", at_once)]
+    fn change_at_once(thing: Thing) -> Result<(), NearError>;
+
+    /// Ends the session under its own caller, at once.
+    #[op(10, requires = READ, retry = never, deadline = "30s", at_once)]
+    fn hang_up_at_once(thing: Thing, by_host: bool) -> Result<(), NearError>;
+
+    /// How long its caller waits, in milliseconds.
+    #[op(11, requires = READ, retry = idempotent, deadline = "30s", at_once)]
+    fn limit(thing: Thing) -> Result<u64, NearError>;
 }
 
 /// Why not.
@@ -79,8 +99,7 @@ impl Handler for Host {
     type Thing = TheThing;
 
     async fn note(&self, _: &Call, _: Granted<TheThing>, number: u64) -> Result<u64, CallError<NearError>> {
-        self.0.notes.borrow_mut().push(number);
-        if number == 13 { Err(NearError::Unlucky.into()) } else { Ok(number) }
+        self.note_down(number)
     }
 
     async fn nest(&self, _: &Call, _: Granted<TheThing>, depth: u64) -> Result<u64, CallError<NearError>> {
@@ -93,10 +112,7 @@ impl Handler for Host {
     }
 
     async fn hang_up(&self, _: &Call, _: Granted<TheThing>, by_host: bool) -> Result<(), CallError<NearError>> {
-        match by_host {
-            true => self.0.host.borrow().as_ref().expect("set by the test").close(),
-            false => self.0.client.borrow().as_ref().expect("set by the test").root().session().close(),
-        }
+        self.end(by_host);
         Ok(())
     }
 
@@ -115,7 +131,43 @@ impl Handler for Host {
         Ok("x".repeat(bytes as usize))
     }
 
+    fn note_at_once(&self, _: &Call, _: Granted<TheThing>, number: u64) -> Result<u64, CallError<NearError>> {
+        self.note_down(number)
+    }
+
+    fn text_at_once(&self, _: &Call, _: Granted<TheThing>, bytes: u32) -> Result<String, CallError<NearError>> {
+        Ok("x".repeat(bytes as usize))
+    }
+
+    fn change_at_once(&self, _: &Call, _: Granted<TheThing>) -> Result<(), CallError<NearError>> {
+        Ok(())
+    }
+
+    fn hang_up_at_once(&self, _: &Call, _: Granted<TheThing>, by_host: bool) -> Result<(), CallError<NearError>> {
+        self.end(by_host);
+        Ok(())
+    }
+
+    fn limit(&self, call: &Call, _: Granted<TheThing>) -> Result<u64, CallError<NearError>> {
+        let deadline = call.deadline().expect("it has one");
+        Ok(deadline.saturating_duration_since(clock::now()).as_millis() as u64)
+    }
+
     fn closed(&self, _: &SessionInfo) {}
+}
+
+impl Host {
+    fn note_down(&self, number: u64) -> Result<u64, CallError<NearError>> {
+        self.0.notes.borrow_mut().push(number);
+        if number == 13 { Err(NearError::Unlucky.into()) } else { Ok(number) }
+    }
+
+    fn end(&self, by_host: bool) {
+        match by_host {
+            true => self.0.host.borrow().as_ref().expect("set by the test").close(),
+            false => self.0.client.borrow().as_ref().expect("set by the test").root().session().close(),
+        }
+    }
 }
 
 fn ends(slots: u16) -> (Client, Rc<Seen>) {
@@ -123,6 +175,22 @@ fn ends(slots: u16) -> (Client, Rc<Seen>) {
     let shape = Shape { slots, window_bytes: 4096 };
     let root = NewCap::new(TheThing, Rights::READ).to_grant();
     let (session, host) = in_process(shape, root, Rc::new(Dispatcher(Host(seen.clone()))), info(1), None);
+    let client = Client::from_connection(Connection::fixed(session));
+    seen.host.replace(Some(host));
+    seen.client.replace(Some(client.clone()));
+    (client, seen)
+}
+
+/// The same with shared memory between them.
+fn apart(slots: u16) -> (Client, Rc<Seen>) {
+    let seen = Rc::new(Seen::default());
+    let root = NewCap::new(TheThing, Rights::READ).to_grant();
+    let offer = Offer::new(Shape { slots, window_bytes: 4096 }).expect("a segment");
+    let segment = offer.fd().try_clone_to_owned().expect("dup");
+    let service = Rc::new(Dispatcher(Host(seen.clone())));
+    let host = HostSession::start(segment, root, service, info(1), None).expect("opened");
+    let segment = host.fd().expect("shared memory").try_clone_to_owned().expect("dup");
+    let session = offer.open(segment, info(1).id, info(1).epoch).expect("opened");
     let client = Client::from_connection(Connection::fixed(session));
     seen.host.replace(Some(host));
     seen.client.replace(Some(client.clone()));
@@ -247,4 +315,54 @@ fn a_call_that_waits_has_the_deadline_that_it_was_made_with_and_can_be_dropped()
         assert_eq!(client.note(client.root(), 7).await, Ok(7), "its slot is free again");
         part(&seen);
     });
+}
+
+#[test]
+fn what_is_answered_at_once_is_checked_and_answered_like_any_other() {
+    for ends in [ends as fn(u16) -> (Client, Rc<Seen>), apart] {
+        common::run(async move {
+            let (client, seen) = ends(4);
+            assert_eq!(client.note_at_once(client.root(), 7).await, Ok(7));
+            assert_eq!(client.note_at_once(client.root(), 13).await, Err(NearError::Unlucky.into()));
+            assert_eq!(*seen.notes.borrow(), [7, 13]);
+            let refused = failed(client.change_at_once(client.root()).await);
+            assert_eq!(refused, Failure { cause: Cause::RightsMissing, executed: Executed::No });
+            assert_eq!(client.text_at_once(client.root(), 4000).await.map(|text| text.len()), Ok(4000));
+            let too_long = failed(client.text_at_once(client.root(), 5000).await);
+            assert_eq!(too_long, Failure { cause: Cause::ReplyTooLarge, executed: Executed::Yes });
+            let left = client.limit(client.root()).deadline(Duration::from_millis(5000)).await.expect("an answer");
+            assert!((4000..=5100).contains(&left), "{left} ms of 5000");
+            assert_eq!(client.note_at_once(client.root(), 8).await, Ok(8), "it goes on after all of that");
+            part(&seen);
+        });
+    }
+}
+
+#[test]
+fn what_is_answered_at_once_in_one_thread_needs_no_slot() {
+    common::run(async {
+        let (client, seen) = ends(1);
+        let mut stands = client.stand(client.root()).no_deadline().into_future();
+        let polled = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut stands).poll(cx))).await;
+        assert!(polled.is_pending(), "it has the only slot");
+        assert_eq!(client.note_at_once(client.root(), 7).await, Ok(7));
+        let waits = failed(client.note(client.root(), 8).deadline(Duration::from_millis(20)).await);
+        assert_eq!(waits, Failure { cause: Cause::Deadline, executed: Executed::No });
+        drop(stands);
+        part(&seen);
+    });
+}
+
+#[test]
+fn a_session_that_ends_while_it_is_answered_at_once_does_not_answer() {
+    for ends in [ends as fn(u16) -> (Client, Rc<Seen>), apart] {
+        for by_host in [true, false] {
+            common::run(async move {
+                let (client, seen) = ends(4);
+                let failure = failed(client.hang_up_at_once(client.root(), by_host).await);
+                assert_eq!(failure, Failure { cause: Cause::SessionClosed, executed: Executed::Unknown }, "{by_host}");
+                part(&seen);
+            });
+        }
+    }
 }

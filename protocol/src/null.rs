@@ -12,15 +12,15 @@ pub trait Null {
     const READ: Rights;
 
     /// Does nothing.
-    #[op(1, requires = READ, retry = idempotent, deadline = "5s")]
+    #[op(1, requires = READ, retry = idempotent, deadline = "5s", at_once)]
     fn null(thing: Thing) -> Result<(), NullError>;
 
     /// Returns the bytes.
-    #[op(2, requires = READ, retry = idempotent, deadline = "5s")]
+    #[op(2, requires = READ, retry = idempotent, deadline = "5s", at_once)]
     fn echo(thing: Thing, bytes: &[u8]) -> Result<Vec<u8>, NullError>;
 
     /// Counts, as an operation that may not run twice.
-    #[op(3, requires = READ, retry = cached, deadline = "5s")]
+    #[op(3, requires = READ, retry = cached, deadline = "5s", at_once)]
     fn count(thing: Thing) -> Result<u64, NullError>;
 
     /// Lends so many bytes.

@@ -17,15 +17,15 @@ struct Nothing;
 impl Handler for Nothing {
     type Thing = Something;
 
-    async fn null(&self, _: &Call, _: Granted<Something>) -> Result<(), CallError<NullError>> {
+    fn null(&self, _: &Call, _: Granted<Something>) -> Result<(), CallError<NullError>> {
         Ok(())
     }
 
-    async fn echo(&self, _: &Call, _: Granted<Something>, bytes: &[u8]) -> Result<Vec<u8>, CallError<NullError>> {
+    fn echo(&self, _: &Call, _: Granted<Something>, bytes: &[u8]) -> Result<Vec<u8>, CallError<NullError>> {
         if bytes.is_empty() { Err(NullError::Impossible.into()) } else { Ok(bytes.to_vec()) }
     }
 
-    async fn count(&self, _: &Call, _: Granted<Something>) -> Result<u64, CallError<NullError>> {
+    fn count(&self, _: &Call, _: Granted<Something>) -> Result<u64, CallError<NullError>> {
         Ok(0x0102_0304_0506)
     }
 

@@ -37,7 +37,7 @@ const ENDS_SESSIONS: &str = "ends-sessions";
 
 const fn operation(number: u16, name: &'static str, retry: Retry) -> Operation {
     let (requires, deadline) = (Rights::empty(), None);
-    Operation { number, name, target_kind: 1, requires, retry, deadline, handles: &[], signature: "" }
+    Operation { number, name, target_kind: 1, requires, retry, deadline, at_once: false, handles: &[], signature: "" }
 }
 
 /// Waits as many milliseconds as the call says, and answers which process this is.

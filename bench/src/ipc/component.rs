@@ -31,15 +31,15 @@ struct Counts(RefCell<HashMap<SessionId, u64>>);
 impl Handler for Counts {
     type Thing = TheThing;
 
-    async fn null(&self, _: &Call, _: Granted<TheThing>) -> Result<(), CallError<NullError>> {
+    fn null(&self, _: &Call, _: Granted<TheThing>) -> Result<(), CallError<NullError>> {
         Ok(())
     }
 
-    async fn echo(&self, _: &Call, _: Granted<TheThing>, bytes: &[u8]) -> Result<Vec<u8>, CallError<NullError>> {
+    fn echo(&self, _: &Call, _: Granted<TheThing>, bytes: &[u8]) -> Result<Vec<u8>, CallError<NullError>> {
         Ok(bytes.to_vec())
     }
 
-    async fn count(&self, call: &Call, _: Granted<TheThing>) -> Result<u64, CallError<NullError>> {
+    fn count(&self, call: &Call, _: Granted<TheThing>) -> Result<u64, CallError<NullError>> {
         let mut counts = self.0.borrow_mut();
         let count = counts.entry(call.session().id).or_default();
         *count += 1;

@@ -54,17 +54,17 @@ const EFFECT: usize = 64;
 impl Handler for Nothing {
     type Thing = TheThing;
 
-    async fn null(&self, _: &Call, _: Granted<TheThing>) -> Result<(), CallError<NullError>> {
+    fn null(&self, _: &Call, _: Granted<TheThing>) -> Result<(), CallError<NullError>> {
         self.served.set(self.served.get() + 1);
         Ok(())
     }
 
-    async fn echo(&self, _: &Call, _: Granted<TheThing>, bytes: &[u8]) -> Result<Vec<u8>, CallError<NullError>> {
+    fn echo(&self, _: &Call, _: Granted<TheThing>, bytes: &[u8]) -> Result<Vec<u8>, CallError<NullError>> {
         self.served.set(self.served.get() + 1);
         Ok(bytes.to_vec())
     }
 
-    async fn count(&self, call: &Call, _: Granted<TheThing>) -> Result<u64, CallError<NullError>> {
+    fn count(&self, call: &Call, _: Granted<TheThing>) -> Result<u64, CallError<NullError>> {
         self.served.set(self.served.get() + 1);
         if let Some(effects) = &self.effects {
             let mut ring = effects.borrow_mut();

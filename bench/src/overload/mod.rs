@@ -291,16 +291,16 @@ struct Worker {
 impl Handler for Worker {
     type Thing = TheThing;
 
-    async fn null(&self, _: &Call, _: Granted<TheThing>) -> Result<(), CallError<NullError>> {
+    fn null(&self, _: &Call, _: Granted<TheThing>) -> Result<(), CallError<NullError>> {
         self.work.perform();
         Ok(())
     }
 
-    async fn echo(&self, _: &Call, _: Granted<TheThing>, bytes: &[u8]) -> Result<Vec<u8>, CallError<NullError>> {
+    fn echo(&self, _: &Call, _: Granted<TheThing>, bytes: &[u8]) -> Result<Vec<u8>, CallError<NullError>> {
         Ok(bytes.to_vec())
     }
 
-    async fn count(&self, _: &Call, _: Granted<TheThing>) -> Result<u64, CallError<NullError>> {
+    fn count(&self, _: &Call, _: Granted<TheThing>) -> Result<u64, CallError<NullError>> {
         Ok(0)
     }
 

@@ -31,7 +31,7 @@ pub fn interface(interface: &Interface) -> TokenStream {
 }
 
 fn operation(operation: &Operation) -> TokenStream {
-    let Operation { number, target_number, requires, signature, .. } = operation;
+    let Operation { number, target_number, requires, at_once, signature, .. } = operation;
     let name = operation.name.to_string();
     let retry = match operation.retry {
         Retry::Idempotent => quote! { Idempotent },
@@ -63,6 +63,7 @@ fn operation(operation: &Operation) -> TokenStream {
             requires: ::kernel_ipc::Rights::from_bits_retain(#requires),
             retry: ::kernel_ipc::interface::Retry::#retry,
             deadline: #deadline,
+            at_once: #at_once,
             handles: &[#(#handles),*],
             signature: #signature,
         }

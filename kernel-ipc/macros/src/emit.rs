@@ -149,7 +149,8 @@ fn facts(operation: &Operation) -> String {
         Some(ns) => format!("{:?}", std::time::Duration::from_nanos(ns)),
         None => "none".into(),
     };
-    format!("*Operation {}; {retry}; default deadline {deadline}.*", operation.number)
+    let at_once = if operation.at_once { "; answered at once" } else { "" };
+    format!("*Operation {}; {retry}; default deadline {deadline}{at_once}.*", operation.number)
 }
 
 /// Parameters behind the target, with capabilities borrowed for as long as the call.
@@ -231,6 +232,11 @@ fn handler(interface: &Interface) -> TokenStream {
                 }
             }
         });
+        let answer = quote! { ::core::result::Result<#result, ::kernel_ipc::CallError<#error>> };
+        let answer = match operation.at_once {
+            true => answer,
+            false => quote! { impl ::core::future::Future<Output = #answer> },
+        };
         quote! {
             #(#docs)*
             #[doc = ""]
@@ -240,9 +246,7 @@ fn handler(interface: &Interface) -> TokenStream {
                 call: &::kernel_ipc::session::Call,
                 #target: ::kernel_ipc::interface::Granted<Self::#target_kind>,
                 #(#parameters),*
-            ) -> impl ::core::future::Future<
-                Output = ::core::result::Result<#result, ::kernel_ipc::CallError<#error>>,
-            >;
+            ) -> #answer;
         }
     });
     let dropped = interface.kinds.iter().map(|kind| {
@@ -281,7 +285,9 @@ fn handler(interface: &Interface) -> TokenStream {
 }
 
 fn dispatcher(interface: &Interface) -> TokenStream {
-    let arms = interface.operations.iter().map(dispatch_arm);
+    let of = |at_once: bool| interface.operations.iter().filter(move |operation| operation.at_once == at_once);
+    let arms = of(false).map(dispatch_arm);
+    let (numbers, arms_at_once) = (of(true).map(|operation| operation.number), of(true).map(dispatch_arm));
     let dropped = interface.kinds.iter().zip(1u8..).map(|(kind, number)| {
         let method = dropped_method(&kind.name);
         quote! { #number => self.0.#method(session, ::kernel_ipc::interface::Granted::new(capability)), }
@@ -294,11 +300,23 @@ fn dispatcher(interface: &Interface) -> TokenStream {
         impl<H: Handler> ::kernel_ipc::session::Service for Dispatcher<H> {
             const INTERFACE: &'static ::kernel_ipc::interface::Description = &DESCRIPTION;
             const SURVIVES: bool = <H as Handler>::SURVIVES;
+            const ANSWERS_AT_ONCE: bool = true;
 
             async fn serve(&self, call: &mut ::kernel_ipc::session::Call) -> ::kernel_ipc::session::Response {
                 let call: &::kernel_ipc::session::Call = call;
                 match call.operation() {
                     #(#arms)*
+                    #(#numbers => ::kernel_ipc::session::Service::serve_at_once(self, call).into(),)*
+                    _ => ::kernel_ipc::interface::refuse(::kernel_ipc::Cause::UnknownOperation),
+                }
+            }
+
+            fn serve_at_once(
+                &self,
+                call: &::kernel_ipc::session::Call,
+            ) -> ::core::result::Result<::kernel_ipc::session::Brief, ::kernel_ipc::Failure> {
+                match call.operation() {
+                    #(#arms_at_once)*
                     _ => ::kernel_ipc::interface::refuse(::kernel_ipc::Cause::UnknownOperation),
                 }
             }
@@ -362,6 +380,10 @@ fn dispatch_arm(operation: &Operation) -> TokenStream {
         });
         names.push(name);
     }
+    let (answer, wait) = match operation.at_once {
+        true => (quote! { answer_at_once }, None),
+        false => (quote! { answer }, Some(quote! { .await })),
+    };
     quote! {
         #number => {
             let decoded = (|| {
@@ -376,7 +398,7 @@ fn dispatch_arm(operation: &Operation) -> TokenStream {
                 return ::kernel_ipc::interface::refuse(::kernel_ipc::Cause::BadArguments);
             };
             let target = ::kernel_ipc::interface::Granted::new(call.target());
-            ::kernel_ipc::interface::answer(self.0.#name(call, target, #(#names),*).await)
+            ::kernel_ipc::interface::#answer(self.0.#name(call, target, #(#names),*) #wait)
         }
     }
 }

@@ -41,6 +41,8 @@ pub struct Operation {
     pub requires: u32,
     pub retry: Retry,
     pub deadline_ns: Option<u64>,
+    /// Its handler is an ordinary function, which never waits.
+    pub at_once: bool,
     /// The target's name.
     pub target: Ident,
     pub target_kind: Ident,
@@ -191,6 +193,7 @@ struct Annotation {
     requires: Vec<Ident>,
     retry: Retry,
     deadline_ns: Option<u64>,
+    at_once: bool,
 }
 
 impl Parse for Annotation {
@@ -201,19 +204,25 @@ impl Parse for Annotation {
             // Those above are operations that every host has.
             _ => return Err(Error::new(number.span(), "an operation's number is 1 to 65279")),
         };
-        let (mut requires, mut retry, mut deadline) = (None, None, None);
+        let (mut requires, mut retry, mut deadline, mut at_once) = (None, None, None, false);
         while !input.is_empty() {
             input.parse::<Token![,]>()?;
             if input.is_empty() {
                 break;
             }
             let key: Ident = input.parse()?;
+            if key == "at_once" {
+                if std::mem::replace(&mut at_once, true) {
+                    return Err(Error::new(key.span(), "`at_once` is given twice"));
+                }
+                continue;
+            }
             input.parse::<Token![=]>()?;
             let again = match key.to_string().as_str() {
                 "requires" => requires.replace(right_names(input)?).is_some(),
                 "retry" => retry.replace(retry_class(&input.parse()?)?).is_some(),
                 "deadline" => deadline.replace(deadline_ns(input)?).is_some(),
-                _ => return Err(Error::new(key.span(), "expected `requires`, `retry` or `deadline`")),
+                _ => return Err(Error::new(key.span(), "expected `requires`, `retry`, `deadline` or `at_once`")),
             };
             if again {
                 return Err(Error::new(key.span(), format!("`{key}` is given twice")));
@@ -224,6 +233,7 @@ impl Parse for Annotation {
             requires: requires.unwrap_or_default(),
             retry: retry.ok_or_else(|| input.error("say what to do when the answer is lost: `retry = …`"))?,
             deadline_ns: deadline.ok_or_else(|| input.error("say how long to wait: `deadline = \"5s\"` or `none`"))?,
+            at_once,
         })
     }
 }
@@ -287,6 +297,11 @@ fn operation(function: &syn::TraitItemFn, names: &Names) -> Result<Operation> {
 
     let (Target { name: target, kind: target_kind, number: target_number }, arguments) = arguments(function, names)?;
     let (result, error) = result_types(&signature.output, signature.ident.span())?;
+    if annotation.at_once && (brings(&result) || arguments.iter().any(Argument::is_lease)) {
+        let text =
+            "what is answered at once has no leases among its arguments, and brings neither capabilities nor leases";
+        return Err(Error::new(signature.ident.span(), text));
+    }
     Ok(Operation {
         docs: docs(&function.attrs),
         number: annotation.number,
@@ -294,6 +309,7 @@ fn operation(function: &syn::TraitItemFn, names: &Names) -> Result<Operation> {
         requires: rights_named(&annotation.requires, names)?,
         retry: annotation.retry,
         deadline_ns: annotation.deadline_ns,
+        at_once: annotation.at_once,
         target,
         target_kind,
         target_number,
@@ -301,6 +317,25 @@ fn operation(function: &syn::TraitItemFn, names: &Names) -> Result<Operation> {
         signature: signature_text(signature),
         result,
         error,
+    })
+}
+
+/// Whether a type says that something travels beside the payload: `Cap<…>` or `Lease`, wherever it stands in it.
+fn brings(ty: &Type) -> bool {
+    names_any(ty.to_token_stream(), &["Cap", "Lease"])
+}
+
+impl Argument {
+    fn is_lease(&self) -> bool {
+        matches!(&self.content, Content::Value(ty) if names_any(ty.to_token_stream(), &["LeasePart"]))
+    }
+}
+
+fn names_any(tokens: TokenStream, names: &[&str]) -> bool {
+    tokens.into_iter().any(|token| match token {
+        TokenTree::Ident(ident) => names.iter().any(|name| ident == name),
+        TokenTree::Group(group) => names_any(group.stream(), names),
+        _ => false,
     })
 }
 

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use kernel_ipc::Rights;
 use kernel_ipc::described::Details;
 use kernel_ipc::interface::{Description, Operation, Retry};
 use kernel_ipc::runtime;
-use kernel_ipc::session::{Call, Grant, Response, Service, SessionInfo};
+use kernel_ipc::session::{Brief, Call, Grant, Response, Service, SessionInfo};
+use kernel_ipc::{Failure, Rights};
 
 use crate::trace::Trace;
 
@@ -21,7 +21,7 @@ pub const ONCE: u16 = 2;
 pub const AGAIN: u16 = 3;
 /// Grants an object of the number in the payload.
 pub const OPEN: u16 = 4;
-/// The object's number.
+/// The object's number, answered at once.
 pub const READ: u16 = 5;
 
 /// Clients over shared memory are called so.
@@ -38,6 +38,7 @@ const fn operation(number: u16, name: &'static str, retry: Retry) -> Operation {
         requires: Rights::READ,
         retry,
         deadline: None,
+        at_once: number == READ,
         handles: &[],
         signature: "",
     }
@@ -124,6 +125,7 @@ impl Counter {
 impl Service for Counter {
     const INTERFACE: &'static Description = &COUNTER;
     const SURVIVES: bool = true;
+    const ANSWERS_AT_ONCE: bool = true;
 
     async fn serve(&self, call: &mut Call) -> Response {
         let n = number(call.payload());
@@ -155,7 +157,6 @@ impl Service for Counter {
                     return response;
                 }
             }
-            READ => response.payload = call.target().object[0].to_le_bytes().as_slice().into(),
             _ => {
                 Counter::count(&self.truth.effects, n);
                 response.payload = call.payload().into();
@@ -166,6 +167,15 @@ impl Service for Counter {
             self.served.borrow_mut().push(n);
         }
         response
+    }
+
+    fn serve_at_once(&self, call: &Call) -> Result<Brief, Failure> {
+        let n = number(call.payload());
+        self.trace.note(format_args!("serves {n}, operation {}, at once", call.operation()));
+        if call.session().client_name == IN_MEMORY {
+            self.served.borrow_mut().push(n);
+        }
+        Ok(Brief { operation_error: None, payload: call.target().object[0].to_le_bytes().as_slice().into() })
     }
 
     fn dropped(&self, _: &SessionInfo, capability: &Grant) {

@@ -63,6 +63,9 @@ pub struct Operation {
     pub retry: Retry,
     /// How long a caller waits unless it says otherwise; `None`: for ever.
     pub deadline: Option<Duration>,
+    /// Its handler is an ordinary function, which never waits; nothing but its payload is brought by the answer. The host's own
+    /// affair: nobody else is told.
+    pub at_once: bool,
     /// The handle arguments beside the target, in order. A call carries exactly these.
     pub handles: &'static [HandleArgument],
     /// Arguments and result as written in the trait, for people.

@@ -5,7 +5,7 @@ use crate::codec::{Encode, Encoder, Layout};
 use crate::described::{Type, Types};
 use crate::lease::Lend;
 use crate::rights::Rights;
-use crate::session::{Grant, Payload, Response};
+use crate::session::{Brief, Grant, Payload, Response};
 use crate::{CallError, Cause, Failure};
 
 /// What the host keeps in its table for one of its objects: two words, plain data, because the table will outlive the
@@ -125,7 +125,23 @@ pub fn answer<T: Encode, E: OperationError>(result: Result<T, CallError<E>>) -> 
     }
 }
 
+/// The same of a handler that answers at once: its result brings nothing beside its payload.
+///
+/// # Errors
+/// The handler's failure of the call itself.
+#[inline]
+pub fn answer_at_once<T: Encode, E: OperationError>(result: Result<T, CallError<E>>) -> Result<Brief, Failure> {
+    match result {
+        Ok(_) if size_of::<T>() == 0 => Ok(Brief::default()),
+        Ok(value) => Ok(Brief { operation_error: None, payload: Payload::from(Encoder::of(&value).payload()) }),
+        Err(CallError::Operation(error)) => {
+            Ok(Brief { operation_error: Some(error.number()), payload: Payload::from(error.encode().payload()) })
+        }
+        Err(CallError::Failed { cause, executed }) => Err(Failure { cause, executed }),
+    }
+}
+
 /// The answer to a call that no handler sees.
-pub fn refuse(cause: Cause) -> Response {
-    Response { failure: Some(Failure::not_executed(cause)), ..Response::default() }
+pub fn refuse<A: From<Result<Brief, Failure>>>(cause: Cause) -> A {
+    Err(Failure::not_executed(cause)).into()
 }

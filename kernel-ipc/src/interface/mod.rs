@@ -21,7 +21,7 @@ pub use crate::component::{Client as Connect, Connection};
 pub use ahead::{Ahead, Brings};
 pub use client::{Cap, Lease, LeasePart};
 pub use description::{Description, HandleArgument, Operation, Retry};
-pub use host::{Granted, NewCap, Object, answer, refuse};
+pub use host::{Granted, NewCap, Object, answer, answer_at_once, refuse};
 pub use kernel_ipc_macros::{Object, OperationError, Wire, interface};
 pub use many::{CallMany, call_many, call_many_blocking};
 pub use pending::{Arguments, Pending, Start};

@@ -9,7 +9,7 @@ use super::layout::{NAME, ROWS, USED, row};
 use super::{Logbook, SAMPLED, SHORT_NS, monotonic, row_at};
 use crate::error::Failure;
 use crate::interface::Description;
-use crate::session::{Response, SessionInfo};
+use crate::session::SessionInfo;
 use crate::trace::ring::Begun;
 use crate::trace::{self, Kind, Open, Outcome};
 
@@ -142,11 +142,11 @@ impl SessionLog {
 
     /// Counts how a call ended.
     #[inline]
-    pub(super) fn ended(&self, row: u16, response: &Response) {
-        let field = match response {
-            Response { failure: Some(_), .. } => row::FAILED,
-            Response { operation_error: Some(_), .. } => row::OPERATION_ERRORS,
-            _ => row::DONE,
+    pub(super) fn ended(&self, row: u16, outcome: Outcome) {
+        let field = match outcome {
+            Outcome::Failed(_) | Outcome::GivenUp => row::FAILED,
+            Outcome::OperationError(_) => row::OPERATION_ERRORS,
+            Outcome::Done => row::DONE,
         };
         self.book.add(row_at(row.into()) + field, 1);
     }

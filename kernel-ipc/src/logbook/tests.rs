@@ -16,6 +16,7 @@ const fn operation(number: u16, name: &'static str) -> Operation {
         requires: Rights::empty(),
         retry: Retry::Idempotent,
         deadline: None,
+        at_once: false,
         handles: &[],
         signature: "",
     }
@@ -55,7 +56,7 @@ fn session(book: &Rc<Logbook>, id: u64, client: &str) -> SessionLog {
 fn call(log: &SessionLog, operation: u16, ns: u64, response: &Response) {
     let row = log.received(operation);
     let measured = log.is_measured(row);
-    log.ended(row, response);
+    log.ended(row, response.into());
     if measured {
         log.took(row, ns);
     }

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering::Release;
 use super::layout::{WAIT, WAITS_AT, header, wait};
 use super::reader::Place;
 use super::{Served, SessionLog, monotonic};
-use crate::session::{Call, Response};
+use crate::error::Failure;
+use crate::session::{Brief, Call, Response};
 use crate::trace::{self, Open, Outcome, Within};
 
 /// The call whose handler has the thread.
@@ -95,12 +96,12 @@ impl<'a> Watch<'a> {
 
     /// The handler has answered.
     #[inline]
-    pub(crate) fn end(self, operation: u16, response: &Response) {
+    pub(crate) fn end(self, operation: u16, outcome: Outcome) {
         let log = self.log;
         if let Some(open) = &self.span {
-            log.span_ends(open, operation, outcome(response));
+            log.span_ends(open, operation, outcome);
         }
-        log.ended(self.row, response);
+        log.ended(self.row, outcome);
         if self.since.get() != 0 {
             let took = monotonic().saturating_sub(self.since.get());
             if self.measured { log.took(self.row, took) } else { log.took_at_least(self.row, took) }
@@ -121,12 +122,25 @@ impl<'a> Watch<'a> {
     }
 }
 
-#[cold]
-fn outcome(response: &Response) -> Outcome {
-    match (response.failure, response.operation_error) {
-        (Some(failure), _) => Outcome::Failed(failure),
-        (None, Some(number)) => Outcome::OperationError(number),
-        (None, None) => Outcome::Done,
+impl From<&Response> for Outcome {
+    #[inline]
+    fn from(response: &Response) -> Outcome {
+        match (response.failure, response.operation_error) {
+            (Some(failure), _) => Outcome::Failed(failure),
+            (None, Some(number)) => Outcome::OperationError(number),
+            (None, None) => Outcome::Done,
+        }
+    }
+}
+
+impl From<&Result<Brief, Failure>> for Outcome {
+    #[inline]
+    fn from(answer: &Result<Brief, Failure>) -> Outcome {
+        match answer {
+            Err(failure) => Outcome::Failed(*failure),
+            Ok(Brief { operation_error: Some(number), .. }) => Outcome::OperationError(*number),
+            Ok(_) => Outcome::Done,
+        }
     }
 }
 

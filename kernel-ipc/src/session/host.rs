@@ -28,6 +28,7 @@ use crate::wire::{Handle, LeaseName, Shape, Violation};
 
 mod answer;
 mod arguments;
+mod at_once;
 mod cell;
 mod control;
 mod dependent;
@@ -204,6 +205,7 @@ impl HostSession {
                 let info = info.clone();
                 move || SlotCell::new(&info)
             }),
+            aside: OnceCell::new(),
             info,
             survival,
             reconnect: Reconnect::default(),
@@ -285,6 +287,8 @@ struct Inner<S> {
     member: Member,
     /// By normal slot.
     cells: BySlot<SlotCell>,
+    /// For calls without a slot, one at a time.
+    aside: OnceCell<Box<SlotCell>>,
     /// What the next incarnation will go on from.
     survival: Option<Survival>,
     /// What the client owes after its connection was lost.

@@ -16,7 +16,7 @@ use std::future::Future;
 use std::ops::Deref;
 use std::time::Duration;
 
-use crate::error::Failure;
+use crate::error::{Cause, Failure};
 use crate::id::{Epoch, Incarnation, SessionId};
 use crate::interface::{Description, Retry};
 use crate::lease::Lend;
@@ -169,6 +169,24 @@ impl Response {
     }
 }
 
+/// What a host answers at once: nothing beside a payload.
+#[derive(Debug, Default)]
+pub struct Brief {
+    /// Number of the operation's own error, if it ended with one.
+    pub operation_error: Option<u16>,
+    /// Encoded result, or the error's fields.
+    pub payload: Payload,
+}
+
+impl From<Result<Brief, Failure>> for Response {
+    fn from(answer: Result<Brief, Failure>) -> Response {
+        match answer {
+            Ok(Brief { operation_error, payload }) => Response { operation_error, payload, ..Response::default() },
+            Err(failure) => Response::failed(failure),
+        }
+    }
+}
+
 /// What serves an endpoint. One value serves all its sessions.
 pub trait Service: 'static {
     /// The interface: checked before [`serve`](Self::serve) is called.
@@ -181,6 +199,18 @@ pub trait Service: 'static {
     /// Serves one call. Runs on the session's thread; many calls are in progress at once, at most one per slot. The
     /// future always runs to its end, also when the caller is gone; [`Call::until_cancelled`] tells.
     fn serve(&self, call: &mut Call) -> impl Future<Output = Response>;
+
+    /// Whether operations that are answered [`at_once`](crate::interface::Operation::at_once) are served by
+    /// [`serve_at_once`](Self::serve_at_once); else [`serve`](Self::serve) has all of them.
+    const ANSWERS_AT_ONCE: bool = false;
+
+    /// Serves one call of such an operation, in the turn in which it is read.
+    ///
+    /// # Errors
+    /// A failure of the call itself instead of an answer.
+    fn serve_at_once(&self, _call: &Call) -> Result<Brief, Failure> {
+        Err(Failure::not_executed(Cause::UnknownOperation))
+    }
 
     /// The client has died, and the session ends by it: comes before its capabilities are dropped.
     fn client_died(&self, _session: &SessionInfo) {}

@@ -3,10 +3,10 @@
 //! The link between them still is: whatever is not answered before its handler waits for something goes over it, and so does
 //! everything but calls.
 
-use super::Request;
+use super::{Brief, Request};
 use crate::error::Failure;
 use crate::runtime::Source;
-use crate::wire::Submission;
+use crate::wire::{Extent, Submission};
 
 /// A host in the very thread of its client.
 pub(super) trait Near: Source {
@@ -17,6 +17,10 @@ pub(super) trait Near: Source {
     /// An answer that is there when it returns and brings nothing but its payload goes to `answered`: the number of the
     /// operation's error, if it ended with one, and the encoded result, or the error's fields.
     fn call(&self, call: &Submission, request: &Request<'_>, answered: &mut dyn FnMut(Option<u16>, &[u8])) -> Called;
+
+    /// Makes a call of an operation that is answered [`at_once`](crate::interface::Operation::at_once), which needs no slot. `None`:
+    /// it needs one, because something that came before it is still to be read from the link, or such a call has called again.
+    fn call_at_once(&self, request: &Request<'_>, extent: Extent) -> Option<Result<Brief, Failure>>;
 }
 
 /// What became of a call that was made so.

@@ -46,7 +46,17 @@ pub const COUNT: u16 = 6;
 
 const fn operation(number: u16, name: &'static str, retry: Retry) -> Operation {
     let requires = Rights::READ;
-    Operation { number, name, target_kind: 1, requires, retry, deadline: None, handles: &[], signature: "" }
+    Operation {
+        number,
+        name,
+        target_kind: 1,
+        requires,
+        retry,
+        deadline: None,
+        at_once: false,
+        handles: &[],
+        signature: "",
+    }
 }
 
 #[derive(Default)]

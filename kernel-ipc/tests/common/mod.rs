@@ -41,6 +41,7 @@ const fn operation(number: u16, name: &'static str, requires: Rights) -> Operati
         requires,
         retry: Retry::Idempotent,
         deadline: None,
+        at_once: false,
         handles: &[],
         signature: "",
     }

@@ -45,6 +45,7 @@ const fn operation(number: u16, name: &'static str, requires: Rights) -> Operati
         requires,
         retry: Retry::Cached,
         deadline: None,
+        at_once: false,
         handles: &[],
         signature: "",
     }

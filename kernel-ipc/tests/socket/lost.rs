@@ -89,6 +89,7 @@ pub const fn counting(number: u16, name: &'static str, retry: Retry) -> Operatio
         requires: Rights::READ,
         retry,
         deadline: None,
+        at_once: false,
         handles: &[],
         signature: "",
     }

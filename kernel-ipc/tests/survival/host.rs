@@ -64,6 +64,7 @@ const fn operation(number: u16, name: &'static str, retry: Retry) -> Operation {
         requires: Rights::READ,
         retry,
         deadline: None,
+        at_once: false,
         handles: &[],
         signature: "",
     }

@@ -85,7 +85,7 @@ fn two_operations_cannot_have_one_number() {
 
 #[test]
 fn every_annotation_must_be_said_once() {
-    let cases: [(syn::TraitItemFn, &str); 10] = [
+    let cases: [(syn::TraitItemFn, &str); 14] = [
         (parse_quote! { fn a(node: Node) -> Result<(), E>; }, "needs `#[op(number, …)]`"),
         (parse_quote! { #[op(0, retry = never, deadline = none)] fn a(node: Node) -> Result<(), E>; }, "1 to 65279"),
         (
@@ -102,6 +102,22 @@ fn every_annotation_must_be_said_once() {
         (parse_quote! { #[op(1, deadline = "5h")] fn a(node: Node) -> Result<(), E>; }, "in us, ms, s or min"),
         (parse_quote! { #[op(1, deadline = "0s")] fn a(node: Node) -> Result<(), E>; }, "in us, ms, s or min"),
         (parse_quote! { #[op(1, colour = red)] fn a(node: Node) -> Result<(), E>; }, "expected `requires`"),
+        (
+            parse_quote! { #[op(1, retry = never, deadline = none, at_once, at_once)] fn a(node: Node) -> Result<(), E>; },
+            "`at_once` is given twice",
+        ),
+        (
+            parse_quote! { #[op(1, retry = never, deadline = none, at_once)] fn a(node: Node) -> Result<Vec<Cap<Node>>, E>; },
+            "brings neither capabilities nor leases",
+        ),
+        (
+            parse_quote! { #[op(1, retry = never, deadline = none, at_once)] fn a(node: Node) -> Result<(u8, Lease), E>; },
+            "brings neither capabilities nor leases",
+        ),
+        (
+            parse_quote! { #[op(1, retry = never, deadline = none, at_once)] fn a(node: Node, p: &[LeasePart]) -> Result<(), E>; },
+            "has no leases among its arguments",
+        ),
     ];
     for (operation, expected) in cases {
         let text = operation_error(operation);

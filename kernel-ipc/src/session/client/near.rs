@@ -1,5 +1,6 @@
 //! Calls of a host in this very thread: a call is a function call there, with the checks of any other.
 //!
+//! - One of an operation that is answered at once is nothing but that: it needs no slot.
 //! - A call that the host answers before its handler waits for anything never touches the link. It has a slot meanwhile, as any
 //!   other: its handler may make calls on the same session.
 //! - One that is not answered at once is an ordinary call from then on: its answer comes over the link.
@@ -10,7 +11,7 @@ use std::rc::Rc;
 
 use super::waits::Sent;
 use super::{ClientSession, Inner};
-use crate::error::Failure;
+use crate::error::{Cause, Failure};
 use crate::session::Request;
 use crate::session::call::{LATER, wire_deadline};
 use crate::session::near::{Called, Near};
@@ -39,7 +40,8 @@ impl ClientSession {
     }
 
     /// Publishes a call at once, if there is a free slot and nobody waits for one. An answer that is there already goes to
-    /// `ended`: the operation's error, and the payload of a reply that brought nothing else.
+    /// `ended`: the operation's error, and the payload of a reply that brought nothing else. `at_once`: its operation is answered
+    /// at once.
     ///
     /// # Errors
     /// As [`call`](ClientSession::call).
@@ -47,10 +49,19 @@ impl ClientSession {
     pub(crate) fn begin_with<T>(
         &self,
         request: &Request<'_>,
+        at_once: bool,
         ended: impl FnOnce(&ClientSession, Option<u16>, &[u8]) -> T,
     ) -> Result<Begun<T>, Failure> {
         let inner = &self.0.inner;
         let extent = inner.fits(request)?;
+        if at_once && let Some(host) = inner.near_for(request) {
+            match host.call_at_once(request, extent) {
+                Some(Ok(_)) if inner.ended.get().is_some() => return Err(Failure::unknown(Cause::SessionClosed)),
+                Some(Ok(answer)) => return Ok(Begun::Ended(ended(self, answer.operation_error, &answer.payload))),
+                Some(Err(failure)) => return Err(failure),
+                None => {}
+            }
+        }
         if !inner.has_turn() || inner.is_early(request) {
             return Ok(Begun::Waits);
         }

@@ -9,7 +9,7 @@ use crate::interface::Retry;
 use crate::lease::Lend;
 use crate::ledger::Tag;
 use crate::link::Body;
-use crate::session::{Call, Grant, Response, Service};
+use crate::session::{Brief, Call, Grant, Response, Service};
 use crate::steps;
 use crate::wire::{Handle, LeaseName, Status, Submission, Violation};
 
@@ -32,31 +32,54 @@ impl<S: Service> Inner<S> {
         }
     }
 
+    /// Answers over the link with what was said at once.
+    #[inline]
+    pub(super) fn finish_brief(&self, slot: u16, cell: &SlotCell, call: &mut Call, answer: Result<Brief, Failure>) {
+        match &answer {
+            Ok(Brief { operation_error, payload })
+                if payload.len() <= self.shape.window_bytes as usize && self.ended.get().is_none() =>
+            {
+                let status = operation_error.map_or(Status::Done, Status::OperationError);
+                let kept = self.is_kept(call.operation, status);
+                self.send_short(&answered(slot, call), call, (status, payload), kept);
+            }
+            _ => self.finish(slot, cell, call, answer.into()),
+        }
+    }
+
+    /// Sends an answer that brings nothing but its payload. The session has not ended, or it is not kept.
+    #[inline]
+    fn send_short(&self, to: &Submission, call: &mut Call, (status, payload): (Status, &[u8]), kept: bool) {
+        if !kept {
+            return self.publish(to, status, (&[], &[]), payload, false);
+        }
+        match self.commit(to, call.handle, &call.effect, (&[], &[]), payload) {
+            Ok(()) => self.publish(to, status, (&[], &[]), payload, true),
+            Err(failure) => {
+                self.remember(call.effect.take());
+                self.publish(to, Status::Failed(failure), (&[], &[]), &[], false);
+            }
+        }
+    }
+
+    /// Whether the reply of a call that ends so is kept.
+    #[inline]
+    fn is_kept(&self, operation: u16, status: Status) -> bool {
+        self.survival.is_some()
+            && status == Status::Done
+            && S::INTERFACE.operation(operation).is_some_and(|operation| operation.retry == Retry::Cached)
+    }
+
     /// The same over the link.
     fn send(&self, slot: u16, call: &mut Call, response: Response, is_short: bool) {
-        let submission =
-            Submission { slot, seq: call.seq, operation: call.operation, trace: call.trace, ..Submission::default() };
+        let submission = answered(slot, call);
         let status = response.operation_error.map_or(Status::Done, Status::OperationError);
-        let kept = self.survival.is_some()
-            && status == Status::Done
-            && response.failure.is_none()
-            && S::INTERFACE.operation(call.operation).is_some_and(|operation| operation.retry == Retry::Cached);
-        let seq = call.seq;
+        let kept = response.failure.is_none() && self.is_kept(call.operation, status);
         // Looked at where it stands: most are short, and not worth moving.
         if is_short && (!kept || self.ended.get().is_none()) {
-            let payload = &response.payload;
-            let outcome = match kept {
-                true => self.commit(&submission, call.handle, &call.effect, (&[], &[]), payload),
-                false => Ok(()),
-            };
-            let status = outcome.map_or_else(Status::Failed, |()| status);
-            if outcome.is_err() {
-                self.remember(call.effect.take());
-            }
-            let payload = if outcome.is_ok() { &**payload } else { &[] };
-            self.publish(&submission, status, (&[], &[]), payload, kept && outcome.is_ok());
-            return;
+            return self.send_short(&submission, call, (status, &response.payload), kept);
         }
+        let seq = call.seq;
         let Response { payload, grants, lends, failure, .. } = response;
         let mut names = Names::default();
         let outcome = match failure {
@@ -215,4 +238,10 @@ impl<S: Service> Inner<S> {
             self.shared.was_answered();
         }
     }
+}
+
+/// What an answer to this call says of it.
+#[inline]
+fn answered(slot: u16, call: &Call) -> Submission {
+    Submission { slot, seq: call.seq, operation: call.operation, trace: call.trace, ..Submission::default() }
 }

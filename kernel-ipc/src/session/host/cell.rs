@@ -63,6 +63,12 @@ impl SlotCell {
         }
     }
 
+    /// The slot's call object, to be filled.
+    #[inline]
+    pub(super) fn take(&self) -> Box<Call> {
+        self.call.take().expect("a slot that accepts a call has no handler")
+    }
+
     /// Does something for each entry that the call in progress names, by index.
     #[inline]
     pub(super) fn for_each_use(&self, mut then: impl FnMut(u32)) {
@@ -72,14 +78,17 @@ impl SlotCell {
         }
     }
 
-    /// The call has no arguments that are entries, or these.
+    /// The call has no arguments that are entries.
     #[inline]
-    pub(super) fn names(&self, arguments: impl ExactSizeIterator<Item = u32>) {
-        self.has_arguments.set(arguments.len() > 0);
-        if arguments.len() > 0 {
-            let mut named = self.arguments.borrow_mut();
-            named.clear();
-            named.extend(arguments);
-        }
+    pub(super) fn names_none(&self) {
+        self.has_arguments.set(false);
+    }
+
+    /// The call has these.
+    pub(super) fn names(&self, arguments: impl Iterator<Item = u32>) {
+        self.has_arguments.set(true);
+        let mut named = self.arguments.borrow_mut();
+        named.clear();
+        named.extend(arguments);
     }
 }

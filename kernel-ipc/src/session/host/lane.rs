@@ -132,7 +132,7 @@ impl<S: Service> Inner<S> {
                 .await
             };
             if let Some(watch) = watch {
-                watch.end(call.operation, &response);
+                watch.end(call.operation, (&response).into());
             }
             steps::reach("call/served");
             self.finish(slot, cell, &mut call, response);

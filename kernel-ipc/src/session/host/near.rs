@@ -10,9 +10,9 @@ use super::dependent::Rest;
 use crate::error::Failure;
 use crate::logbook::Seen;
 use crate::session::near::{Called, Near};
-use crate::session::{Payload, Request, Service};
+use crate::session::{Brief, Payload, Request, Service};
 use crate::steps;
-use crate::wire::Submission;
+use crate::wire::{Extent, Submission};
 
 /// Where the answer of a slot's call goes, if not over the link.
 #[derive(Default)]
@@ -39,13 +39,7 @@ impl Direct {
 
 impl<S: Service> Near for Inner<S> {
     fn call(&self, call: &Submission, request: &Request<'_>, answered: &mut dyn FnMut(Option<u16>, &[u8])) -> Called {
-        let is_its_turn = self.ended.get().is_none()
-            && !self.is_held.get()
-            // Replies that are kept go over the link.
-            && self.survival.is_none()
-            && !self.dependents.are_ready()
-            && self.link.unread() == 0;
-        let Some(operation) = S::INTERFACE.operation(call.operation).filter(|_| is_its_turn) else {
+        let Some(operation) = S::INTERFACE.operation(call.operation).filter(|_| self.is_near_turn()) else {
             return Called::NotBegun;
         };
         if self.slots.borrow_mut().accept(call.slot, call.seq).is_err() {
@@ -53,7 +47,10 @@ impl<S: Service> Near for Inner<S> {
         }
         steps::reach("call/read");
         let cell = &self.cells[call.slot];
-        if let Err(cause) = self.check_names(cell, operation, call, Rest::Request(request), Seen::default()) {
+        let mut to_serve = cell.take();
+        let checked = self.check_names(cell, operation, (&mut to_serve, call), Rest::Request(request), Seen::default());
+        cell.call.set(Some(to_serve));
+        if let Err(cause) = checked {
             let failure = Failure::not_executed(cause);
             self.log_refused(call, Seen::default(), failure);
             self.slots.borrow_mut().finish(call.slot);
@@ -74,5 +71,26 @@ impl<S: Service> Near for Inner<S> {
             }
             None => Called::Begun { deadline: cell.cancel.deadline() },
         }
+    }
+
+    fn call_at_once(&self, request: &Request<'_>, extent: Extent) -> Option<Result<Brief, Failure>> {
+        let operation = S::INTERFACE.operation(request.operation)?;
+        match S::ANSWERS_AT_ONCE && operation.at_once && self.is_near_turn() {
+            true => self.serve_aside(operation, request, extent),
+            false => None,
+        }
+    }
+}
+
+impl<S: Service> Inner<S> {
+    /// Whether a call that is made now is the next one.
+    #[inline]
+    fn is_near_turn(&self) -> bool {
+        self.ended.get().is_none()
+            && !self.is_held.get()
+            // Replies that are kept go over the link.
+            && self.survival.is_none()
+            && !self.dependents.are_ready()
+            && self.link.unread() == 0
     }
 }

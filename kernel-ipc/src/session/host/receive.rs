@@ -10,7 +10,7 @@ use crate::error::{Cause, Failure};
 use crate::interface::Operation;
 use crate::logbook::Seen;
 use crate::session::call::LATER;
-use crate::session::{Grant, Service, now};
+use crate::session::{Call, Grant, Service, now};
 use crate::steps;
 use crate::wire::{Handle, LeaseName, MAX_CAPABILITIES, Status, Submission, Violation, inline_bytes};
 
@@ -85,8 +85,19 @@ impl<S: Service> Inner<S> {
     /// Begins a call whose handles are all known: it is refused or answered at once, or handed to its slot.
     pub(super) fn begin(&self, call: &Submission, rest: Rest<'_>, seen: Seen) -> Result<(), Violation> {
         let cell = &self.cells[call.slot];
-        match self.check(cell, call, rest, seen) {
-            Ok(()) => {
+        let mut to_serve = cell.take();
+        let checked = self.check(cell, (&mut to_serve, call), rest, seen);
+        if let Ok(operation) = checked
+            && S::ANSWERS_AT_ONCE
+            && operation.at_once
+            && to_serve.leases.is_empty()
+        {
+            self.serve_at_once(call.slot, cell, to_serve);
+            return Ok(());
+        }
+        cell.call.set(Some(to_serve));
+        match checked {
+            Ok(_) => {
                 self.start(call.slot, cell);
                 Ok(())
             }
@@ -103,22 +114,22 @@ impl<S: Service> Inner<S> {
     }
 
     /// Everything that the service need not check, and the copy of the arguments into the slot's call object.
-    pub(super) fn check(
+    fn check(
         &self,
         cell: &SlotCell,
-        submission: &Submission,
+        (call, submission): (&mut Call, &Submission),
         rest: Rest<'_>,
         seen: Seen,
-    ) -> Result<(), Cause> {
+    ) -> Result<&'static Operation, Cause> {
         let operation = S::INTERFACE.operation(submission.operation).ok_or(Cause::UnknownOperation)?;
         self.begun(submission, operation.retry);
         if submission.deadline != 0 && submission.deadline <= now() {
             return Err(Cause::Deadline);
         }
-        self.check_names(cell, operation, submission, rest, seen)?;
+        self.check_names(cell, operation, (call, submission), rest, seen)?;
         // No time that a client can send is the word for one that nobody has looked at.
         cell.cancel.begins(submission.deadline.min(LATER - 1));
-        Ok(())
+        Ok(operation)
     }
 
     /// The same, but for what a call that was made this moment cannot have missed.
@@ -126,7 +137,7 @@ impl<S: Service> Inner<S> {
         &self,
         cell: &SlotCell,
         operation: &Operation,
-        submission: &Submission,
+        (call, submission): (&mut Call, &Submission),
         rest: Rest<'_>,
         seen: Seen,
     ) -> Result<(), Cause> {
@@ -135,7 +146,6 @@ impl<S: Service> Inner<S> {
         if usize::from(submission.extent.capabilities) != operation.handles.len() {
             return Err(Cause::BadArguments);
         }
-        let mut call = cell.call.take().expect("a slot that accepts a call has no handler");
         call.operation = submission.operation;
         call.seq = submission.seq;
         call.handle = submission.handle;
@@ -149,16 +159,12 @@ impl<S: Service> Inner<S> {
             call.leases.push(self.lease(submission, rest, usize::from(i)));
         }
         cell.target.set(submission.handle.index);
-        let named = self
-            .look_up_arguments(cell, operation, &realm, &mut call.capabilities, |i| self.handle(submission, rest, i));
-        if named.is_ok() {
-            cell.for_each_use(|index| realm.begun(self.member, index));
-            self.read_payload(submission, rest, &mut call.payload);
-            self.runs(submission.slot, &call);
-            steps::reach("call/begun");
-        }
-        cell.call.set(Some(call));
-        named
+        self.look_up_arguments(cell, operation, &realm, &mut call.capabilities, |i| self.handle(submission, rest, i))?;
+        cell.for_each_use(|index| realm.begun(self.member, index));
+        self.read_payload(submission, rest, &mut call.payload);
+        self.runs(submission.slot, call);
+        steps::reach("call/begun");
+        Ok(())
     }
 
     /// Looks up the handle arguments of a call, which are as many as its operation has.
@@ -172,6 +178,10 @@ impl<S: Service> Inner<S> {
         handle: impl Fn(usize) -> Handle,
     ) -> Result<(), Cause> {
         capabilities.clear();
+        if operation.handles.is_empty() {
+            cell.names_none();
+            return Ok(());
+        }
         let mut named = [0; MAX_CAPABILITIES];
         let named = &mut named[..operation.handles.len()];
         for (i, (argument, index)) in operation.handles.iter().zip(&mut *named).enumerate() {
@@ -204,6 +214,7 @@ impl<S: Service> Inner<S> {
         Handle::from_word(u64::from_le_bytes(handle))
     }
 
+    #[inline]
     pub(super) fn read_payload(&self, submission: &Submission, rest: Rest<'_>, payload: &mut Vec<u8>) {
         let length = submission.extent.length as usize;
         payload.clear();
