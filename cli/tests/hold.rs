@@ -3,11 +3,18 @@
 
 mod common;
 
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::path::Path;
 use std::process::Stdio;
+use std::rc::Rc;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use common::{Random, System, get, kill_now, said, wait_for};
+use kernel_ipc::component::Context;
+use kernel_ipc::runtime::{self, Options, Runtime};
+use protocol::fs;
 
 /// Kills the supervisor, and waits until another one answers.
 fn without_supervisor(system: &System) {
@@ -103,6 +110,57 @@ fn what_a_dead_component_has_answered_for_is_on_the_disk_when_the_system_is_down
         assert!(system.get("/file.bin").body == content, "{round}");
     }
     assert!(system.ok(&["fs", "check"]).contains("no problem"));
+}
+
+/// Guests call on until the very end.
+#[test]
+fn what_is_answered_while_the_system_ends_is_on_the_disk() {
+    let system = System::start(&[]);
+    for round in 0..4 {
+        let (begun, has_begun) = mpsc::channel();
+        let state = system.state().to_owned();
+        let writer = std::thread::spawn(move || make_directories(&state, round, &begun));
+        has_begun.recv().expect("it begins");
+        assert_eq!(system.ok(&["down"]), "stopped, the disk is clean\n", "{round}");
+        let answered = writer.join().expect("it ends with the system");
+        system.up(&[]);
+        let there = system.ok(&["fs", "ls", "/"]);
+        let there: HashSet<&str> = there.lines().filter_map(|line| line.split_whitespace().last()).collect();
+        let is_there = |name: &&String| there.contains(name.trim_end_matches('/')) || there.contains(&*format!("{name}/"));
+        let lost: Vec<&String> = answered.iter().filter(|name| !is_there(name)).collect();
+        assert!(lost.is_empty(), "round {round}: {} of {} are lost: {lost:?}", lost.len(), answered.len());
+    }
+}
+
+/// Makes directories, eight at a time, until the file system is gone; says when there are some. Those that were answered.
+fn make_directories(state: &Path, round: u32, begun: &mpsc::Sender<()>) -> Vec<String> {
+    let runtime = Runtime::new(Options::default()).expect("a ring");
+    runtime.block_on(async {
+        let context = Context::guest(state, "writer").expect("a guest");
+        let fs: fs::Client = context.connect("fs.root").await.expect("a session");
+        let answered = Rc::new(RefCell::new(Vec::new()));
+        let writers: Vec<_> = (0..8)
+            .map(|writer| {
+                let (fs, answered, begun) = (fs.clone(), answered.clone(), begun.clone());
+                runtime::spawn(async move {
+                    for number in 0.. {
+                        let name = format!("r{round}w{writer}n{number}");
+                        if fs.mkdir(fs.root(), fs::Name::new(&name).expect("a name")).await.is_err() {
+                            break;
+                        }
+                        answered.borrow_mut().push(name);
+                        if number == 20 {
+                            let _ = begun.send(());
+                        }
+                    }
+                })
+            })
+            .collect();
+        for writer in writers {
+            let _ = writer.await;
+        }
+        answered.take()
+    })
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The server: `fs-server` as a component. It mounts the volume of `disk` and serves it as `root`.
 //!
 //! A blank device gets a volume first, with the welcome page in `/www`; any other that has none is refused. In order it
-//! ends with everything durable.
+//! ends with everything durable that it has answered.
 
 mod check;
 mod device;
@@ -38,6 +38,10 @@ const CACHE_ENTRIES: usize = 15_000;
 const STAGED_BYTES: u64 = 8 << 20;
 /// Memory of our own that the driver writes from: what waits, what is on its way, and a checkpoint.
 const REGION_BYTES: usize = 28 << 20;
+
+/// How long calls that are under way are waited for at the end. Whoever ends this component waits for 30 s, and the last checkpoint is
+/// still to be written then.
+const LAST_CALLS: Duration = Duration::from_secs(5);
 
 /// The manifest's `config` of `fs-server`.
 #[derive(Clone, Debug, Deserialize)]
@@ -108,6 +112,10 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
     replay.run(nodes, lacking, &volume, &effects).await?;
     steps::reach("restart/repeated");
     cx.stopped().await;
+    // Guests call on: what is answered while the last checkpoint is written would be in no checkpoint.
+    if runtime::timeout(LAST_CALLS, cx.finish_calls()).await.is_err() {
+        tracing::warn!("calls are under way for {} s and are not waited for", LAST_CALLS.as_secs());
+    }
     volume.sync().await.map_err(|error| format!("the last checkpoint: {error}"))?;
     Ok(())
 }

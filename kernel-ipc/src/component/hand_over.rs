@@ -60,6 +60,17 @@ pub(super) async fn end_with_nothing_begun(cx: Context, within_ms: u32) {
 }
 
 impl Context {
+    /// Reads no more calls, and waits until those under way have ended; standing ones are not waited for. For who makes all that
+    /// it has answered durable before it ends: nothing is answered behind that.
+    pub async fn finish_calls(&self) {
+        self.hold_calls(true);
+        while self.under_way().calls > 0 {
+            sleep(PAUSE).await;
+            // Also those of endpoints that were not there before.
+            self.hold_calls(true);
+        }
+    }
+
     fn hold_calls(&self, held: bool) {
         self.0.endpoints.borrow().values().for_each(|endpoint| endpoint.hold(held));
     }
