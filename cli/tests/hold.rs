@@ -126,7 +126,8 @@ fn what_is_answered_while_the_system_ends_is_on_the_disk() {
         system.up(&[]);
         let there = system.ok(&["fs", "ls", "/"]);
         let there: HashSet<&str> = there.lines().filter_map(|line| line.split_whitespace().last()).collect();
-        let is_there = |name: &&String| there.contains(name.trim_end_matches('/')) || there.contains(&*format!("{name}/"));
+        let is_there =
+            |name: &&String| there.contains(name.trim_end_matches('/')) || there.contains(&*format!("{name}/"));
         let lost: Vec<&String> = answered.iter().filter(|name| !is_there(name)).collect();
         assert!(lost.is_empty(), "round {round}: {} of {} are lost: {lost:?}", lost.len(), answered.len());
     }

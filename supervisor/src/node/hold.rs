@@ -20,11 +20,14 @@ use protocol::control::{FreezeError, RestartError, StopError};
 
 use super::peer::Peer;
 use super::records::{Kind, NumbersTag};
-use super::{Component, Node, Phase};
+use super::{Component, Node, Phase, watchdog};
 use crate::keeper::wire::Ask;
 
 /// How long the end of the node waits for one that it has started for that.
 const STARTED_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long one that serves may take to show at the end that it lives. One that is stopped by hand shows nothing.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Bits of the marks in a component's record.
 const STOPPED: u32 = 1 << 1;
@@ -204,6 +207,10 @@ impl Node {
                 }
             }
             let serve = async {
+                let serving = self.needed_at_the_end().filter_map(Component::living_run);
+                for run in serving.filter(|run| run.is_introducible()) {
+                    let _ = timeout(ANSWERED_WITHIN, watchdog::answers(&self, &run)).await;
+                }
                 while let Some(component) = self.awaited_at_the_end().next() {
                     component.changes.next().await;
                 }
@@ -213,15 +220,19 @@ impl Node {
         self.ends("");
     }
 
-    /// Those that are not there and have to be for an end in order: what survives, and what that uses.
+    /// Those that are not there and have to be for an end in order.
     fn awaited_at_the_end(&self) -> impl Iterator<Item = &Component> {
+        self.needed_at_the_end().filter(|component| !component.serves() && component.phase.get() != Phase::Failed)
+    }
+
+    /// What survives, and what that uses.
+    fn needed_at_the_end(&self) -> impl Iterator<Item = &Component> {
         let survives = |index: usize| self.components[index].estate.survives();
         let is_needed = move |index: usize| {
             survives(index) || (0..self.components.len()).any(|user| survives(user) && self.ties.uses(user, index))
         };
-        let is_missing = |component: &Component| !component.serves() && component.phase.get() != Phase::Failed;
         let all = self.components.iter().enumerate();
-        all.filter(move |&(index, component)| is_missing(component) && is_needed(index)).map(|(_, component)| component)
+        all.filter(move |&(index, _)| is_needed(index)).map(|(_, component)| component)
     }
 }
 

@@ -116,11 +116,15 @@ fn tick(node: &Weak<Node>, slot: u32) {
     }
 }
 
-async fn ask(node: Rc<Node>, run: Rc<Peer>) {
+/// Waits for an answer of a run, or its end: what was killed answers nothing, though its death may not have been heard of yet.
+pub(super) async fn answers(node: &Node, run: &Peer) {
     let request = node.state.deal(1);
     let message = ToComponent::AskCounters { request };
-    // An answer, or its end.
     let _ = run.ask_until_gone(&run.asked.counters, request, &message, &[], || {}).await;
+}
+
+async fn ask(node: Rc<Node>, run: Rc<Peer>) {
+    answers(&node, &run).await;
     run.watch.ticks.set(0);
     run.watch.asked.set(false);
 }
