@@ -143,8 +143,9 @@ impl Handler for Host {
         Ok(())
     }
 
-    fn hang_up_at_once(&self, _: &Call, _: Granted<TheThing>, by_host: bool) -> Result<(), CallError<NearError>> {
+    fn hang_up_at_once(&self, call: &Call, _: Granted<TheThing>, by_host: bool) -> Result<(), CallError<NearError>> {
         self.end(by_host);
+        self.0.cancelled.set(call.cancelled());
         Ok(())
     }
 
@@ -346,9 +347,15 @@ fn what_is_answered_at_once_in_one_thread_needs_no_slot() {
         let polled = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut stands).poll(cx))).await;
         assert!(polled.is_pending(), "it has the only slot");
         assert_eq!(client.note_at_once(client.root(), 7).await, Ok(7));
-        let waits = failed(client.note(client.root(), 8).deadline(Duration::from_millis(20)).await);
-        assert_eq!(waits, Failure { cause: Cause::Deadline, executed: Executed::No });
+        let mut waits = client.note(client.root(), 8).no_deadline().into_future();
+        let polled = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut waits).poll(cx))).await;
+        assert!(polled.is_pending(), "there is no slot for it");
+        // Nor does it overtake one that waits.
+        let behind = failed(client.note_at_once(client.root(), 9).deadline(Duration::from_millis(20)).await);
+        assert_eq!(behind, Failure { cause: Cause::Deadline, executed: Executed::No });
         drop(stands);
+        assert_eq!(waits.await, Ok(8));
+        assert_eq!(*seen.notes.borrow(), [7, 8]);
         part(&seen);
     });
 }
@@ -361,6 +368,7 @@ fn a_session_that_ends_while_it_is_answered_at_once_does_not_answer() {
                 let (client, seen) = ends(4);
                 let failure = failed(client.hang_up_at_once(client.root(), by_host).await);
                 assert_eq!(failure, Failure { cause: Cause::SessionClosed, executed: Executed::Unknown }, "{by_host}");
+                assert!(seen.cancelled.get() || !by_host, "its handler sees that nobody waits any more");
                 part(&seen);
             });
         }

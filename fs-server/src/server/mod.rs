@@ -113,11 +113,9 @@ pub async fn serve(cx: Context) -> Result<(), component::Error> {
     steps::reach("restart/repeated");
     cx.stopped().await;
     // Guests call on: what is answered while the last checkpoint is written would be in no checkpoint.
-    if runtime::timeout(LAST_CALLS, cx.finish_calls()).await.is_err() {
-        tracing::warn!("calls are under way for {} s and are not waited for", LAST_CALLS.as_secs());
-    }
+    let finished = runtime::timeout(LAST_CALLS, cx.finish_calls()).await;
     volume.sync().await.map_err(|error| format!("the last checkpoint: {error}"))?;
-    Ok(())
+    finished.map_err(|_| "calls were under way for too long: what they answered last is in no checkpoint".into())
 }
 
 /// Makes a volume with the welcome page.

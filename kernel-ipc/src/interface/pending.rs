@@ -185,7 +185,7 @@ impl<'a> Arguments<'a> {
     /// answer that is there already goes to `ended`: the operation's error, and the payload of a reply that brought nothing else.
     ///
     /// # Errors
-    /// What was found wrong: nothing was sent.
+    /// What was found wrong, when nothing was sent; or the failure of a call that was answered at once.
     #[inline(always)]
     pub(super) fn begin_with<T>(
         &mut self,

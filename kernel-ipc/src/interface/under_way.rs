@@ -98,8 +98,9 @@ where
                 Ok(Begun::Sent(sent)) => this.stage = Stage::Sent(sent),
                 Ok(Begun::Waits) => this.slowly(None),
                 Err(failure) => {
-                    this.stage = Stage::Done;
-                    return Poll::Ready(Err(failure.into()));
+                    if let Some(failed) = this.failed(failure) {
+                        return Poll::Ready(failed);
+                    }
                 }
             }
         }
@@ -116,13 +117,10 @@ where
                     return Poll::Ready(result);
                 }
                 Poll::Ready(Err(failure)) => {
-                    let again = this.arguments.as_ref().is_some_and(|of| of.may_repeat(this.operation, failure));
-                    if !again {
-                        this.stage = Stage::Done;
-                        return Poll::Ready(Err(failure.into()));
-                    }
                     this.deadline = sent.left();
-                    this.slowly(Some(failure));
+                    if let Some(failed) = this.failed(failure) {
+                        return Poll::Ready(failed);
+                    }
                 }
             }
         }
@@ -132,6 +130,19 @@ where
             let (session, reply) = ended?;
             decoded_reply(&session, &reply)
         })
+    }
+}
+
+impl<R, E: OperationError> UnderWay<'_, R, E> {
+    /// The first try has failed: what the caller hears, if it is not tried again.
+    fn failed(&mut self, failure: Failure) -> Option<Result<R, CallError<E>>> {
+        let again = self.arguments.as_ref().is_some_and(|of| of.may_repeat(self.operation, failure));
+        if again {
+            self.slowly(Some(failure));
+            return None;
+        }
+        self.stage = Stage::Done;
+        Some(Err(failure.into()))
     }
 }
 

@@ -353,6 +353,9 @@ impl<S: Service> Inner<S> {
             cell.cancel.set();
             cell.lane.wake();
         }
+        if let Some(aside) = self.aside.get() {
+            aside.cancel.set();
+        }
         if let Some(lender) = &self.lender {
             let lender = lender.borrow().id();
             let lent: Vec<LeaseName> = (0u32..)

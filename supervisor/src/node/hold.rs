@@ -220,9 +220,10 @@ impl Node {
         self.ends("");
     }
 
-    /// Those that are not there and have to be for an end in order.
+    /// Those that are not there and have to be for an end in order, or may be about to hand over to their next run.
     fn awaited_at_the_end(&self) -> impl Iterator<Item = &Component> {
-        self.needed_at_the_end().filter(|component| !component.serves() && component.phase.get() != Phase::Failed)
+        let is_missing = |component: &&Component| !component.serves() || component.programs.is_being_upgraded();
+        self.needed_at_the_end().filter(is_missing).filter(|component| component.phase.get() != Phase::Failed)
     }
 
     /// What survives, and what that uses.

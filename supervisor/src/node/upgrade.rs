@@ -115,6 +115,11 @@ impl Programs {
         Some(candidate)
     }
 
+    /// Whether an upgrade is under way.
+    pub fn is_being_upgraded(&self) -> bool {
+        self.is_busy.get()
+    }
+
     /// Whether a run that ends now is to be followed by one on trial.
     pub fn is_about_to_change(&self) -> bool {
         self.trial.borrow().as_ref().is_some_and(|trial| trial.epoch.get() == 0)
@@ -204,6 +209,7 @@ impl<'a> Busy<'a> {
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
         self.0.programs.is_busy.set(false);
+        self.0.changes.happen();
     }
 }
 
@@ -262,6 +268,9 @@ impl Node {
         upgrade.checked_us = micros(begun);
         if !component.serves() || source.ended.has_happened() || component.hold.is_stopped() {
             return Err((Outcome::NotReady, "it ended meanwhile, or was stopped".into()));
+        }
+        if self.is_ending() {
+            return Err((Outcome::NotReady, "the node is ending".into()));
         }
         let kept = component.programs.hold(ON_TRIAL, 0, program, opened);
         let kept = kept.and_then(|kept| component.programs.keep_what_serves(&source).map(|()| kept));

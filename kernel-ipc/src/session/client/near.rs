@@ -1,6 +1,7 @@
 //! Calls of a host in this very thread: a call is a function call there, with the checks of any other.
 //!
-//! - One of an operation that is answered at once is nothing but that: it needs no slot.
+//! - One of an operation that is answered at once is nothing but that, and takes no slot. If it can not be had at once, for one of the
+//!   reasons below, or because others wait for a slot, it is a call like any other.
 //! - A call that the host answers before its handler waits for anything never touches the link. It has a slot meanwhile, as any
 //!   other: its handler may make calls on the same session.
 //! - One that is not answered at once is an ordinary call from then on: its answer comes over the link.
@@ -54,9 +55,14 @@ impl ClientSession {
     ) -> Result<Begun<T>, Failure> {
         let inner = &self.0.inner;
         let extent = inner.fits(request)?;
-        if at_once && let Some(host) = inner.near_for(request) {
+        let host = inner.near_for(request);
+        // Nobody overtakes those who wait for a slot.
+        if at_once
+            && inner.waiters.borrow().is_empty()
+            && let Some(host) = &host
+        {
             match host.call_at_once(request, extent) {
-                Some(Ok(_)) if inner.ended.get().is_some() => return Err(Failure::unknown(Cause::SessionClosed)),
+                Some(_) if inner.ended.get().is_some() => return Err(Failure::unknown(Cause::SessionClosed)),
                 Some(Ok(answer)) => return Ok(Begun::Ended(ended(self, answer.operation_error, &answer.payload))),
                 Some(Err(failure)) => return Err(failure),
                 None => {}
@@ -65,7 +71,7 @@ impl ClientSession {
         if !inner.has_turn() || inner.is_early(request) {
             return Ok(Begun::Waits);
         }
-        if let Some(host) = inner.near_for(request) {
+        if let Some(host) = host {
             let mut begun = None;
             let mut ended = Some(ended);
             let mut answered = |error, payload: &[u8]| {
