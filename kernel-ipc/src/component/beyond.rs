@@ -387,6 +387,8 @@ async fn landing(cx: &Context) -> Result<Landing, ContextError> {
     if let Some(landing) = &*cx.0.beyond.landing.borrow() {
         return Ok(landing.clone());
     }
+    // It may connect while it goes on from what its last run has left.
+    cx.has_its_lender().await;
     let region = Region::create("landed", cx.new_region_id(), LANDED_BYTES)?;
     let reader = RegionReader::open(region.fd().try_clone_to_owned()?, region.id())?;
     cx.0.introductions.meet_own_region(cx.lender().borrow().id(), reader);

@@ -1,18 +1,18 @@
 //! What a component's last run left for this one, and what this one leaves.
 //!
-//! - A component that survives calls [`Context::survive`] before it lends, serves or publishes: it gets the effects that
+//! - A component that survives calls [`Context::survive`] before it lends, serves or publishes (it may connect): it gets the effects that
 //!   were not durable, the sessions that go on with their capabilities, and the leases that are out.
 //! - Descriptors of the kernel's that have to outlive a run (a listening socket) are [held](Context::hold) under names, for
 //!   components that survive and others alike.
 //! - All of it is checked as if it came from a disk. A session that makes no sense is dropped alone; with a ring or a ledger
 //!   of leases that makes no sense everything is forgotten, and this run ends: the next one is another lender.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-use super::waits::question;
+use super::waits::{Event, question};
 use super::{Context, ContextError, LEASES};
 use crate::broker::{Serve, ToSupervisor, Welcome};
 use crate::lease::{Ended, Inherited, Lender, Region, reclaim_later};
@@ -54,6 +54,9 @@ pub(super) struct Survival {
     pub(super) records: RefCell<Option<ComponentLedger>>,
     /// Sessions that their clients have not resumed yet.
     pub(super) sessions: RefCell<HashMap<SessionId, (Serve, Heritage)>>,
+    /// This run survives, and its lender is known or not yet.
+    begins: Cell<bool>,
+    has_begun: Event,
 }
 
 /// What a surviving component goes on from.
@@ -80,6 +83,20 @@ impl Context {
         if self.0.places.is_some() {
             return Err(self.one_reactor("it survives"));
         }
+        self.0.survival.begins.set(true);
+        let survived = self.follow_or_begin(ring).await;
+        self.0.survival.has_begun.happen();
+        survived
+    }
+
+    /// Waits until it is known what this run lends from: before that nothing may be lent that the next run would have to know.
+    pub(super) async fn has_its_lender(&self) {
+        if self.0.survival.begins.get() {
+            self.0.survival.has_begun.wait().await;
+        }
+    }
+
+    async fn follow_or_begin(&self, ring: usize) -> Result<Survived, ContextError> {
         let mut left = self.0.left.take();
         let regions = left.memory.extract_if(|name, _| name.starts_with(REGION)).collect();
         let held = std::mem::take(&mut left.held);
